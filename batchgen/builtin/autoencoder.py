@@ -1,0 +1,144 @@
+"""The autoencoder stage: pictures to latents of 4 channels at an eighth of the size, and back (AutoencoderKL)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from batchgen.builtin.renderer import PICTURE_SIZE
+from batchgen.builtin.renders import RenderSet, open_renders
+from batchgen.builtin.training import Draw
+
+SCALING_FACTOR = 0.18215  # Stable Diffusion's; pipelines fall back on it, so ours stays the same
+CROP = 64
+CROP_SHARE = 0.7  # of the steps; whole pictures after, for GroupNorm's statistics are those of the whole
+KL_WEIGHT = 2e-4
+GRADIENT_WEIGHT = 0.5
+OBJECT_WEIGHT = 5.0  # of a pixel of an object against one of the surroundings, or small objects lose their colours
+CHANNELS = (16, 32, 96, 128)
+
+
+def to_tensor(pictures: NDArray[np.uint8]) -> Tensor:
+    """Pictures uint8 (n, h, w, 3) as float32 (n, 3, h, w) in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+def to_pictures(values: Tensor) -> NDArray[np.uint8]:
+    """The inverse of `to_tensor`, with values outside [-1, 1] cut off."""
+    coded = (values.float().clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
+    return coded.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def build_autoencoder() -> AutoencoderKL:
+    """A small AutoencoderKL of factor 8 without attention."""
+    levels = len(CHANNELS)
+    return AutoencoderKL(
+        block_out_channels=CHANNELS,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=PICTURE_SIZE,
+        scaling_factor=SCALING_FACTOR,
+        mid_block_add_attention=False,
+    )
+
+
+def draw_crop(renders: RenderSet, draw: Draw, *, whole: bool) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """A crop of 64 pixels, or a whole picture, and the objects at its pixels; half are mirrored.
+
+    Three of four crops lie near an object, the rest anywhere.
+    """
+    index, size = int(draw.rng.integers(renders.count)), PICTURE_SIZE if whole else CROP
+    corner = draw.rng.uniform(0, PICTURE_SIZE - size, 2)
+    if not whole and draw.rng.random() < 0.75:
+        center = renders.centers[index, int(draw.rng.integers(2))]
+        corner = np.clip(center - CROP / 2 + draw.rng.normal(0, 10, 2), 0, PICTURE_SIZE - CROP)
+    row, column = corner.astype(int)
+    place = (slice(row, row + size), slice(column, column + size))
+    rgb, objects = renders.rgb(index)[place], renders.objects(index)[place]
+    return (rgb[:, ::-1], objects[:, ::-1]) if draw.rng.random() < 0.5 else (rgb, objects)
+
+
+def reconstruction_loss(output: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Absolute and squared error and the absolute error of the differences between neighbouring pixels.
+
+    `output` and `target` are (n, 3, h, w), `weight` (n, 1, h, w).
+    """
+    error = output.float() - target
+    gradients = (error.diff(dim=-1).abs() * weight[..., 1:]).mean()
+    gradients = gradients + (error.diff(dim=-2).abs() * weight[..., 1:, :]).mean()
+    return ((error.abs() + error.square()) * weight).mean() + GRADIENT_WEIGHT * gradients
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderTask:
+    """Trains the autoencoder on crops, then on whole pictures."""
+
+    renders: Path
+    scenes: int
+    name: str = "autoencoder"
+    inputs: str = "renders"
+
+    def build(self) -> nn.Module:
+        model: nn.Module = build_autoencoder()
+        return model
+
+    def open(self, device: torch.device) -> Callable[[nn.Module, Draw], Tensor]:
+        renders = open_renders(self.renders, scenes=self.scenes)
+
+        def loss(model: nn.Module, draw: Draw) -> Tensor:
+            whole = draw.progress >= CROP_SHARE
+            count = max(1, draw.batch // 4) if whole else draw.batch  # as many pixels either way
+            crops = [draw_crop(renders, draw, whole=whole) for _ in range(count)]
+            target = to_tensor(np.stack([rgb for rgb, _ in crops])).to(device)
+            objects = torch.from_numpy(np.stack([objects for _, objects in crops]))[:, None].to(device)
+            weight = 1 + (OBJECT_WEIGHT - 1) * (objects > 0).float()
+            assert isinstance(model, AutoencoderKL)
+            posterior = model.encode(target).latent_dist
+            mean, log_variance = posterior.mean.float(), posterior.logvar.float()
+            latents = mean + torch.exp(0.5 * log_variance) * draw.normal(*mean.shape)
+            output = model.decode(latents).sample
+            kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+            total: Tensor = reconstruction_loss(output, target, weight) + KL_WEIGHT * kl
+            return total
+
+        return loss
+
+
+@torch.no_grad()
+def normalise(model: AutoencoderKL, pictures: NDArray[np.uint8]) -> None:
+    """Fold a per-channel normalisation into `quant_conv` and `post_quant_conv`, in place.
+
+    Afterwards latents times the scaling factor have mean 0 and deviation 1 in every channel over `pictures`, as the
+    noise schedule assumes.
+    """
+    means = torch.cat([model.encode(to_tensor(part)).latent_dist.mean for part in np.array_split(pictures, 16)])
+    shift, spread = means.mean(dim=(0, 2, 3)), means.std(dim=(0, 2, 3)) * SCALING_FACTOR
+    quant, post = model.quant_conv, model.post_quant_conv
+    channels = len(shift)
+    post.bias += (post.weight[:, :, 0, 0] * shift).sum(1)
+    post.weight *= spread[None, :, None, None]
+    quant.weight[:channels] /= spread[:, None, None, None]
+    quant.bias[:channels] = (quant.bias[:channels] - shift) / spread
+    quant.bias[channels:] -= 2 * torch.log(spread)
+
+
+@torch.no_grad()
+def reconstruct(model: AutoencoderKL, pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pictures through the autoencoder, uint8 (n, h, w, 3)."""
+    parts = [to_pictures(model.decode(model.encode(to_tensor(part)).latent_dist.mode()).sample)
+             for part in np.array_split(pictures, max(1, len(pictures) // 16))]  # fmt: skip
+    return np.concatenate(parts)
+
+
+def psnr(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> float:
+    """Peak signal-to-noise ratio in dB, the mean over pictures."""
+    error = (first.astype(np.float32) - second.astype(np.float32)) ** 2
+    return float((10 * np.log10(255**2 / np.maximum(error.mean(axis=(1, 2, 3)), 1e-3))).mean())

@@ -1,0 +1,112 @@
+"""The export stage: finished models to one diffusers folder in float16, with its model card."""
+
+import json
+import os
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextModel
+
+from batchgen.builtin.card import Card, Part, render_card
+from batchgen.builtin.recipe import RecipeError
+from batchgen.builtin.stages import Workshop, read_result
+from batchgen.builtin.text import open_tokenizer
+from batchgen.builtin.unet import build_scheduler
+
+SCORES = "scores.json"
+
+
+def load_finished(shop: Workshop) -> StableDiffusionPipeline:
+    """The pipeline of the finished stages, float32 on the CPU; raises RecipeError when one has not finished."""
+    for stage in ("autoencoder", "text", "unet"):
+        if not shop.folders.finished(stage).exists():
+            raise RecipeError(f"no finished model of the {stage} stage in {shop.folders.root}: run it first")
+    float32 = torch.float32
+    return StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(shop.folders.finished("autoencoder"), torch_dtype=float32),
+        text_encoder=CLIPTextModel.from_pretrained(shop.folders.finished("text") / "text_encoder", dtype=float32),
+        tokenizer=open_tokenizer(shop.folders.tokenizer),
+        unet=UNet2DConditionModel.from_pretrained(shop.folders.finished("unet"), torch_dtype=float32),
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def export_stage(shop: Workshop, target: Path) -> None:
+    """Write the pipeline and its card to `target`, which is replaced whole.
+
+    Raises RecipeError when a stage has not finished or when `target` cannot be written.
+    """
+    pipeline = load_finished(shop)
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        pipeline.to(dtype=torch.float16).save_pretrained(partial)
+        _declare_float32(partial / "text_encoder" / "config.json")
+        (partial / "README.md").write_text(render_card(_card(shop, partial)))
+        for sheet in sorted(shop.folders.root.glob("sheet-guidance-5*.png")):
+            shutil.copy(sheet, partial / "samples.png")
+        if target.exists():
+            shutil.rmtree(target)
+        partial.rename(target)
+    except OSError as error:
+        raise RecipeError(f"cannot write the model to {target}: {error}") from error
+    shop.log(f"export: {target}, {_bytes(target) / 1e6:.1f} MB")
+
+
+def _declare_float32(config: Path) -> None:
+    """Have transformers load the text tower in float32 when no dtype is asked for, as diffusers does the rest.
+
+    Left at "float16" (what is stored), `from_pretrained` without a dtype gives a pipeline of mixed types that fails.
+    """
+    values = json.loads(config.read_text())
+    values["dtype"] = "float32"
+    config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _processor() -> str:
+    names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+             if line.startswith("model name")] if Path("/proc/cpuinfo").exists() else []  # fmt: skip
+    return names[0] if names else platform.processor() or "unknown processor"
+
+
+def _card(shop: Workshop, folder: Path) -> Card:
+    results = {stage: read_result(shop, stage) for stage in ("autoencoder", "text", "unet")}
+    scores_path = shop.folders.root / SCORES
+    scores: dict[str, Any] = json.loads(scores_path.read_text()) if scores_path.exists() else {}
+    parts = {"autoencoder": "vae", "text": "text_encoder", "unet": "unet"}
+    return Card(
+        scale=shop.scale,
+        seed=shop.recipe.seed,
+        scenes=results["unet"]["scenes"],
+        hardware=f"{os.cpu_count()} cores of {_processor()}, {results['unet']['device']}, torch {torch.__version__}",
+        parts=tuple(
+            Part(
+                name=stage,
+                parameters=_parameters(folder / parts[stage]),
+                megabytes=_bytes(folder / parts[stage]) / 1e6,
+                steps=result["steps"],
+                seconds=result["seconds"],
+                loss=result["loss"],
+            )
+            for stage, result in results.items()
+        ),
+        psnr=results["autoencoder"]["psnr"],
+        matched=results["text"]["matched"],
+        scores=scores,
+    )
+
+
+def _parameters(folder: Path) -> int:
+    """The number of stored weights, two bytes each."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) // 2

@@ -1,0 +1,141 @@
+"""The rendered scenes on disk: the stage that writes them and the set that training reads; knows nothing of torch.
+
+A chunk is a folder of 256 scenes that appears whole or not at all; a killed stage loses its unfinished chunks only.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import cached_property
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batchgen.builtin.recipe import RecipeError
+from batchgen.builtin.renderer import PICTURE_SIZE, Picture, render
+from batchgen.builtin.scenes import Scene, draw_scene
+
+CHUNK_SCENES = 256
+
+
+def _centers(pictures: list[Picture]) -> NDArray[np.float32]:
+    """Row and column of every object's middle, shape (n, 2 objects, 2); a missing second object repeats the first."""
+    result = np.full((len(pictures), 2, 2), PICTURE_SIZE / 2, dtype=np.float32)
+    for number, picture in enumerate(pictures):
+        for thing in (1, 2):
+            rows, columns = np.nonzero(picture.objects == thing)
+            if rows.size:
+                result[number, thing - 1 :] = ((rows.min() + rows.max()) / 2, (columns.min() + columns.max()) / 2)
+    return result
+
+
+def write_chunk(folder: Path, seed: int, chunk: int) -> None:
+    """Render the scenes of one chunk and move them into place as `folder/<chunk>`."""
+    final = folder / f"{chunk:05d}"
+    if final.exists():
+        return
+    first = chunk * CHUNK_SCENES
+    pictures = [render(draw_scene(seed, index)) for index in range(first, first + CHUNK_SCENES)]
+    partial = folder / f".{chunk:05d}.{os.getpid()}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    np.save(partial / "rgb.npy", np.stack([picture.rgb for picture in pictures]))
+    np.save(partial / "objects.npy", np.stack([picture.objects for picture in pictures]))
+    np.save(partial / "depth.npy", np.stack([picture.depth for picture in pictures]).astype(np.float16))
+    np.save(partial / "edges.npy", np.packbits(np.stack([picture.edges for picture in pictures]), axis=-1))
+    np.save(partial / "centers.npy", _centers(pictures))
+    partial.rename(final)
+
+
+def render_stage(folder: Path, *, seed: int, scenes: int, workers: int, progress: Callable[[int, int], None]) -> None:
+    """Render `scenes` scenes (rounded up to whole chunks) under `folder`; chunks that exist are kept.
+
+    Raises RecipeError when the folder holds renders of another seed or cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        note = folder / "seed.json"
+        if not note.exists():
+            note.write_text(json.dumps({"seed": seed}))
+    except OSError as error:
+        raise RecipeError(f"cannot write renders to {folder}: {error}") from error
+    if json.loads(note.read_text())["seed"] != seed:
+        raise RecipeError(f"{folder} holds renders of another seed; choose another folder or remove it")
+    chunks = range(-(-scenes // CHUNK_SCENES))
+    missing = [chunk for chunk in chunks if not (folder / f"{chunk:05d}").exists()]
+    progress(len(chunks) - len(missing), len(chunks))
+    with ProcessPoolExecutor(max_workers=workers, mp_context=get_context("spawn")) as pool:
+        jobs = [pool.submit(write_chunk, folder, seed, chunk) for chunk in missing]
+        for done, job in enumerate(as_completed(jobs), len(chunks) - len(missing) + 1):
+            job.result()
+            progress(done, len(chunks))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderSet:
+    """The first `count` scenes under a folder, memory-mapped; scenes are drawn again from the seed, not stored."""
+
+    folder: Path
+    seed: int
+    count: int
+
+    @cached_property
+    def _rgb(self) -> list[NDArray[np.uint8]]:
+        return [np.load(self._chunk(chunk) / "rgb.npy", mmap_mode="r") for chunk in self._chunks]
+
+    @cached_property
+    def _objects(self) -> list[NDArray[np.uint8]]:
+        return [np.load(self._chunk(chunk) / "objects.npy", mmap_mode="r") for chunk in self._chunks]
+
+    @cached_property
+    def centers(self) -> NDArray[np.float32]:
+        """Row and column of the objects' middles, shape (count, 2, 2)."""
+        return np.concatenate([np.load(self._chunk(chunk) / "centers.npy") for chunk in self._chunks])[: self.count]
+
+    @property
+    def _chunks(self) -> range:
+        return range(-(-self.count // CHUNK_SCENES))
+
+    def _chunk(self, chunk: int) -> Path:
+        return self.folder / f"{chunk:05d}"
+
+    def rgb(self, index: int) -> NDArray[np.uint8]:
+        """The picture of one scene, uint8 (128, 128, 3)."""
+        picture: NDArray[np.uint8] = self._rgb[index // CHUNK_SCENES][index % CHUNK_SCENES]
+        return picture
+
+    def objects(self, index: int) -> NDArray[np.uint8]:
+        """The object at every pixel of one scene, uint8 (128, 128); 0 is none."""
+        objects: NDArray[np.uint8] = self._objects[index // CHUNK_SCENES][index % CHUNK_SCENES]
+        return objects
+
+    def batch(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Pictures of several scenes, uint8 (n, 128, 128, 3)."""
+        return np.stack([self.rgb(int(index)) for index in indices])
+
+    def scene(self, index: int) -> Scene:
+        return draw_scene(self.seed, index)
+
+
+def open_renders(folder: Path, *, scenes: int) -> RenderSet:
+    """The render set under `folder`.
+
+    Raises RecipeError when the render stage has not finished `scenes` scenes there, or when the renderer has changed
+    since (one scene is rendered again and compared).
+    """
+    note = folder / "seed.json"
+    if not note.exists():
+        raise RecipeError(f"no renders in {folder}: run the render stage first")
+    missing = [chunk for chunk in range(-(-scenes // CHUNK_SCENES)) if not (folder / f"{chunk:05d}").exists()]
+    if missing:
+        raise RecipeError(f"{len(missing)} chunks of renders are missing in {folder}: run the render stage again")
+    renders = RenderSet(folder=folder, seed=int(json.loads(note.read_text())["seed"]), count=scenes)
+    again = render(renders.scene(scenes - 1)).rgb.astype(np.int16)
+    if np.abs(again - renders.rgb(scenes - 1)).max() > 2:  # rounding may differ between processors
+        raise RecipeError(f"the renderer has changed since {folder} was written: remove it and render again")
+    return renders

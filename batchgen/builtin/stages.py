@@ -1,0 +1,203 @@
+"""The stages in their order: each reads what the ones before it finished and leaves its own finished model."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from numpy.typing import NDArray
+
+from batchgen.builtin.autoencoder import AutoencoderTask, normalise, psnr, reconstruct, to_tensor
+from batchgen.builtin.captions import draw_caption
+from batchgen.builtin.latents import latents_stage
+from batchgen.builtin.recipe import SCORER_SEED_OFFSET, TEST_SEED_OFFSET, Folders, Recipe, RecipeError
+from batchgen.builtin.renderer import render
+from batchgen.builtin.renders import open_renders, render_stage
+from batchgen.builtin.scenes import draw_scene
+from batchgen.builtin.scorer import SCENES as SCORER_SCENES
+from batchgen.builtin.scorer import ScorerTask
+from batchgen.builtin.text import TextTask, Towers, judge_towers, open_tokenizer
+from batchgen.builtin.tokenizer import train_tokenizer
+from batchgen.builtin.training import Hardware, Outcome, averaged, train
+from batchgen.builtin.unet import UNetTask
+
+HELD_OUT = 128  # pictures on which a finished autoencoder or pair of towers is judged
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workshop:
+    """A recipe (already scaled by `scale`), where its work lies, what it runs on and where its progress goes."""
+
+    recipe: Recipe
+    scale: float
+    folders: Folders
+    hardware: Hardware
+    log: Callable[[str], None]
+
+    def progress(self, stage: str) -> Callable[[int, int], None]:
+        """A callback that reports every tenth part of a stage."""
+
+        def report(done: int, total: int) -> None:
+            if done == total or done % max(1, total // 10) == 0:
+                self.log(f"{stage}: {done}/{total} chunks")
+
+        return report
+
+    def renders_task(self) -> dict[str, Any]:
+        return {"renders": self.folders.renders, "scenes": self.recipe.scenes}
+
+
+def _finish(folder: Path, save: Callable[[Path], None]) -> None:
+    """Let `save` fill a new folder and put it in the place of `folder`."""
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save(partial)
+    if folder.exists():
+        shutil.rmtree(folder)
+    partial.rename(folder)
+
+
+def _note(folder: Path, outcome: Outcome, shop: Workshop, **scores: float) -> None:
+    note = {
+        **asdict(outcome),
+        **asdict(shop.hardware),
+        "seed": shop.recipe.seed,
+        "scenes": shop.recipe.scenes,
+        **scores,
+    }
+    (folder / "result.json").write_text(json.dumps(note, indent=2) + "\n")
+    shop.log(f"{folder.name}: finished, " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
+
+
+def held_out(seed: int, count: int) -> NDArray[np.uint8]:
+    """Renders that no stage trains on, uint8 (count, 128, 128, 3)."""
+    return np.stack([render(draw_scene(seed + TEST_SEED_OFFSET, index)).rgb for index in range(count)])
+
+
+def run_render(shop: Workshop) -> None:
+    """Render the training scenes."""
+    render_stage(
+        shop.folders.renders,
+        seed=shop.recipe.seed,
+        scenes=shop.recipe.scenes,
+        workers=os.cpu_count() or 1,
+        progress=shop.progress("render"),
+    )
+
+
+def run_autoencoder(shop: Workshop) -> None:
+    """Train the autoencoder and finish it: averaged weights, normalised latents."""
+    task, folder = AutoencoderTask(**shop.renders_task()), shop.folders.stage("autoencoder")
+    outcome = train(task, shop.recipe.autoencoder, folder, seed=shop.recipe.seed, hardware=shop.hardware, log=shop.log)
+    finish_autoencoder(shop, outcome)
+
+
+def finish_autoencoder(shop: Workshop, outcome: Outcome) -> None:
+    """Turn the autoencoder's checkpoint into the model that later stages and the pipeline use."""
+    folder = shop.folders.stage("autoencoder")
+    model = averaged(AutoencoderTask(**shop.renders_task()), folder)
+    assert isinstance(model, AutoencoderKL)
+    renders = open_renders(shop.folders.renders, scenes=shop.recipe.scenes)
+    normalise(model, renders.batch(np.linspace(0, renders.count - 1, 512).astype(np.int64)))
+    pictures = held_out(shop.recipe.seed, HELD_OUT)
+    quality = psnr(pictures, reconstruct(model, pictures))
+    _finish(shop.folders.finished("autoencoder"), model.save_pretrained)
+    _note(folder, outcome, shop, psnr=quality)
+
+
+def run_text(shop: Workshop) -> None:
+    """Learn the tokenizer and train the pair of CLIP towers."""
+    open_renders(shop.folders.renders, scenes=shop.recipe.scenes)
+    if not shop.folders.tokenizer.exists():
+        tokenizer = train_tokenizer(shop.recipe.seed)
+        _finish(shop.folders.tokenizer, lambda folder: tokenizer.save_pretrained(folder))
+    task = TextTask(**shop.renders_task(), tokenizer=shop.folders.tokenizer)
+    folder = shop.folders.stage("text")
+    outcome = train(task, shop.recipe.text, folder, seed=shop.recipe.seed, hardware=shop.hardware, log=shop.log)
+    towers = averaged(task, folder)
+    assert isinstance(towers, Towers)
+    rng = np.random.default_rng(shop.recipe.seed + TEST_SEED_OFFSET)
+    texts = [
+        draw_caption(rng, draw_scene(shop.recipe.seed + TEST_SEED_OFFSET, index), complete=True).text
+        for index in range(HELD_OUT)
+    ]
+    pictures = to_tensor(held_out(shop.recipe.seed, HELD_OUT))
+    matched = judge_towers(towers, open_tokenizer(shop.folders.tokenizer), pictures, texts)
+
+    def save(target: Path) -> None:
+        towers.clip.save_pretrained(target / "clip")
+        towers.clip.text_model.save_pretrained(target / "text_encoder")
+
+    _finish(shop.folders.finished("text"), save)
+    _note(folder, outcome, shop, matched=matched)
+
+
+def run_latents(shop: Workshop) -> None:
+    """Encode every training render with the finished autoencoder."""
+    latents_stage(
+        shop.folders.latents,
+        **shop.renders_task(),
+        autoencoder=shop.folders.finished("autoencoder"),
+        device=shop.hardware.device,
+        progress=shop.progress("latents"),
+    )
+
+
+def unet_task(shop: Workshop) -> UNetTask:
+    """The UNet's task on what the earlier stages finished."""
+    return UNetTask(
+        latents=shop.folders.latents,
+        autoencoder=shop.folders.finished("autoencoder"),
+        text_encoder=shop.folders.finished("text") / "text_encoder",
+        tokenizer=shop.folders.tokenizer,
+        render_seed=shop.recipe.seed,
+        scenes=shop.recipe.scenes,
+    )
+
+
+def run_unet(shop: Workshop) -> None:
+    """Train the UNet on the latents."""
+    task, folder = unet_task(shop), shop.folders.stage("unet")
+    outcome = train(task, shop.recipe.unet, folder, seed=shop.recipe.seed, hardware=shop.hardware, log=shop.log)
+    model = averaged(task, folder)
+    assert isinstance(model, UNet2DConditionModel)
+    _finish(shop.folders.finished("unet"), model.save_pretrained)
+    _note(folder, outcome, shop, loss=outcome.loss)
+
+
+def run_scorer(shop: Workshop) -> None:
+    """Render the scorer's own scenes and train it; it takes no part in the model."""
+    renders, seed = shop.folders.root / "scorer-renders", shop.recipe.seed + SCORER_SEED_OFFSET
+    render_stage(
+        renders, seed=seed, scenes=SCORER_SCENES, workers=os.cpu_count() or 1, progress=shop.progress("scorer renders")
+    )
+    folder = shop.folders.stage("scorer")
+    outcome = train(
+        ScorerTask(renders=renders), shop.recipe.scorer, folder, seed=seed, hardware=shop.hardware, log=shop.log
+    )
+    _note(folder, outcome, shop, loss=outcome.loss)
+
+
+TRAINING = {
+    "render": run_render,
+    "autoencoder": run_autoencoder,
+    "text": run_text,
+    "latents": run_latents,
+    "unet": run_unet,
+    "scorer": run_scorer,
+}
+
+
+def read_result(shop: Workshop, stage: str) -> dict[str, Any]:
+    """What a finished stage noted down; raises RecipeError when it has not finished."""
+    path = shop.folders.stage(stage) / "result.json"
+    if not path.exists():
+        raise RecipeError(f"the {stage} stage has not finished in {shop.folders.root}: run it first")
+    result: dict[str, Any] = json.loads(path.read_text())
+    return result

@@ -1,0 +1,213 @@
+"""The column contract of manifests: names, types, ranges, aliases, defaults. Knows nothing of files or models.
+
+The names are diffusers' argument names. A null or absent cell takes the job's default for the column, then the one in
+this table, then what the model brings (size, scheduler).
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+__all__ = ["ALIASES", "COLUMNS", "RESERVED", "CellError", "Column", "Kind", "parse_cell"]
+
+
+class Kind(StrEnum):
+    """What a cell holds; its text names the type in messages."""
+
+    TEXT = "text"
+    INTEGER = "a whole number"
+    NUMBER = "a number"
+    OPTIONS = "a JSON object"
+    IMAGE = "an image (a URI, or a struct of bytes and path)"
+    ADAPTER = "an adapter (text, a list, or JSON)"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Column:
+    """One column of the contract.
+
+    `low` and `high` are inclusive bounds. `pixels` says that the value decides the image, so it enters the
+    fingerprint and is recorded; `shared` that all rows of a micro-batch must agree on it, so it enters the batch key.
+    """
+
+    name: str
+    kind: Kind
+    default: Any = None
+    low: float | None = None
+    high: float | None = None
+    multiple_of: int | None = None
+    pixels: bool = True
+    shared: bool = False
+
+
+_MAX_SEED = 2**63 - 1  # torch takes 64 bits, the metadata's int64 one less
+_MAX_SIDE = 8192  # pixels; the largest that a tiled VAE is known to decode, and a guard against typing errors
+
+
+def _text(name: str, **kwargs: Any) -> Column:
+    return Column(name=name, kind=Kind.TEXT, **kwargs)
+
+
+def _number(name: str, **kwargs: Any) -> Column:
+    return Column(name=name, kind=Kind.NUMBER, **kwargs)
+
+
+def _integer(name: str, **kwargs: Any) -> Column:
+    return Column(name=name, kind=Kind.INTEGER, **kwargs)
+
+
+def _image(name: str) -> Column:
+    return Column(name=name, kind=Kind.IMAGE)
+
+
+def _adapter(name: str) -> Column:
+    return Column(name=name, kind=Kind.ADAPTER, shared=True)
+
+
+COLUMNS: Mapping[str, Column] = {
+    column.name: column
+    for column in (
+        _text("id", pixels=False),
+        _text("task", pixels=False),
+        _text("prompt"),
+        _text("negative_prompt", default=""),
+        _text("prompt_2"),
+        _text("negative_prompt_2"),
+        _integer("seed", low=0, high=_MAX_SEED),
+        _integer("num_images_per_prompt", default=1, low=1, high=10_000, pixels=False),
+        _integer("width", low=8, high=_MAX_SIDE, multiple_of=8, shared=True),
+        _integer("height", low=8, high=_MAX_SIDE, multiple_of=8, shared=True),
+        _integer("num_inference_steps", default=25, low=1, high=1000, shared=True),
+        _number("guidance_scale", default=7.5, low=0, high=100),
+        _number("guidance_rescale", low=0, high=1, shared=True),
+        _number("eta", default=0.0, low=0, high=1, shared=True),
+        _integer("clip_skip", low=1, high=24),
+        _text("scheduler", shared=True),
+        Column(name="scheduler_kwargs", kind=Kind.OPTIONS, shared=True),
+        _text("model", shared=True),
+        _adapter("vae"),
+        _image("image"),
+        _number("strength", default=0.8, low=0, high=1),
+        _image("mask_image"),
+        _image("control_image"),
+        _adapter("controlnet"),
+        _number("controlnet_conditioning_scale", low=0, high=10, shared=True),
+        _number("control_guidance_start", low=0, high=1, shared=True),
+        _number("control_guidance_end", low=0, high=1, shared=True),
+        _image("depth_map"),
+        _image("ip_adapter_image"),
+        _number("ip_adapter_scale", low=0, high=10, shared=True),
+        _number("image_guidance_scale", low=0, high=100),
+        _adapter("loras"),
+        _adapter("embeddings"),
+        _adapter("hypernetwork"),
+        _number("denoising_start", low=0, high=1, shared=True),
+        _number("denoising_end", low=0, high=1, shared=True),
+        _integer("class_label", low=0),
+    )
+}
+
+ALIASES: Mapping[str, str] = {
+    "steps": "num_inference_steps",
+    "cfg": "guidance_scale",
+    "cfg_scale": "guidance_scale",
+    "sampler": "scheduler",
+    "sampler_name": "scheduler",
+    "denoising_strength": "strength",
+    "init_image": "image",
+    "text": "prompt",
+    "caption": "prompt",
+}
+
+RESERVED = frozenset(
+    "fingerprint file_name status error error_class sha256 model_fingerprint batch_size device dtype seconds "
+    "prompt_tokens sample_index torch_version diffusers_version".split()
+) | {f"{column.name}_{part}" for column in COLUMNS.values() if column.kind is Kind.IMAGE for part in ("uri", "sha256")}
+"""Names of the result columns; a manifest that brings one of them is refused."""
+
+
+class CellError(ValueError):
+    """A cell does not fit its column; the text says what is wrong and what to try, without naming the place."""
+
+
+def parse_cell(column: Column, cell: Any, *, from_text: bool) -> Any:
+    """The cell's value in the column's type: str, int, float, dict, or, for images and adapters, the cell itself.
+
+    Args:
+        cell: a value as the manifest's reader gives it, not null.
+        from_text: the file has no types of its own (CSV): numbers and JSON are read from text.
+
+    Raises:
+        CellError: wrong type, not a number, or out of range.
+    """
+    match column.kind:
+        case Kind.TEXT:
+            return _parse_text(column, cell)
+        case Kind.INTEGER | Kind.NUMBER:
+            return _parse_number(column, cell, from_text)
+        case Kind.OPTIONS:
+            return _parse_options(cell)
+        case Kind.IMAGE | Kind.ADAPTER:
+            return cell
+
+
+def _shown(cell: Any) -> str:
+    text = repr(cell)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _parse_text(column: Column, cell: Any) -> str:
+    if not isinstance(cell, str):
+        raise CellError(f"is {_shown(cell)}, not text; write the column as strings")
+    if "\x00" in cell:
+        raise CellError("holds a NUL character; remove it")
+    if column.name == "id" and not cell.strip():
+        raise CellError("is blank; give each row a name of its own, or drop the column")
+    return cell
+
+
+def _parse_number(column: Column, cell: Any, from_text: bool) -> int | float:
+    whole = column.kind is Kind.INTEGER
+    if from_text and isinstance(cell, str):
+        try:
+            cell = int(cell) if whole else float(cell)
+        except ValueError:
+            raise CellError(f"is {_shown(cell)}, not {column.kind}") from None
+    if isinstance(cell, bool) or not isinstance(cell, (int, float)):
+        raise CellError(f"is {_shown(cell)}, not {column.kind}; write the column as {'int64' if whole else 'float64'}")
+    if not math.isfinite(cell):
+        raise CellError(f"is {cell}; give a finite number")
+    if whole and cell != int(cell):
+        raise CellError(f"is {cell}, not {column.kind}")
+    value = int(cell) if whole else float(cell)
+    _check_range(column, value)
+    return value
+
+
+def _check_range(column: Column, value: float) -> None:
+    if column.name == "seed" and value == -1:
+        raise CellError("is -1; leave it null to have a seed derived from the row and recorded")
+    if (column.low is not None and value < column.low) or (column.high is not None and value > column.high):
+        if column.high is None:
+            raise CellError(f"is {value}; at least {column.low:g}")
+        raise CellError(f"is {value}; between {column.low} and {column.high}")
+    if column.multiple_of is not None and value % column.multiple_of:
+        step = column.multiple_of
+        below = max(step, int(value) // step * step)
+        raise CellError(f"is {value}, not a multiple of {step}; try {below} or {below + step}")
+
+
+def _parse_options(cell: Any) -> dict[str, Any]:
+    if isinstance(cell, str):
+        try:
+            cell = json.loads(cell)
+        except ValueError as error:
+            raise CellError(f"is not JSON: {error}") from None
+    if isinstance(cell, list) and all(isinstance(item, tuple) and len(item) == 2 for item in cell):
+        cell = dict(cell)  # an Arrow map
+    if not isinstance(cell, dict):
+        raise CellError(f'is {_shown(cell)}, not {Kind.OPTIONS}; for example {{"use_karras_sigmas": true}}')
+    return {key: value for key, value in sorted(cell.items()) if value is not None}

@@ -1,0 +1,173 @@
+"""Making a shard visible: pictures first, then one create-only marker that names them, then the receipt.
+
+A reader sees a shard whole or not at all. Pictures lie under keys of this attempt alone and are never overwritten; a
+late attempt meets the marker, is refused, and takes over the receipt of the attempt that was first.
+"""
+
+import io
+import json
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchgen.errors import AlreadyExists, StoreError
+from batchgen.images import ImageFormat
+from batchgen.job import Layout
+from batchgen.layouts import FAILURES, marker_key, picture_name
+from batchgen.receipts import rebuild_receipt, write_receipt
+from batchgen.rows import Receipt, Row, RowOutcome, Shard, Status
+from batchgen.schema import failures_table, metadata_schema, metadata_table
+from batchgen.storage import Store
+
+__all__ = ["Attempt", "OutputFormat", "commit_failures", "drop_rows"]
+
+HF_ROW_GROUP = 100  # rows; `datasets` writes image sets so, and random access then reads at most some tens of MiB
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutputFormat:
+    """How an output stores what it holds; the same for all its shards."""
+
+    layout: Layout
+    image_format: ImageFormat
+    carried: Mapping[str, pa.DataType]
+
+    @property
+    def schema(self) -> pa.Schema:
+        return metadata_schema(self.layout, self.carried)
+
+
+class Attempt:
+    """One attempt to make a shard; pictures may be added from several threads."""
+
+    def __init__(self, store: Store, output: OutputFormat, shard: Shard, run: str) -> None:
+        self.id = uuid4().hex[:8]
+        self._store = store
+        self._output = output
+        self._shard = shard
+        self._run = run
+
+    def add_picture(self, row: Row, data: bytes) -> dict[str, Any]:
+        """Keep an encoded picture; returns the cell of the metadata that holds or names it."""
+        name = picture_name(row, self._output.image_format)
+        if self._output.layout is Layout.PARQUET:
+            return {"image": {"bytes": data, "path": name}}
+        self._store.write(f"data/{self._shard.id}/{self.id}/{name}", data)
+        return {"file_name": f"{self.id}/{name}"}
+
+    def commit(
+        self, done: Sequence[Mapping[str, Any]], failed: Sequence[RowOutcome], *, size: int, seconds: float, device: str
+    ) -> Receipt:
+        """Make the shard exist with these rows; the receipt is that of the attempt that was first.
+
+        Args:
+            done: the metadata's cells of the finished rows, in the shard's order.
+            failed: the rows that could not be made.
+            size: bytes of the encoded pictures.
+            seconds: time on the device.
+            device: its name.
+        """
+        if failed:
+            write_failures(self._store, self._shard.id, failed)
+        finished = time.time()
+        rows = [RowOutcome(id=c["id"], fingerprint=c["fingerprint"], status=Status.DONE) for c in done]
+        receipt = Receipt(
+            shard=self._shard.id,
+            attempt=self.id,
+            run=self._run,
+            rows=[*rows, *failed],
+            key=self._shard.key,
+            device=device,
+            seconds=seconds,
+            finished=finished,
+            images=len(done) if self._output.layout is Layout.FILES else 0,
+            bytes=size,
+        )
+        if done:
+            about = {"attempt": self.id, "run": self._run, "key": self._shard.key, "finished": finished, "bytes": size}
+            table = metadata_table(self._output.schema, done)
+            try:
+                self._store.create(self._marker, encode_table(table, about))
+            except AlreadyExists:
+                receipt = self._receipt_of_winner(receipt)
+        write_receipt(self._store, receipt)
+        return receipt
+
+    @property
+    def _marker(self) -> str:
+        return marker_key(self._output.layout, self._shard.id)
+
+    def _receipt_of_winner(self, mine: Receipt) -> Receipt:
+        """Who created the marker: another attempt, or this one, when the store's first answer was lost on the way."""
+        winner = rebuild_receipt(self._store, self._output.layout, self._shard.id)
+        if winner is None:
+            raise StoreError(f"{self._store.uri}/{self._marker} was refused as existing and then not found")
+        return mine if winner.attempt == self.id else winner
+
+
+def commit_failures(store: Store, shard: Shard, run: str, failed: Sequence[RowOutcome]) -> Receipt:
+    """Record that no row of a shard could be made: ledger and receipt, and no marker."""
+    write_failures(store, shard.id, failed)
+    receipt = Receipt(
+        shard=shard.id,
+        attempt="none",
+        run=run,
+        rows=failed,
+        key=shard.key,
+        device="none",
+        seconds=0.0,
+        finished=time.time(),
+    )
+    write_receipt(store, receipt)
+    return receipt
+
+
+def write_failures(store: Store, shard: str, failed: Sequence[RowOutcome]) -> None:
+    """Write the failure ledger of a shard."""
+    stream = io.BytesIO()
+    pq.write_table(failures_table(failed), stream, compression="zstd")
+    store.write(f"{FAILURES}/{shard}.parquet", stream.getvalue())
+
+
+def drop_rows(store: Store, output: OutputFormat, receipt: Receipt, dropped: Collection[tuple[str, str]]) -> Receipt:
+    """Take superseded rows, by id and fingerprint, out of a committed shard; pictures stay behind as strays.
+
+    The marker is replaced in one write, so a reader sees the shard before or after. A shard with no row left loses
+    its marker: readers cannot take a table without rows.
+    """
+    key = marker_key(output.layout, receipt.shard)
+    table = pq.read_table(io.BytesIO(store.read(key)))
+    pairs = zip(table["id"].to_pylist(), table["fingerprint"].to_pylist(), strict=True)
+    kept = table.filter(pa.array([pair not in dropped for pair in pairs]))
+    if kept.num_rows:
+        store.write(key, encode_table(kept, {}))
+    else:
+        store.delete(key)
+    left = [row for row in receipt.rows if (row.id, row.fingerprint) not in dropped]
+    receipt = replace(receipt, rows=left)
+    write_receipt(store, receipt)
+    return receipt
+
+
+def encode_table(table: pa.Table, about: Mapping[str, Any]) -> bytes:
+    """A metadata table as a Parquet file's bytes; `about` joins what the schema says under the key `batchgen`."""
+    known = table.schema.metadata
+    merged = json.dumps({**json.loads(known[b"batchgen"]), **about})
+    table = table.replace_schema_metadata({**known, b"batchgen": merged.encode()})
+    # pictures are compressed already and all distinct: neither a codec nor a dictionary makes them smaller
+    plain = [field.name for field in table.schema if not pa.types.is_nested(field.type)]
+    stream = io.BytesIO()
+    pq.write_table(
+        table,
+        stream,
+        row_group_size=HF_ROW_GROUP,
+        compression=dict.fromkeys(plain, "zstd"),
+        use_dictionary=plain,
+        write_page_index=True,
+    )
+    return stream.getvalue()

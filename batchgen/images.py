@@ -1,0 +1,78 @@
+"""Pictures as bytes and back: conditioning images in, finished images out. Knows nothing of models or stores."""
+
+import io
+import zlib
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+__all__ = ["ImageError", "ImageFormat", "decode", "encode", "fit"]
+
+MAX_PIXELS = 16384 * 16384  # more is a decompression bomb or a mistake
+
+
+class ImageError(ValueError):
+    """Bytes that are no picture; the text says why."""
+
+
+class ImageFormat(StrEnum):
+    """How finished images are stored; the value is the file's suffix."""
+
+    PNG = "png"
+    WEBP = "webp"
+    JPEG = "jpeg"
+
+
+# PNG: level 1 with run-length matching is over 4 times faster than Pillow's default and no larger on generated images
+# (21 ms against 91 ms at 512x512). WebP is lossless at its fastest; JPEG keeps full chroma resolution.
+_OPTIONS: dict[ImageFormat, dict[str, Any]] = {
+    ImageFormat.PNG: {"compress_level": 1, "compress_type": zlib.Z_RLE},
+    ImageFormat.WEBP: {"lossless": True, "quality": 0, "method": 0},
+    ImageFormat.JPEG: {"quality": 95, "subsampling": 0},
+}
+
+
+def encode(pixels: npt.NDArray[np.uint8], image_format: ImageFormat) -> bytes:
+    """A picture as a file's bytes; equal pixels give equal bytes.
+
+    Args:
+        pixels: uint8 (height, width, 3), RGB.
+    """
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format=image_format.name, **_OPTIONS[image_format])
+    return stream.getvalue()
+
+
+def decode(data: bytes) -> Image.Image:
+    """The whole picture, upright.
+
+    Raises:
+        ImageError: no known format, truncated, or absurdly large.
+    """
+    try:
+        image = Image.open(io.BytesIO(data))
+        if image.width * image.height > MAX_PIXELS:
+            raise ImageError(f"is {image.width}x{image.height}; at most {MAX_PIXELS:,} pixels")
+        image.load()
+        return ImageOps.exif_transpose(image)
+    except UnidentifiedImageError:
+        raise ImageError("is in no image format that Pillow knows") from None
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more on bad bytes
+        raise ImageError(f"does not decode ({error or type(error).__name__}); is it truncated?") from error
+
+
+def fit(image: Image.Image, mode: str, width: int, height: int) -> Image.Image:
+    """The picture in a Pillow mode and a size in pixels; transparency is laid over white, masks stay hard-edged."""
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    image = image.convert(mode)
+    if image.size != (width, height):
+        resample = Image.Resampling.NEAREST if mode == "L" else Image.Resampling.LANCZOS
+        image = image.resize((width, height), resample)
+    return image

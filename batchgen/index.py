@@ -1,0 +1,171 @@
+"""The rows of a manifest on disk, in the order they will be made: SQLite in a temporary file.
+
+Sorting, looking up duplicates and subtracting what is done need the whole manifest; here they need disk, about 1 KiB
+a row, and a bounded cache, so that the driver's memory does not grow with the manifest. Knows nothing of files,
+stores or models.
+"""
+
+import pickle
+import sqlite3
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from batchgen.rows import Row, Status
+
+__all__ = ["Committed", "Counts", "Group", "Index"]
+
+CACHE_KIB = 32 * 1024  # SQLite's page cache, the part of the index that is in memory
+CACHED_KEYS = 10_000  # batch keys whose number is kept in memory; a manifest of a million keys stays flat too
+
+_TABLES = """
+PRAGMA journal_mode = OFF;
+PRAGMA synchronous = OFF;
+PRAGMA locking_mode = EXCLUSIVE;
+PRAGMA temp_store = FILE;
+CREATE TABLE occurrence (content TEXT PRIMARY KEY, count INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE key (number INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE);
+CREATE TABLE row (
+    ordinal INTEGER PRIMARY KEY, key INTEGER NOT NULL, id TEXT NOT NULL UNIQUE, fingerprint TEXT NOT NULL,
+    file TEXT NOT NULL, number INTEGER NOT NULL, pickled BLOB NOT NULL
+);
+CREATE INDEX row_by_key ON row (key, ordinal);
+CREATE TABLE committed (
+    id TEXT NOT NULL, fingerprint TEXT NOT NULL, shard TEXT NOT NULL, done INTEGER NOT NULL,
+    PRIMARY KEY (id, fingerprint)
+) WITHOUT ROWID;
+"""
+_PENDING = """
+FROM key JOIN row ON row.key = key.number
+WHERE NOT EXISTS (SELECT 1 FROM committed c WHERE c.id = row.id AND c.fingerprint = row.fingerprint)
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Committed:
+    """A row that the output already knows: made, or tried and failed."""
+
+    id: str
+    fingerprint: str
+    shard: str
+    status: Status
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Counts:
+    """Where the manifest's rows stand; done + failed + pending = total."""
+
+    total: int
+    done: int
+    failed: int
+    pending: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Group:
+    """How many rows share a batch key."""
+
+    key: str
+    total: int
+    pending: int
+
+
+class Index:
+    """All rows of a manifest; a context manager that removes its file."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="batchgen-index-")
+        self._db = sqlite3.connect(Path(self._folder.name, "rows.sqlite"), isolation_level=None)
+        self._db.executescript(_TABLES + f"PRAGMA cache_size = -{CACHE_KIB};")
+        self._keys: dict[str, int] = {}
+        self._db.execute("BEGIN")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._db.close()
+        self._folder.cleanup()
+
+    def occurrence(self, content: str) -> int:
+        """How often this content was asked for before: 0 the first time, then 1, 2, ..."""
+        found = self._db.execute(
+            "INSERT INTO occurrence VALUES (?, 1) ON CONFLICT DO UPDATE SET count = count + 1 RETURNING count",
+            (content,),
+        ).fetchone()
+        return int(found[0]) - 1
+
+    def add(self, key: str, row: Row) -> tuple[str, int] | None:
+        """Append a row; where its id is taken nothing is added, and file and number of the holder come back."""
+        try:
+            self._db.execute(
+                "INSERT INTO row (key, id, fingerprint, file, number, pickled) VALUES (?, ?, ?, ?, ?, ?)",
+                (self._key_number(key), row.id, row.fingerprint, row.file, row.number, pickle.dumps(row, protocol=5)),
+            )
+        except sqlite3.IntegrityError:
+            file, number = self._db.execute("SELECT file, number FROM row WHERE id = ?", (row.id,)).fetchone()
+            return str(file), int(number)
+        return None
+
+    def _key_number(self, key: str) -> int:
+        number = self._keys.get(key)
+        if number is None:
+            self._db.execute("INSERT OR IGNORE INTO key (text) VALUES (?)", (key,))
+            number = int(self._db.execute("SELECT number FROM key WHERE text = ?", (key,)).fetchone()[0])
+            if len(self._keys) >= CACHED_KEYS:
+                self._keys.clear()
+            self._keys[key] = number
+        return number
+
+    def mark(self, rows: Iterable[Committed]) -> None:
+        """Note what the output already holds; of several entries for one row a done one counts."""
+        self._db.executemany(
+            "INSERT INTO committed VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET shard = excluded.shard, done = 1 "
+            "WHERE excluded.done",
+            ((row.id, row.fingerprint, row.shard, row.status is Status.DONE) for row in rows),
+        )
+
+    def counts(self) -> Counts:
+        """Totals over the manifest's rows; rows that only the output has are not counted."""
+        total = self._db.execute("SELECT COUNT(*) FROM row").fetchone()[0]
+        done, known = self._db.execute(
+            "SELECT COALESCE(SUM(c.done), 0), COUNT(*) FROM committed c JOIN row ON row.id = c.id "
+            "AND row.fingerprint = c.fingerprint"
+        ).fetchone()
+        return Counts(total=total, done=done, failed=known - done, pending=total - known)
+
+    def images(self) -> int:
+        """How many done rows the output holds, whether the manifest still names them or not."""
+        return int(self._db.execute("SELECT COUNT(*) FROM committed WHERE done").fetchone()[0])
+
+    def groups(self) -> Iterator[Group]:
+        """Batch keys in the order in which they will run."""
+        for key, total, pending in self._db.execute(
+            "SELECT key.text, COUNT(*), SUM(c.id IS NULL) FROM key JOIN row ON row.key = key.number "
+            "LEFT JOIN committed c ON c.id = row.id AND c.fingerprint = row.fingerprint "
+            "GROUP BY key.text ORDER BY key.text"
+        ):
+            yield Group(key=key, total=total, pending=pending)
+
+    def pending(self, limit: int | None = None) -> Iterator[tuple[str, Row]]:
+        """Rows that are neither done nor failed, by batch key and then in the manifest's order."""
+        rows = self._db.cursor().execute(
+            f"SELECT key.text, row.pickled {_PENDING} ORDER BY key.text, row.ordinal LIMIT ?",
+            (-1 if limit is None else limit,),
+        )
+        for key, pickled in rows:
+            yield key, pickle.loads(pickled)
+
+    def superseded(self) -> Iterator[Committed]:
+        """Done rows of the output whose id now stands for another fingerprint that is done as well."""
+        for id_, fingerprint, shard in self._db.execute(
+            "SELECT old.id, old.fingerprint, old.shard FROM committed old JOIN row ON row.id = old.id "
+            "AND row.fingerprint <> old.fingerprint JOIN committed new ON new.id = row.id "
+            "AND new.fingerprint = row.fingerprint WHERE old.done AND new.done ORDER BY old.shard"
+        ):
+            yield Committed(id=id_, fingerprint=fingerprint, shard=shard, status=Status.DONE)

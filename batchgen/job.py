@@ -1,0 +1,197 @@
+"""A job: what to make, with what, where to put it, within which limits. Read from TOML, or a manifest with defaults.
+
+Paths in a job file resolve against the file's own folder; those on the command line against the current one.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from batchgen.columns import ALIASES, COLUMNS, CellError, Kind, parse_cell
+from batchgen.errors import InputError
+from batchgen.images import ImageFormat
+from batchgen.storage import is_remote, join
+
+__all__ = ["Device", "Dtype", "Job", "Layout", "Limits", "WorkerResources", "load_job"]
+
+
+class Layout(StrEnum):
+    """How an output's pictures and metadata are arranged."""
+
+    FILES = "files"
+    PARQUET = "parquet"
+
+
+class Device(StrEnum):
+    """Where a worker computes; `auto` means CUDA where the cluster has GPUs."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class Dtype(StrEnum):
+    """Precision of the weights; `auto` means float32 on CPU and float16 on CUDA."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """Bounds of one run; reaching one stops it cleanly, and the next run goes on from there."""
+
+    max_images: int | None = None
+    max_hours: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerResources:
+    """What Ray reserves for one worker; None means one CPU core, and one GPU where the device is CUDA."""
+
+    num_cpus: float | None = None
+    num_gpus: float | None = None
+    memory_gib: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """Everything a run is told; the command line's flags replace the file's keys of the same name."""
+
+    manifest: str
+    output: str | None = None
+    model: str = "builtin"
+    model_config: str | None = None  # layout of a single-file checkpoint: a diffusers folder or hub id
+    layout: Layout = Layout.FILES
+    format: ImageFormat = ImageFormat.PNG
+    shard_rows: int | None = None
+    batch_size: int | None = None
+    dtype: Dtype = Dtype.AUTO
+    device: Device = Device.AUTO
+    workers: int | None = None
+    address: str | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
+    worker: WorkerResources = field(default_factory=WorkerResources)
+    storage_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("shard_rows", "batch_size", "workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}; give at least 1, or leave it out")
+
+    def require_output(self) -> str:
+        """Where the dataset goes.
+
+        Raises:
+            InputError: neither the job nor the command line says.
+        """
+        if self.output is None:
+            raise InputError("no output; give --output, or the key `output` in a job file")
+        return self.output
+
+
+def load_job(source: str) -> Job:
+    """The job that a command line's SOURCE names: a `.toml` file, or a manifest with every setting at its default.
+
+    Raises:
+        InputError: unreadable, not TOML, unknown keys, or values of the wrong type; all at once, with the file's name.
+    """
+    if not source.endswith(".toml"):
+        return Job(manifest=source)
+    path = Path(source)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"job {source}: no such file") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"job {source}: {error}") from error
+    wrong: list[str] = []
+    settings = _checked(Job, table, "", wrong)
+    if "manifest" not in table:
+        wrong.append("key 'manifest' is missing; name the table of prompts")
+    settings["defaults"] = _checked_defaults(table.get("defaults", {}), wrong)
+    if wrong:
+        raise InputError("\n".join(f"job {source}: {line}" for line in wrong))
+    for name in ("manifest", "output", "model", "model_config"):
+        if settings.get(name):
+            settings[name] = _resolved(name, settings[name], path.parent)
+    return Job(**settings)
+
+
+def _resolved(name: str, value: str, folder: Path) -> str:
+    """A path seen from the job file's folder; a model that is no path there stays a name."""
+    if is_remote(value) or (name in ("model", "model_config") and not (folder / value).exists()):
+        return value
+    return join(str(folder), value)
+
+
+def _checked(kind: type, table: Mapping[str, Any], prefix: str, wrong: list[str]) -> dict[str, Any]:
+    """The table's entries as arguments of the dataclass `kind`; complaints go to `wrong`."""
+    hints = get_type_hints(kind)
+    known = [f.name for f in fields(kind)]
+    settings: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            hint = f"did you mean {prefix}{near[0]!r}?" if near else f"known are {', '.join(known)}"
+            wrong.append(f"unknown key {prefix + key!r}; {hint}")
+            continue
+        try:
+            settings[key] = _typed(hints[key], value, f"{prefix}{key}", wrong)
+        except ValueError as error:
+            wrong.append(f"key {prefix + key!r} {error}")
+    return settings
+
+
+def _typed(hint: Any, value: Any, name: str, wrong: list[str]) -> Any:
+    """The value as the annotated type.
+
+    Raises:
+        ValueError: it is not of that type; the text says what is wanted.
+    """
+    accepted = [option for option in get_args(hint) if option is not type(None)] or [hint]
+    wanted = accepted[0]
+    if get_origin(hint) is not None and get_origin(hint) is get_origin(Mapping[str, Any]):
+        if not isinstance(value, dict):
+            raise ValueError("wants a table")
+        return value
+    if hasattr(wanted, "__dataclass_fields__"):
+        if not isinstance(value, dict):
+            raise ValueError(f"wants a table, [{name}]")
+        return wanted(**_checked(wanted, value, f"{name}.", wrong))
+    if isinstance(wanted, type) and issubclass(wanted, StrEnum):
+        if value not in list(wanted):
+            raise ValueError(f"is {value!r}; one of {', '.join(wanted)}")
+        return wanted(value)
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, wanted) or isinstance(value, bool):
+        raise ValueError(f"is {value!r}; wants {'text' if wanted is str else 'a number'}")
+    if wanted in (int, float) and value <= 0 and name != "worker.num_gpus":
+        raise ValueError(f"is {value}; wants more than 0")
+    return value
+
+
+def _checked_defaults(table: Any, wrong: list[str]) -> dict[str, Any]:
+    """[defaults] by canonical column name, in the columns' types."""
+    defaults: dict[str, Any] = {}
+    for key, value in table.items() if isinstance(table, dict) else ():
+        column = COLUMNS.get(ALIASES.get(key, key))
+        if column is None or column.name == "id" or column.kind in (Kind.IMAGE, Kind.ADAPTER):
+            near = get_close_matches(key, COLUMNS, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near and near[0] != key else ""
+            wrong.append(f"[defaults] takes no {key!r}{hint}")
+            continue
+        try:
+            defaults[column.name] = parse_cell(column, value, from_text=False)
+        except CellError as error:
+            wrong.append(f"[defaults] {key} {error}")
+    return defaults

@@ -1,0 +1,106 @@
+"""A lease on an output: keeps a second run away while one is live. Advice only; commits are safe without it."""
+
+import json
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from batchgen.errors import AlreadyExists, NotFound, OutputBusy, StoreError
+from batchgen.storage import Store
+
+__all__ = ["Lease", "is_held"]
+
+KEY = ".batchgen/lease"
+RENEW_EVERY = 20.0  # seconds
+EXPIRES_AFTER = 90.0  # seconds; four renewals missed: the holder is dead, or its store is
+
+
+class Lease:
+    """Held from `__enter__` to `__exit__`, renewed by a thread in between.
+
+    A holder on this machine whose process is gone is replaced at once, one elsewhere after `EXPIRES_AFTER`.
+    """
+
+    def __init__(self, store: Store, run: str) -> None:
+        self._store = store
+        self._run = run
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+
+    def __enter__(self) -> Self:
+        try:
+            self._store.create(KEY, self._content())
+        except AlreadyExists:
+            holder = json.loads(self._store.read(KEY))
+            if _is_live(holder):
+                raise OutputBusy(
+                    f"{self._store.uri}: run {holder['run']} (process {holder['pid']} on {holder['host']}) is writing "
+                    f"to this output; wait for it or stop it. Its lease ends {EXPIRES_AFTER:.0f} s after its last sign."
+                ) from None
+            self._store.write(KEY, self._content())
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        try:
+            self._store.write(KEY, self._content(released=True))
+        except StoreError:
+            return  # it expires by itself, and what went wrong before matters more
+
+    def _renew(self) -> None:
+        while not self._stop.wait(RENEW_EVERY):
+            try:
+                self._store.write(KEY, self._content())
+            except StoreError:
+                continue  # commits meet the same trouble and report it
+
+    def _content(self, *, released: bool = False) -> bytes:
+        holder = {
+            "run": self._run,
+            "host": socket.gethostname(),
+            "boot": _boot(),
+            "pid": os.getpid(),
+            "process_started": _process_started(os.getpid()),
+            "renewed": time.time(),
+            "released": released,
+        }
+        return json.dumps(holder).encode()
+
+
+def is_held(store: Store) -> bool:
+    """Whether a live run holds the output's lease."""
+    try:
+        return _is_live(json.loads(store.read(KEY)))
+    except NotFound:
+        return False
+
+
+def _is_live(holder: dict[str, Any]) -> bool:
+    if holder["released"] or time.time() - holder["renewed"] > EXPIRES_AFTER:
+        return False
+    if holder["host"] == socket.gethostname() and holder["boot"] == _boot():
+        return bool(holder["process_started"] == _process_started(holder["pid"]))
+    return True
+
+
+def _boot() -> str:
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text().strip() if path.exists() else ""
+
+
+def _process_started(pid: int) -> str | None:
+    """Start time of a process as the kernel counts it, so that a reused pid is no match; None where it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    # state Z: killed, and its parent has not asked for it yet
+    return None if fields[0] == "Z" else fields[19]

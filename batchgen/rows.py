@@ -1,0 +1,120 @@
+"""The values that travel: rows, micro-batches, shards and what became of them. Knows nothing of any library."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+__all__ = ["ImageRef", "MicroBatch", "Receipt", "Row", "RowOutcome", "Shard", "Status", "failed_row"]
+
+
+class Status(StrEnum):
+    """What became of a row."""
+
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageRef:
+    """A conditioning image that was read and decoded once while the manifest was checked.
+
+    `uri` names an image, or, with `column` and `row`, the manifest file in which that cell holds the bytes.
+    """
+
+    uri: str
+    sha256: str
+    width: int  # pixels
+    height: int  # pixels
+    column: str | None = None
+    row: int | None = None  # 1-based, counted in the file
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One image to make, with every default filled in.
+
+    `values` holds what will be applied under the manifest's column names (diffusers' argument names), `inputs` the
+    conditioning images by column, `carried` the manifest's unknown columns unchanged.
+    """
+
+    id: str
+    fingerprint: str  # sha256, 64 hexadecimal digits
+    task: str
+    values: Mapping[str, Any]
+    inputs: Mapping[str, ImageRef] = field(default_factory=dict)
+    carried: Mapping[str, Any] = field(default_factory=dict)
+    sample_index: int = 0  # which of a manifest row's num_images_per_prompt
+    file: str = ""
+    number: int = 0  # 1-based row number in `file`
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MicroBatch:
+    """Rows of one batch key that go through the pipeline in one call of `size` images; a short tail is padded."""
+
+    rows: Sequence[Row]
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shard:
+    """Whole micro-batches of one batch key: the unit of scheduling, retry and commit, named by its content."""
+
+    id: str
+    key: str  # canonical JSON of what all rows share
+    batch_size: int
+    rows: Sequence[Row]
+
+    def micro_batches(self) -> list[MicroBatch]:
+        """The rows in order, `batch_size` at a time."""
+        size = self.batch_size
+        return [MicroBatch(rows=self.rows[i : i + size], size=size) for i in range(0, len(self.rows), size)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowOutcome:
+    """How one row of a committed shard ended."""
+
+    id: str
+    fingerprint: str
+    status: Status
+    error_class: str | None = None
+    error: str | None = None
+    attempts: int = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Receipt:
+    """What is known of a committed shard: the index by which status and resume need not read the data."""
+
+    shard: str
+    attempt: str
+    run: str
+    rows: Sequence[RowOutcome]
+    key: str
+    device: str
+    seconds: float  # on the device: conditioning, denoising and decoding of all rows
+    finished: float  # Unix time
+    images: int = 0  # image objects written beside the marker; 0 where the marker holds the images
+    bytes: int = 0  # encoded images
+
+    @property
+    def done(self) -> int:
+        return sum(row.status is Status.DONE for row in self.rows)
+
+    @property
+    def failed(self) -> int:
+        return len(self.rows) - self.done
+
+
+def failed_row(row: Row, error_class: str, error: str, attempts: int = 1) -> RowOutcome:
+    """The outcome of a row that could not be made."""
+    return RowOutcome(
+        id=row.id,
+        fingerprint=row.fingerprint,
+        status=Status.FAILED,
+        error_class=error_class,
+        error=error,
+        attempts=attempts,
+    )

@@ -1,0 +1,273 @@
+"""A run from source to dataset: check, subtract what is done, plan, drive the workers, close the books."""
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Protocol
+
+from batchgen.commit import OutputFormat, commit_failures, drop_rows
+from batchgen.drive import Control, drive, signals
+from batchgen.errors import Interrupted
+from batchgen.estimate import Measured, PlanSummary, summarize
+from batchgen.index import Committed, Counts, Index
+from batchgen.job import Device, Dtype, Job, Layout
+from batchgen.lease import Lease
+from batchgen.output import RunRecord, new_run_name, open_output, write_card, write_run
+from batchgen.plan import Sizing, make_shards
+from batchgen.problems import ManifestProblems, ProblemLog
+from batchgen.queue import Failure, ShardQueue
+from batchgen.receipts import fold_receipts, read_receipts, rebuild_receipt
+from batchgen.resolve import Resolved, resolve
+from batchgen.rows import Receipt, Shard, failed_row
+from batchgen.storage import Store, open_store, probe
+from batchgen.worker_settings import WorkerSettings
+
+__all__ = ["Reporter", "check", "plan", "run"]
+
+
+class Reporter(Protocol):
+    """Who is told how a run goes."""
+
+    def notice(self, line: str) -> None:
+        """Something worth a line."""
+
+    def begin(self, counts: Counts, to_make: int, workers: int, device: str) -> None:
+        """Workers are starting."""
+
+    def committed(self, receipt: Receipt) -> None:
+        """A shard is in the dataset."""
+
+    def end(self) -> None:
+        """No more will come."""
+
+
+@contextmanager
+def check(job: Job) -> Iterator[tuple[Index, Resolved]]:
+    """The job's rows in an index on disk.
+
+    Raises:
+        ManifestProblems: rows that cannot be made; all of them are in it.
+        InputError: the job or the manifest as a whole cannot be used.
+    """
+    with Index() as index:
+        problems = ProblemLog()
+        resolved = resolve(job, index, problems)
+        if problems.total:
+            raise ManifestProblems(problems)
+        yield index, resolved
+
+
+def plan(job: Job) -> PlanSummary:
+    """What `run` would do, counted up; nothing is written and no model is loaded."""
+    store = None if job.output is None else _reach(job)
+    with check(job) as (index, resolved):
+        measured = Measured()
+        if store is not None:
+            output = open_output(store, _wanted(job, resolved), create=False)
+            measured = _survey(store, output.layout, index, mend=False)
+        device = _local_device(job.device)
+        sizing = _sizing(job, device, job.workers or _local_workers(device))
+        counts = index.counts()
+        return summarize(index.groups(), sizing, measured, job.layout, job.format, counts.failed)
+
+
+def run(job: Job, *, source: str, limit: int | None, reporter: Reporter) -> Counts:
+    """Generate what is not yet in the output.
+
+    Args:
+        job: what to make.
+        source: what the user named, for the record.
+        limit: make at most so many images in this run.
+        reporter: is told how it goes.
+
+    Returns:
+        Where the manifest's rows stand now.
+
+    Raises:
+        InputError: nothing was started.
+        Interrupted: a signal or a limit of the job stopped the run; the same command goes on.
+        InfrastructureError: store, cluster or model failed.
+    """
+    store = _reach(job)
+    hours = job.limits.max_hours
+    control = Control(None if hours is None else time.monotonic() + hours * 3600)
+    with check(job) as (index, resolved):
+        for line in resolved.notices:
+            reporter.notice(line)
+        wanted = _wanted(job, resolved)
+        open_output(store, wanted, create=False)  # a conflict is found before anything is written
+        probe(store)
+        output = open_output(store, wanted, create=True)
+        store = open_store(job.require_output(), job.storage_options)  # from here on, ride out bad weather
+        this = _Run(job=job, source=source, store=store, output=output, index=index, resolved=resolved)
+        with Lease(store, this.name):
+            _survey(store, output.layout, index, mend=True)
+            pending = index.counts().pending
+            to_make = min([pending, *(n for n in (limit, job.limits.max_images) if n is not None)])
+            if to_make:
+                this.make(to_make, control, reporter)
+            this.supersede()
+        counts = index.counts()
+    reason = control.reason
+    if reason is None and to_make == job.limits.max_images and (limit is None or limit > to_make):
+        reason = "the limit max_images is reached"
+    if counts.pending and reason is not None:
+        raise Interrupted(f"{reason}; {counts.done:,} of {counts.total:,} rows are done; the same command goes on")
+    return counts
+
+
+@dataclass(kw_only=True, slots=True)
+class _Run:
+    """One run over an output: its parts, and the books it keeps."""
+
+    job: Job
+    source: str
+    store: Store
+    output: OutputFormat
+    index: Index
+    resolved: Resolved
+    started: float = field(default_factory=time.time)
+
+    @property
+    def name(self) -> str:
+        return new_run_name(self.started)
+
+    def make(self, to_make: int, control: Control, reporter: Reporter) -> None:
+        """Start the workers, make the rows that are left, and stop the workers."""
+        from batchgen.pool import Pool, cluster  # Ray takes half a second to import: only when there is work
+
+        job = self.job
+        with cluster(job.address, job.workers) as capacity, signals(control, reporter.notice):
+            device = capacity.device(job.device)
+            workers = job.workers or capacity.workers(device)
+            sizing = _sizing(job, device, workers)
+            totals = ((group.key, group.total) for group in self.index.groups())
+            queue = ShardQueue(make_shards(self.index.pending(to_make), totals, sizing))
+            smallest = min(sizing.shard(group.key, group.total) for group in self.index.groups() if group.pending)
+            workers = min(workers, -(-to_make // smallest))  # more would find nothing to do
+            settings = self._worker_settings(device)
+            counts = self.index.counts()
+            record = self._record(settings, workers, counts)
+            write_run(self.store, record)
+            self._write_card()
+            reporter.begin(counts, to_make, workers, device)
+            pool = Pool(settings, workers, job.worker)
+            outcome = "failed"
+            try:
+                drive(
+                    queue,
+                    pool,
+                    control,
+                    committed=lambda receipt: self._committed(receipt, reporter),
+                    failed=lambda shard, failure, attempts: self._hopeless(shard, failure, attempts, reporter),
+                    troubled=lambda shard, failure: reporter.notice(
+                        f"shard {shard.id} ({len(shard.rows)} rows) will be tried again: {failure.message}"
+                    ),
+                )
+                outcome = control.reason or "finished"
+            finally:
+                reporter.end()
+                pool.close()
+                write_run(self.store, replace(record, finished=time.time(), outcome=outcome))
+                self._write_card()
+
+    def supersede(self) -> None:
+        """Take rows out of older shards whose id now stands for another picture that is done; fold receipts."""
+        replaced = list(self.index.superseded())
+        for shard, rows in groupby(replaced, key=lambda row: row.shard):
+            receipt = rebuild_receipt(self.store, self.output.layout, shard)
+            if receipt is not None:
+                drop_rows(self.store, self.output, receipt, {(row.id, row.fingerprint) for row in rows})
+        fold_receipts(self.store)
+
+    def _worker_settings(self, device: str) -> WorkerSettings:
+        automatic = Dtype.FLOAT16 if device == Device.CUDA else Dtype.FLOAT32
+        return WorkerSettings(
+            run=self.name,
+            store=self.store.uri,
+            storage_options=self.job.storage_options,
+            output=self.output,
+            models=self.resolved.models,
+            device=device,
+            dtype=(automatic if self.job.dtype is Dtype.AUTO else self.job.dtype).value,
+        )
+
+    def _record(self, settings: WorkerSettings, workers: int, counts: Counts) -> RunRecord:
+        return RunRecord(
+            run=self.name,
+            source=self.source,
+            started=self.started,
+            host=socket.gethostname(),
+            model={model.name: model.fingerprint for model in self.resolved.models.values()},
+            device=settings.device,
+            dtype=settings.dtype,
+            workers=workers,
+            rows=counts.total,
+            done_before=counts.done,
+            failed_before=counts.failed,
+        )
+
+    def _write_card(self) -> None:
+        counts, models = self.index.counts(), sorted(self.resolved.models)
+        write_card(self.store, self.output, images=self.index.images(), failed=counts.failed, models=models)
+
+    def _committed(self, receipt: Receipt, reporter: Reporter) -> None:
+        self.index.mark(_entries(receipt))
+        reporter.committed(receipt)
+
+    def _hopeless(self, shard: Shard, failure: Failure, attempts: int, reporter: Reporter) -> None:
+        outcomes = [failed_row(row, failure.error_class, failure.message, attempts) for row in shard.rows]
+        self._committed(commit_failures(self.store, shard, self.name, outcomes), reporter)
+
+
+def _reach(job: Job) -> Store:
+    """The output's store, after a first look: wrong keys, a missing bucket and a dead endpoint show within seconds."""
+    store = open_store(job.require_output(), job.storage_options, quick=True)
+    store.names(".batchgen")
+    return store
+
+
+def _wanted(job: Job, resolved: Resolved) -> OutputFormat:
+    return OutputFormat(layout=job.layout, image_format=job.format, carried=resolved.carried)
+
+
+def _survey(store: Store, layout: Layout, index: Index, *, mend: bool) -> Measured:
+    """Mark in the index what the output holds, and sum up how fast it was made."""
+    measured = Measured()
+    for receipt in read_receipts(store, layout, mend=mend):
+        index.mark(_entries(receipt))
+        measured.add(receipt)
+    return measured
+
+
+def _entries(receipt: Receipt) -> list[Committed]:
+    return [
+        Committed(id=row.id, fingerprint=row.fingerprint, shard=receipt.shard, status=row.status)
+        for row in receipt.rows
+    ]
+
+
+def _sizing(job: Job, device: str, workers: int) -> Sizing:
+    return Sizing(device=device, workers=workers, batch_size=job.batch_size, shard_rows=job.shard_rows)
+
+
+def _local_device(wanted: Device) -> str:
+    """What `auto` would mean on this machine, without asking CUDA: whether the driver shows a GPU."""
+    if wanted is not Device.AUTO:
+        return wanted.value
+    return "cuda" if _local_gpus() else "cpu"
+
+
+def _local_workers(device: str) -> int:
+    return max(1, _local_gpus() if device == "cuda" else os.cpu_count() or 1)
+
+
+def _local_gpus() -> int:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    present = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    return present if visible is None else min(present, len([gpu for gpu in visible.split(",") if gpu.strip()]))

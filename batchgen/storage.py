@@ -1,0 +1,322 @@
+"""The door to file systems and object stores: local paths, s3:// and whatever else fsspec opens.
+
+Knows nothing of rows, shards or models. Everything that leaves here is a `StoreError` with the place in it.
+Credentials, profiles and endpoints are left to s3fs and boto3, which read the environment and the user's config files.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, Protocol
+
+from batchgen.errors import AlreadyExists, NotFound, StoreError
+
+__all__ = ["Entry", "Store", "expand", "is_remote", "join", "open_input", "open_store", "read_input"]
+
+PROBE_KEY = ".batchgen/probe"
+SINGLE_PUT = 2 << 30  # bytes; s3fs would go over to multipart at 100 MB, where a server may ignore the create condition
+_QUICK = {"connect_timeout": 4, "read_timeout": 10, "retries": {"total_max_attempts": 2, "mode": "standard"}}
+_PATIENT = {"connect_timeout": 10, "read_timeout": 60, "retries": {"total_max_attempts": 8, "mode": "standard"}}
+_S3 = ("s3://", "s3a://")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """A stored object: its key below the store's root, and its size in bytes."""
+
+    key: str
+    size: int
+
+
+class Store(Protocol):
+    """A folder of objects, by key with `/` between names. Every method raises `StoreError`."""
+
+    uri: str
+
+    def read(self, key: str) -> bytes:
+        """The object's bytes; `NotFound` where there is none."""
+
+    def create(self, key: str, data: bytes) -> None:
+        """Store whole or not at all; `AlreadyExists` where the key is taken, whoever came first."""
+
+    def write(self, key: str, data: bytes) -> None:
+        """Store whole or not at all, over what is there."""
+
+    def names(self, prefix: str) -> list[str]:
+        """Names directly below a prefix, folders without their slash, sorted; none where nothing is there."""
+
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        """All objects below a prefix."""
+
+    def delete(self, key: str) -> None:
+        """Remove an object; no error where there is none."""
+
+
+def is_remote(uri: str) -> bool:
+    """Whether the URI names a protocol other than the local file system's."""
+    return "://" in uri and not uri.startswith(("file://", "local://"))
+
+
+def _local(uri: str) -> Path:
+    return Path(uri.split("://", 1)[1] if "://" in uri else uri).expanduser()
+
+
+def join(base: str, relative: str) -> str:
+    """The URI that `relative` names seen from the folder `base`; absolute paths and URIs stay as they are."""
+    if "://" in relative or relative.startswith(("/", "~")):
+        return relative
+    if is_remote(base):
+        protocol, _, path = base.partition("://")
+        return f"{protocol}://{PurePosixPath(path, relative)}"
+    return os.path.normpath(_local(base) / relative)
+
+
+def open_store(uri: str, options: Mapping[str, Any] | None = None, *, quick: bool = False) -> Store:
+    """The store at a URI.
+
+    Args:
+        uri: a local folder, s3://bucket/prefix, or a URI of another protocol that fsspec knows.
+        options: passed to the fsspec file system over what the environment says.
+        quick: give up within seconds when the store cannot be reached, instead of riding out bad weather.
+    """
+    if is_remote(uri):
+        return _FsspecStore(uri.rstrip("/"), dict(options or {}), quick=quick)
+    return _LocalStore(_local(uri))
+
+
+def probe(store: Store) -> None:
+    """Make sure that the store is reachable, writable, and honours create-only writes.
+
+    One object of a fixed name stays behind: nothing needs to be deleted, which workers may not be allowed to.
+
+    Raises:
+        StoreError: unreachable, not writable, or a second create of the same key went through.
+    """
+    for _ in range(2):
+        try:
+            store.create(PROBE_KEY, b"batchgen checks that this store honours create-only writes.\n")
+        except AlreadyExists:
+            return
+    raise StoreError(
+        f"{store.uri}: the store overwrites an existing object although it was asked to create it "
+        "(If-None-Match is ignored); commits would not be safe there, use another store"
+    )
+
+
+class _LocalStore:
+    """A folder of the local file system; a write is a temporary file, fsync, then link or replace."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        self.uri = str(root)
+
+    def read(self, key: str) -> bytes:
+        with _named(f"{self.uri}/{key}"):
+            return (self.root / key).read_bytes()
+
+    def create(self, key: str, data: bytes) -> None:
+        self._put(key, data, os.link)
+
+    def write(self, key: str, data: bytes) -> None:
+        self._put(key, data, os.replace)
+
+    def _put(self, key: str, data: bytes, publish: Any) -> None:
+        target = self.root / key
+        with _named(f"{self.uri}/{key}"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=target.parent)
+            try:
+                with os.fdopen(handle, "wb") as stream:
+                    stream.write(data)
+                    stream.flush()
+                    os.fchmod(stream.fileno(), 0o666 & ~_UMASK)
+                    os.fsync(stream.fileno())
+                publish(temporary, target)
+            finally:
+                Path(temporary).unlink(missing_ok=True)
+
+    def names(self, prefix: str) -> list[str]:
+        with _named(f"{self.uri}/{prefix}"):
+            folder = self.root / prefix
+            return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        with _named(f"{self.uri}/{prefix}"):
+            for folder, _, files in os.walk(self.root / prefix):
+                for name in files:
+                    path = Path(folder, name)
+                    yield Entry(key=path.relative_to(self.root).as_posix(), size=path.stat().st_size)
+
+    def delete(self, key: str) -> None:
+        with _named(f"{self.uri}/{key}"):
+            (self.root / key).unlink(missing_ok=True)
+
+
+def _current_umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+_UMASK = _current_umask()  # read once at import: reading it means setting it, which threads must not race over
+
+
+class _FsspecStore:
+    """A prefix of an object store."""
+
+    def __init__(self, uri: str, options: dict[str, Any], *, quick: bool) -> None:
+        self.uri = uri
+        with _named(uri):
+            self.fs = _filesystem(uri.split("://", 1)[0], _Frozen(options), quick)
+        self.root = uri.split("://", 1)[1]
+
+    def read(self, key: str) -> bytes:
+        with _named(f"{self.uri}/{key}"):
+            data: bytes = self.fs.cat_file(f"{self.root}/{key}")
+            return data
+
+    def create(self, key: str, data: bytes) -> None:
+        try:
+            with _named(f"{self.uri}/{key}"):
+                self._pipe(key, data, mode="create")
+        except StoreError as error:
+            if _is_refusal(error.__cause__):
+                raise AlreadyExists(f"{self.uri}/{key} exists already") from error
+            raise
+
+    def write(self, key: str, data: bytes) -> None:
+        with _named(f"{self.uri}/{key}"):
+            self._pipe(key, data)
+
+    def _pipe(self, key: str, data: bytes, **kwargs: Any) -> None:
+        if not data:
+            raise StoreError(f"{self.uri}/{key}: an empty object cannot be created safely")
+        if self.uri.startswith(_S3):
+            kwargs["chunksize"] = SINGLE_PUT
+        self.fs.pipe_file(f"{self.root}/{key}", data, **kwargs)
+
+    def names(self, prefix: str) -> list[str]:
+        with _named(f"{self.uri}/{prefix}"):
+            try:
+                listed = self.fs.ls(f"{self.root}/{prefix}".rstrip("/"), detail=False)
+            except FileNotFoundError as error:
+                if "bucket" in str(error).lower():
+                    raise
+                return []
+        return sorted(PurePosixPath(path).name for path in listed)
+
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        with _named(f"{self.uri}/{prefix}"):
+            found = self.fs.find(f"{self.root}/{prefix}".rstrip("/"), detail=True)
+        for path, info in found.items():
+            yield Entry(key=path[len(self.root.lstrip("/")) :].lstrip("/"), size=int(info["size"] or 0))
+
+    def delete(self, key: str) -> None:
+        with _named(f"{self.uri}/{key}"):
+            try:
+                self.fs.rm_file(f"{self.root}/{key}")
+            except FileNotFoundError:
+                return
+
+
+class _Frozen(dict[str, Any]):
+    """Options that can be a cache key."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(repr(sorted(self.items())))
+
+
+@lru_cache(maxsize=8)
+def _filesystem(protocol: str, options: _Frozen, quick: bool) -> Any:
+    import fsspec
+
+    if f"{protocol}://" not in _S3:
+        return fsspec.filesystem(protocol, **options)
+    weather = {"config_kwargs": _QUICK if quick else _PATIENT, "use_listings_cache": False}
+    fs = fsspec.filesystem(protocol, skip_instance_cache=True, **(weather | options))
+    if quick:
+        fs.retries = 2  # s3fs retries on top of botocore: 5 times by default, 11 s at a closed port
+    return fs
+
+
+def _is_refusal(error: BaseException | None) -> bool:
+    """Whether a failed create says that the key is taken: the 412 of S3, as s3fs passes it on, or the plain errno."""
+    if isinstance(error, FileExistsError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, OSError) and ("precondition" in text or "conditionalrequestconflict" in text)
+
+
+@contextmanager
+def _named(place: str) -> Iterator[None]:
+    """Turn whatever a file system raises into a `StoreError` that names the place."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except FileExistsError as error:
+        raise AlreadyExists(f"{place} exists already") from error
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise NotFound(f"{place}: {_missing(place, error)}") from error
+    except PermissionError as error:
+        raise StoreError(f"{place}: access denied ({_reason(error)}); check credentials and permissions") from error
+    except (OSError, ValueError, ImportError) as error:
+        raise StoreError(f"{place}: {_reason(error)}") from error
+    except Exception as error:
+        # botocore's errors have no common base that is importable without botocore
+        if type(error).__module__.split(".")[0] not in {"botocore", "aiobotocore", "aiohttp", "gcsfs", "azure"}:
+            raise
+        raise StoreError(f"{place}: {_reason(error)}") from error
+
+
+def _missing(place: str, error: OSError) -> str:
+    if place.startswith(_S3) and ("bucket" in str(error).lower() or str(error) == "None"):
+        return f"there is no bucket {place.split('/')[2]!r}; create it, or check the name and the endpoint"
+    return _reason(error) if isinstance(error, (NotADirectoryError, IsADirectoryError)) else "not found"
+
+
+def _reason(error: BaseException) -> str:
+    text = (getattr(error, "strerror", None) or str(error)).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+# Reading the user's inputs: any path or URI, one file at a time.
+
+
+def open_input(uri: str) -> IO[bytes]:
+    """The file at a URI, open for reading and seekable."""
+    with _named(uri):
+        if not is_remote(uri):
+            return _local(uri).open("rb")
+        protocol, _, path = uri.partition("://")
+        stream: IO[bytes] = _filesystem(protocol, _Frozen(), False).open(path if protocol != "https" else uri, "rb")
+        return stream
+
+
+def read_input(uri: str) -> bytes:
+    """All bytes of the file at a URI."""
+    with open_input(uri) as stream, _named(uri):
+        return stream.read()
+
+
+def expand(uri: str, suffixes: Iterable[str]) -> list[str]:
+    """The files that a path, folder or glob names, sorted; a folder means the files of these suffixes below it."""
+    wanted = tuple(suffixes)
+    with _named(uri):
+        if is_remote(uri):
+            protocol, _, path = uri.partition("://")
+            fs, prefix = _filesystem(protocol, _Frozen(), True), f"{protocol}://"
+        else:
+            import fsspec
+
+            fs, prefix, path = fsspec.filesystem("file"), "", str(_local(uri))
+        if any(c in path for c in "*?["):
+            return [prefix + found for found in sorted(fs.glob(path))]
+        if fs.isdir(path):
+            below = sorted(fs.find(path))
+            return [prefix + p for p in below if p.endswith(wanted) and "/." not in p[len(path.rstrip("/")) :]]
+        return [uri] if fs.exists(path) else []

@@ -1,0 +1,185 @@
+"""A worker: turns a shard into a committed shard and its receipt. Knows nothing of Ray; a loop can call it as well.
+
+Two shards may be in work at once: while one is on the device, the conditioning images of the next are fetched and
+those before are encoded and stored. One lock around the device makes that overlap, and its bound, plain to see.
+"""
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL.Image import Image
+
+from batchgen.commit import Attempt
+from batchgen.diffusion.host import Environment, PipelineHost
+from batchgen.errors import StoreError
+from batchgen.images import ImageError, decode, encode, fit
+from batchgen.manifest import embedded_bytes
+from batchgen.models import Model
+from batchgen.plan import key_model
+from batchgen.rows import ImageRef, MicroBatch, Receipt, Row, RowOutcome, Shard, Status, failed_row
+from batchgen.schema import applied_cells
+from batchgen.storage import open_store, read_input
+from batchgen.tasks import TASKS
+from batchgen.worker_settings import WorkerSettings
+
+__all__ = ["Worker"]
+
+ENCODERS = 4  # threads; zlib and HTTP release the GIL. A 512x512 PNG takes 21 ms and a PUT up to 100: 30 a second
+FETCHERS = 8  # threads that read conditioning images
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Made:
+    """A finished row: its cells of the metadata and the size of its encoded picture in bytes."""
+
+    cells: Mapping[str, Any]
+    size: int
+
+
+@dataclass(kw_only=True, slots=True)
+class _ShardWork:
+    """What has become of a shard's rows so far, by id."""
+
+    pending: dict[str, Future[_Made]] = field(default_factory=dict)
+    failed: dict[str, RowOutcome] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def fail(self, row: Row, error_class: str, error: str) -> None:
+        self.failed[row.id] = failed_row(row, error_class, error)
+
+
+class Worker:
+    """Holds one loaded pipeline; `run_shard` may be called from `SHARDS_IN_WORK` threads at once."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._settings = settings
+        self._store = open_store(settings.store, settings.storage_options)
+        self._host = PipelineHost(device=settings.device, dtype=settings.dtype)
+        self._device = threading.Lock()
+        self._encoders = ThreadPoolExecutor(ENCODERS, thread_name_prefix="encode")
+        self._fetchers = ThreadPoolExecutor(FETCHERS, thread_name_prefix="fetch")
+
+    def run_shard(self, shard: Shard) -> Receipt:
+        """Make and commit a shard; rows that cannot be made are recorded, their mates are unharmed.
+
+        Raises:
+            StoreError: the output cannot be written, after the store's own retries.
+            ModelLoadError: the model cannot be loaded.
+        """
+        attempt = Attempt(self._store, self._settings.output, shard, self._settings.run)
+        work = _ShardWork()
+        inputs = self._fetch(shard.rows, work)
+        good = Shard(
+            id=shard.id,
+            key=shard.key,
+            batch_size=shard.batch_size,
+            rows=[row for row in shard.rows if row.id not in work.failed],
+        )
+        model = self._settings.models[key_model(shard.key)]
+        with self._device:
+            for batch in good.micro_batches():
+                self._generate(model, batch, [inputs[row.id] for row in batch.rows], attempt, work)
+        made = {id_: future.result() for id_, future in work.pending.items()}
+        return attempt.commit(
+            [made[row.id].cells for row in shard.rows if row.id in made],
+            [work.failed[row.id] for row in shard.rows if row.id in work.failed],
+            size=sum(one.size for one in made.values()),
+            seconds=work.seconds,
+            device=self._host.environment.device,
+        )
+
+    def _fetch(self, rows: Sequence[Row], work: _ShardWork) -> dict[str, Mapping[str, Image]]:
+        """The rows' conditioning images, in their tasks' modes and the rows' sizes."""
+        embedded = self._fetch_embedded(rows)
+        futures = {row.id: self._fetchers.submit(_conditioning, row, embedded) for row in rows}
+        inputs: dict[str, Mapping[str, Image]] = {}
+        for row in rows:
+            try:
+                inputs[row.id] = futures[row.id].result()
+            except (ImageError, StoreError) as error:
+                work.fail(row, "conditioning", str(error))
+        return inputs
+
+    def _fetch_embedded(self, rows: Sequence[Row]) -> dict[tuple[str, str, int], bytes]:
+        """Bytes of images that lie in the manifest itself, by file, column and row."""
+        wanted: dict[tuple[str, str], list[int]] = {}
+        for row in rows:
+            for image in row.inputs.values():
+                if image.column is not None and image.row is not None:
+                    wanted.setdefault((image.uri, image.column), []).append(image.row)
+        return {
+            (file, column, number): data
+            for (file, column), numbers in wanted.items()
+            for number, data in embedded_bytes(file, column, numbers).items()
+        }
+
+    def _generate(
+        self,
+        model: Model,
+        batch: MicroBatch,
+        inputs: Sequence[Mapping[str, Image]],
+        attempt: Attempt,
+        work: _ShardWork,
+    ) -> None:
+        started = time.perf_counter()
+        pictures = self._host.generate(model, batch, inputs)
+        seconds = time.perf_counter() - started
+        work.seconds += seconds
+        environment = self._host.environment
+        about = _made_by(environment, model, batch.size) | {"seconds": seconds / len(batch.rows)}
+        for number, row in enumerate(batch.rows):
+            pixels = pictures.pixels[number]
+            if not pictures.finite[number]:
+                work.fail(row, "nan", "the picture holds NaN or infinity; float32 or another VAE may help")
+            elif pixels.min() == pixels.max():
+                work.fail(row, "blank", f"every pixel has the value {pixels.flat[0]}")
+            else:
+                cells = about | {"prompt_tokens": pictures.prompt_tokens[number]}
+                work.pending[row.id] = self._encoders.submit(self._finish, row, pixels, cells, attempt)
+
+    def _finish(self, row: Row, pixels: npt.NDArray[np.uint8], cells: Mapping[str, Any], attempt: Attempt) -> _Made:
+        data = encode(pixels, self._settings.output.image_format)
+        picture = attempt.add_picture(row, data)
+        made = {
+            "id": row.id,
+            "fingerprint": row.fingerprint,
+            "status": Status.DONE.value,
+            "sha256": sha256(data).hexdigest(),
+            "height": pixels.shape[0],
+            "width": pixels.shape[1],
+        }
+        return _Made(cells={**row.carried, **applied_cells(row), **cells, **made, **picture}, size=len(data))
+
+
+def _made_by(environment: Environment, model: Model, batch_size: int) -> dict[str, Any]:
+    return {
+        "model_fingerprint": model.fingerprint,
+        "batch_size": batch_size,
+        "device": environment.device,
+        "dtype": environment.dtype,
+        "torch_version": environment.torch_version,
+        "diffusers_version": environment.diffusers_version,
+    }
+
+
+def _conditioning(row: Row, embedded: Mapping[tuple[str, str, int], bytes]) -> Mapping[str, Image]:
+    modes = TASKS[row.task].modes
+    size = row.values["width"], row.values["height"]
+    return {name: fit(decode(_bytes_of(image, embedded)), modes[name], *size) for name, image in row.inputs.items()}
+
+
+def _bytes_of(image: ImageRef, embedded: Mapping[tuple[str, str, int], bytes]) -> bytes:
+    if image.column is not None and image.row is not None:
+        data = embedded[image.uri, image.column, image.row]
+    else:
+        data = read_input(image.uri)
+    if sha256(data).hexdigest() != image.sha256:
+        raise ImageError(f"{image.uri} changed since the manifest was checked; run again to take it as it is now")
+    return data

@@ -1,0 +1,25 @@
+"""What a worker is told once. Apart from the worker itself, so that the driver need not import torch to say it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from batchgen.commit import OutputFormat
+from batchgen.models import Model
+
+__all__ = ["SHARDS_IN_WORK", "WorkerSettings"]
+
+SHARDS_IN_WORK = 2  # of one worker: one on the device, one before or behind it
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerSettings:
+    """What a worker is told once; small and picklable, without secrets (a worker reads its own environment)."""
+
+    run: str
+    store: str
+    storage_options: Mapping[str, Any]
+    output: OutputFormat
+    models: Mapping[str, Model]
+    device: str
+    dtype: str
