@@ -18,7 +18,7 @@ from batchgen.rows import Row, Status
 
 __all__ = ["Committed", "Counts", "Group", "Index"]
 
-CACHE_KIB = 32 * 1024  # SQLite's page cache, the part of the index that is in memory
+CACHE_KIB = 8 * 1024  # SQLite's page cache, the part of the index that is in memory
 CACHED_KEYS = 10_000  # batch keys whose number is kept in memory; a manifest of a million keys stays flat too
 
 _TABLES = """

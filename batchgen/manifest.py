@@ -83,7 +83,7 @@ def records(file: str, problems: ProblemLog) -> Iterator[Record]:
 
 
 def _parquet_records(file: str, stream: IO[bytes], problems: ProblemLog) -> Iterator[Record]:
-    parquet = pq.ParquetFile(stream)
+    parquet = pq.ParquetFile(stream, pre_buffer=False)  # reading ahead would hold whole row groups
     names = parquet.schema_arrow.names
     for name in {name for name in names if names.count(name) > 1}:
         problems.add(file, None, name, "appears twice; rename one of the two columns")
@@ -91,7 +91,7 @@ def _parquet_records(file: str, stream: IO[bytes], problems: ProblemLog) -> Iter
     batch_rows = _IMAGE_BATCH_ROWS if any(map(_holds_bytes, parquet.schema_arrow)) else _BATCH_ROWS
     columns = frozenset(names)
     number = 0
-    for batch in parquet.iter_batches(batch_size=batch_rows):
+    for batch in parquet.iter_batches(batch_size=batch_rows, use_threads=False):
         for cells in batch.to_pylist():
             number += 1
             yield Record(file=file, number=number, cells=_without_nulls(cells), columns=columns, from_text=False)

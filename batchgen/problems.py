@@ -55,7 +55,7 @@ class ProblemLog:
 
     def lines(self) -> Iterator[str]:
         """One line a problem, and one for those of a kind that are not shown."""
-        yield from map(str, self.shown)
+        yield from map(str, sorted(self.shown, key=lambda problem: (problem.file, problem.row or 0)))
         for (file, column, message), count in self.counts.items():
             if count > EQUAL_SHOWN:
                 where = f"{file}, column {column!r}" if column else file

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["COMMON", "SPELLINGS", "TASKS", "Task", "Values", "find_task", "infer_task"]
+__all__ = ["COMMON", "SPELLINGS", "TASKS", "Inputs", "Task", "Values", "denoised_steps", "find_task", "infer_task"]
 
 Values = Mapping[str, Any]
 """What is applied to a row, by column name."""
@@ -52,6 +52,10 @@ class Task:
     key: Callable[[Values], tuple[object, ...]] = _nothing_more
     arguments: Callable[[Values, Sequence[Inputs]], dict[str, Any]] = _no_arguments
 
+    def is_round_trip(self, values: Values) -> bool:
+        """Whether no step is denoised, so that the image only goes through the autoencoder; diffusers refuses that."""
+        return "strength" in self.takes and denoised_steps(values) == 0
+
     @property
     def columns(self) -> frozenset[str]:
         """Every column that means something to this task."""
@@ -73,7 +77,8 @@ def _batch_strength(values: Values) -> float:
     """One strength that stands for all that run the same steps, so that an image never depends on its mates'."""
     if values["strength"] == 1.0:
         return 1.0
-    return (denoised_steps(values) + 0.5) / values["num_inference_steps"] if denoised_steps(values) else 0.0
+    middle: float = (denoised_steps(values) + 0.5) / values["num_inference_steps"]
+    return middle
 
 
 def _image_arguments(values: Values, inputs: Sequence[Inputs]) -> dict[str, Any]:

@@ -173,6 +173,12 @@ def test_rayjob_ends_by_itself_and_drains() -> None:
     assert "deletionStrategy" not in spec  # KubeRay refuses it together with the two beside it
     assert 0 < spec["ttlSecondsAfterFinished"] < spec["preRunningDeadlineSeconds"] < spec["activeDeadlineSeconds"]
     assert spec["backoffLimit"] >= 1
+    (limits,) = [
+        tomllib.loads((ROOT / word).read_text())["limits"]
+        for word in shlex.split(spec["entrypoint"])
+        if word.endswith(".toml")
+    ]
+    assert spec["activeDeadlineSeconds"] > 3600 * limits["max_hours"]  # the job's own, clean end comes first
     (head,) = PODS["head"]["containers"]
     waits = {entry["name"]: int(entry["value"]) for entry in head["env"]}
     assert waits["RAY_JOB_STOP_WAIT_TIME_S"] >= 600  # a shard is up to ten minutes of work

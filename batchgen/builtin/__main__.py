@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from batchgen.builtin.stages import Workshop
 
 WEIGHTS = Path(__file__).parent / "weights" / "builtin"
+TRAINED = frozenset({"autoencoder", "text", "unet", "scorer"})
 STAGES = ("render", "autoencoder", "text", "latents", "unet", "scorer")
 GUIDANCES = (1.0, 3.0, 5.0, 7.5)
 
@@ -29,7 +30,6 @@ def _workshop(options: dict[str, Any]) -> "Workshop":
     bfloat16 = {"auto": None, "float32": False, "bfloat16": True}[options["precision"]]
     return Workshop(
         recipe=Recipe(seed=options["seed"], scale=options["scale"]).scaled(),
-        scale=options["scale"],
         folders=Folders(root=options["work"]),
         hardware=Hardware(device=options["device"], processes=options["processes"], bfloat16=bfloat16),
         log=say,
@@ -70,13 +70,16 @@ def main(context: click.Context, /, **options: Any) -> None:
 
 
 def _add_stage(stage: str) -> None:
-    @main.command(stage, help=f"Run the {stage} stage.")
-    @click.pass_obj
-    def command(options: dict[str, Any]) -> None:
+    def run(options: dict[str, Any], steps: int | None = None) -> None:
         shop = _workshop(options)
         from batchgen.builtin.stages import TRAINING
 
-        TRAINING[stage](shop)
+        TRAINING[stage](shop if steps is None else shop.with_steps(stage, steps))
+
+    command = click.pass_obj(run)
+    if stage in TRAINED:
+        command = click.option("--steps", type=click.IntRange(min=1), help="Steps, instead of the recipe's.")(command)
+    main.command(stage, help=f"Run the {stage} stage.")(command)
 
 
 for _stage in STAGES:
@@ -85,12 +88,13 @@ for _stage in STAGES:
 
 @main.command()
 @click.option("--output", type=click.Path(path_type=Path), default=WEIGHTS, show_default="the package's own weights")
+@click.option("--note", default="", help="A sentence for the model card, on what was unusual about the run.")
 @click.pass_obj
-def export(options: dict[str, Any], output: Path) -> None:
+def export(options: dict[str, Any], output: Path, note: str = "") -> None:
     """Write the finished stages as a diffusers folder with its model card."""
     from batchgen.builtin.export import export_stage
 
-    export_stage(_workshop(options), output)
+    export_stage(_workshop(options), output, note=note)
 
 
 @main.command()

@@ -19,6 +19,7 @@ class Part:
     parameters: int
     megabytes: float
     steps: int
+    full_steps: int  # of the full recipe
     seconds: float
     loss: float
 
@@ -27,7 +28,7 @@ class Part:
 class Card:
     """Everything that the card says; `scores` is what the evaluation wrote, empty before it."""
 
-    scale: float
+    note: str
     seed: int
     scenes: int
     hardware: str
@@ -54,10 +55,11 @@ def _score_table(scores: dict[str, Any]) -> str:
 
 def render_card(card: Card) -> str:
     """The card as Markdown."""
-    full = "the full recipe" if card.scale >= 1 else f"a short run, {card.scale:.2f} of the full recipe"
+    short = any(part.steps < part.full_steps for part in card.parts)
+    made = "a short run of the recipe (steps below)" if short else "the full recipe"
     parts = "\n".join(
-        f"| {part.name} | {part.parameters / 1e6:.2f} M | {part.megabytes:.1f} MB | {part.steps:,} | "
-        f"{part.seconds / 60:.0f} min | {part.loss:.4f} |"
+        f"| {part.name} | {part.parameters / 1e6:.2f} M | {part.megabytes:.1f} MB | "
+        f"{part.steps:,} of {part.full_steps:,} | {part.seconds / 60:.0f} min | {part.loss:.4f} |"
         for part in card.parts
     )
     return f"""---
@@ -72,7 +74,7 @@ v-prediction), 128 x 128 pixels. It knows one world: a sphere, cube, cylinder, c
 side, small or large, shiny or matt, in eight colors, before eight plain backgrounds, on a checkered floor, at sunset,
 under a night sky, in a meadow or in a desert. Outside of that world it follows no prompt.
 
-This checkpoint: {full}.
+This checkpoint is {made}. {card.note}
 
 ## Data and recipe
 
@@ -80,7 +82,7 @@ This checkpoint: {full}.
 downloaded and no other model's weights were used. Seed {card.seed}. The recipe is `python -m batchgen.builtin train`.
 Trained on {card.hardware}.
 
-| part | weights | size | steps | time | last loss |
+| part | weights | size | steps | training time | last loss |
 |---|---|---|---|---|---|
 {parts}
 

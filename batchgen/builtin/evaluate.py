@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline
 from numpy.typing import NDArray
-from torch import nn
 
 from batchgen.builtin.autoencoder import psnr, reconstruct
 from batchgen.builtin.captions import draw_caption
@@ -97,7 +96,7 @@ def evaluate(
 ) -> dict[str, dict[str, float]]:
     """Score `model` (a pipeline folder) and write `scores.json` and the sheets to `output`."""
     scorer = averaged(ScorerTask(renders=shop.folders.root / "scorer-renders"), shop.folders.stage("scorer"))
-    pipeline = StableDiffusionPipeline.from_pretrained(model, torch_dtype=torch.float32).to(shop.hardware.device)
+    pipeline = StableDiffusionPipeline.from_pretrained(model, dtype=torch.float32).to(shop.hardware.device)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     exam = draw_exam(shop.recipe.seed, count)
@@ -127,8 +126,3 @@ def evaluate(
     }
     (output / SCORES).write_text(json.dumps(scores, indent=2) + "\n")
     return rows
-
-
-def judge(scorer: nn.Module, pictures: NDArray[np.uint8], exam: Exam) -> dict[str, float]:
-    """The scores of pictures made for an exam."""
-    return score_answers(name_attributes(scorer, pictures), exam.labels)

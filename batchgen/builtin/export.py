@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from transformers import CLIPTextModel
 
 from batchgen.builtin.card import Card, Part, render_card
-from batchgen.builtin.recipe import RecipeError
+from batchgen.builtin.recipe import Recipe, RecipeError
 from batchgen.builtin.stages import Workshop, read_result
 from batchgen.builtin.text import open_tokenizer
 from batchgen.builtin.unet import build_scheduler
@@ -27,10 +27,10 @@ def load_finished(shop: Workshop) -> StableDiffusionPipeline:
             raise RecipeError(f"no finished model of the {stage} stage in {shop.folders.root}: run it first")
     float32 = torch.float32
     return StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(shop.folders.finished("autoencoder"), torch_dtype=float32),
+        vae=AutoencoderKL.from_pretrained(shop.folders.finished("autoencoder"), dtype=float32),
         text_encoder=CLIPTextModel.from_pretrained(shop.folders.finished("text") / "text_encoder", dtype=float32),
         tokenizer=open_tokenizer(shop.folders.tokenizer),
-        unet=UNet2DConditionModel.from_pretrained(shop.folders.finished("unet"), torch_dtype=float32),
+        unet=UNet2DConditionModel.from_pretrained(shop.folders.finished("unet"), dtype=float32),
         scheduler=build_scheduler(),
         safety_checker=None,
         feature_extractor=None,
@@ -38,8 +38,8 @@ def load_finished(shop: Workshop) -> StableDiffusionPipeline:
     )
 
 
-def export_stage(shop: Workshop, target: Path) -> None:
-    """Write the pipeline and its card to `target`, which is replaced whole.
+def export_stage(shop: Workshop, target: Path, *, note: str = "") -> None:
+    """Write the pipeline and its card to `target`, which is replaced whole; `note` goes into the card.
 
     Raises RecipeError when a stage has not finished or when `target` cannot be written.
     """
@@ -49,7 +49,7 @@ def export_stage(shop: Workshop, target: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         pipeline.to(dtype=torch.float16).save_pretrained(partial)
         _declare_float32(partial / "text_encoder" / "config.json")
-        (partial / "README.md").write_text(render_card(_card(shop, partial)))
+        (partial / "README.md").write_text(render_card(_card(shop, partial, note)))
         for sheet in sorted(shop.folders.root.glob("sheet-guidance-5*.png")):
             shutil.copy(sheet, partial / "samples.png")
         if target.exists():
@@ -80,13 +80,14 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or "unknown processor"
 
 
-def _card(shop: Workshop, folder: Path) -> Card:
+def _card(shop: Workshop, folder: Path, note: str) -> Card:
+    full = Recipe()
     results = {stage: read_result(shop, stage) for stage in ("autoencoder", "text", "unet")}
     scores_path = shop.folders.root / SCORES
     scores: dict[str, Any] = json.loads(scores_path.read_text()) if scores_path.exists() else {}
     parts = {"autoencoder": "vae", "text": "text_encoder", "unet": "unet"}
     return Card(
-        scale=shop.scale,
+        note=note,
         seed=shop.recipe.seed,
         scenes=results["unet"]["scenes"],
         hardware=f"{os.cpu_count()} cores of {_processor()}, {results['unet']['device']}, torch {torch.__version__}",
@@ -96,6 +97,7 @@ def _card(shop: Workshop, folder: Path) -> Card:
                 parameters=_parameters(folder / parts[stage]),
                 megabytes=_bytes(folder / parts[stage]) / 1e6,
                 steps=result["steps"],
+                full_steps=getattr(full, stage).steps,
                 seconds=result["seconds"],
                 loss=result["loss"],
             )

@@ -29,7 +29,7 @@ def digest(folder: Path) -> str:
 def _open_autoencoder(folder: Path, device: torch.device) -> AutoencoderKL:
     if not (folder / "config.json").exists():
         raise RecipeError(f"no finished autoencoder in {folder}: run the autoencoder stage first")
-    model: AutoencoderKL = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)
+    model: AutoencoderKL = AutoencoderKL.from_pretrained(folder, dtype=torch.float32)
     return model.to(device).eval()
 
 

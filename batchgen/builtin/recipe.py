@@ -36,7 +36,7 @@ class Recipe:
 
     seed: int = 0
     scale: float = 1.0
-    scenes: int = 40_000
+    scenes: int = 40_960
     autoencoder: Training = field(
         default_factory=lambda: Training(steps=12_000, batch=32, learning_rate=2e-3, ema=0.998)
     )

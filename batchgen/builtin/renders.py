@@ -69,6 +69,11 @@ def render_stage(folder: Path, *, seed: int, scenes: int, workers: int, progress
     chunks = range(-(-scenes // CHUNK_SCENES))
     missing = [chunk for chunk in chunks if not (folder / f"{chunk:05d}").exists()]
     progress(len(chunks) - len(missing), len(chunks))
+    if workers == 1:
+        for done, chunk in enumerate(missing, len(chunks) - len(missing) + 1):
+            write_chunk(folder, seed, chunk)
+            progress(done, len(chunks))
+        return
     with ProcessPoolExecutor(max_workers=workers, mp_context=get_context("spawn")) as pool:
         jobs = [pool.submit(write_chunk, folder, seed, chunk) for chunk in missing]
         for done, job in enumerate(as_completed(jobs), len(chunks) - len(missing) + 1):

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from batchgen.builtin.autoencoder import AutoencoderTask, normalise, psnr, reconstruct, to_tensor
 from batchgen.builtin.captions import draw_caption
 from batchgen.builtin.latents import latents_stage
-from batchgen.builtin.recipe import SCORER_SEED_OFFSET, TEST_SEED_OFFSET, Folders, Recipe, RecipeError
+from batchgen.builtin.recipe import SCORER_SEED_OFFSET, TEST_SEED_OFFSET, Folders, Recipe, RecipeError, Training
 from batchgen.builtin.renderer import render
 from batchgen.builtin.renders import open_renders, render_stage
 from batchgen.builtin.scenes import draw_scene
@@ -31,13 +31,20 @@ HELD_OUT = 128  # pictures on which a finished autoencoder or pair of towers is 
 
 @dataclass(frozen=True, kw_only=True)
 class Workshop:
-    """A recipe (already scaled by `scale`), where its work lies, what it runs on and where its progress goes."""
+    """A recipe (already scaled), where its work lies, what it runs on and where its progress goes."""
 
     recipe: Recipe
-    scale: float
     folders: Folders
     hardware: Hardware
     log: Callable[[str], None]
+
+    def with_steps(self, stage: str, steps: int) -> "Workshop":
+        """The same with another number of steps in one stage."""
+        training: Training = getattr(self.recipe, stage)
+        changed: dict[str, Any] = {
+            stage: replace(training, steps=steps, warmup=min(training.warmup, max(1, steps // 10)))
+        }
+        return replace(self, recipe=replace(self.recipe, **changed))
 
     def progress(self, stage: str) -> Callable[[int, int], None]:
         """A callback that reports every tenth part of a stage."""
@@ -66,7 +73,8 @@ def _finish(folder: Path, save: Callable[[Path], None]) -> None:
 def _note(folder: Path, outcome: Outcome, shop: Workshop, **scores: float) -> None:
     note = {
         **asdict(outcome),
-        **asdict(shop.hardware),
+        "device": shop.hardware.device,
+        "processes": shop.hardware.processes,
         "seed": shop.recipe.seed,
         "scenes": shop.recipe.scenes,
         **scores,

@@ -59,7 +59,7 @@ class Task(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hardware:
-    """Where to train. `bfloat16` None means: where matrix products are faster in it."""
+    """Where to train. `bfloat16` None means: on a GPU, and on CPUs that are faster in it."""
 
     device: str = "cpu"
     processes: int = 2
@@ -73,20 +73,13 @@ class Outcome:
     steps: int
     seconds: float
     loss: float
+    bfloat16: bool
 
 
 def prefers_bfloat16() -> bool:
-    """Whether this machine multiplies matrices clearly faster in bfloat16 than in float32 (measured, 0.1 s)."""
-    rates = []
-    for dtype in (torch.float32, torch.bfloat16):
-        matrix = torch.ones(512, 512, dtype=dtype)
-        matrix @ matrix
-        start, count = time.perf_counter(), 0
-        while time.perf_counter() - start < 0.05:
-            matrix @ matrix
-            count += 1
-        rates.append(count)
-    return rates[1] > 1.4 * rates[0]
+    """Whether the processor multiplies bfloat16 natively; without that it is a hundred times slower than float32."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def learning_rate(training: Training, step: int) -> float:
@@ -105,16 +98,45 @@ def save_atomically(value: object, path: Path) -> None:
     partial.replace(path)
 
 
-class Run:
-    """One process's share of one stage: weights, optimiser, averaged weights and how far they are."""
+def _checkpoint(folder: Path) -> Path:
+    return folder / "checkpoint.pt"
 
-    def __init__(self, task: Task, training: Training, folder: Path, seed: int, hardware: Hardware, rank: int) -> None:
-        self.task, self.training, self.hardware, self.rank = task, training, hardware, rank
-        self.seed, self.checkpoint = seed, folder / "checkpoint.pt"
-        self.device = torch.device(hardware.device)
-        torch.manual_seed(seed)
-        self.model = task.build().to(self.device)
+
+def _choose_bfloat16(folder: Path, hardware: Hardware) -> bool:
+    """What the checkpoint was made in, else what was asked for, else what is faster here."""
+    if _checkpoint(folder).exists():
+        return bool(torch.load(_checkpoint(folder), map_location="cpu", weights_only=True)["bfloat16"])
+    if hardware.bfloat16 is not None:
+        return hardware.bfloat16
+    return hardware.device != "cpu" or prefers_bfloat16()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A task with all that a process needs to work on it; `folder` takes the checkpoint, `log` progress lines."""
+
+    task: Task
+    training: Training
+    folder: Path
+    seed: int
+    hardware: Hardware
+    bfloat16: bool
+    log: Callable[[str], None]
+
+    @property
+    def checkpoint(self) -> Path:
+        return _checkpoint(self.folder)
+
+
+class Run:
+    """One process's share of a job: weights, optimiser, averaged weights and how far they are."""
+
+    def __init__(self, job: Job, rank: int) -> None:
+        self.job, self.rank, self.device = job, rank, torch.device(job.hardware.device)
+        torch.manual_seed(job.seed)
+        self.model = job.task.build().to(self.device)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        training = job.training
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=training.learning_rate, betas=(0.9, 0.99), weight_decay=training.weight_decay
         )
@@ -123,19 +145,21 @@ class Run:
         self._resume()
 
     def _resume(self) -> None:
-        if not self.checkpoint.exists():
+        if not self.job.checkpoint.exists():
             return
-        state: dict[str, Any] = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-        if state["seed"] != self.seed:
-            raise RecipeError(f"{self.checkpoint} belongs to seed {state['seed']}, not {self.seed}")
-        if state["inputs"] != self.task.inputs:
+        state: dict[str, Any] = torch.load(self.job.checkpoint, map_location=self.device, weights_only=True)
+        if state["seed"] != self.job.seed:
+            raise RecipeError(f"{self.job.checkpoint} belongs to seed {state['seed']}, not {self.job.seed}")
+        if state["inputs"] != self.job.task.inputs:
             raise RecipeError(
-                f"{self.checkpoint} was trained on what earlier stages made before: remove it to start over"
+                f"{self.job.checkpoint} was trained on what earlier stages made before: remove it to start over"
             )
         try:
             self.model.load_state_dict(state["model"])
         except RuntimeError as error:
-            raise RecipeError(f"{self.checkpoint} belongs to another architecture: remove it to start over") from error
+            raise RecipeError(
+                f"{self.job.checkpoint} belongs to another architecture: remove it to start over"
+            ) from error
         self.optimizer.load_state_dict(state["optimizer"])
         for mine, stored in zip(self.average, state["average"], strict=True):
             mine.copy_(stored)
@@ -144,8 +168,9 @@ class Run:
     def save(self) -> None:
         if self.rank == 0:
             state = {
-                "seed": self.seed,
-                "inputs": self.task.inputs,
+                "seed": self.job.seed,
+                "inputs": self.job.task.inputs,
+                "bfloat16": self.job.bfloat16,
                 "step": self.step,
                 "seconds": self.seconds,
                 "loss": self.loss,
@@ -153,20 +178,20 @@ class Run:
                 "optimizer": self.optimizer.state_dict(),
                 "average": self.average,
             }
-            save_atomically(state, self.checkpoint)
+            save_atomically(state, self.job.checkpoint)
 
     def advance(self, loss_of: Callable[[nn.Module, Draw], Tensor], *, autocast: bool) -> None:
         """One optimiser step on this process's share of the batch."""
-        rate = learning_rate(self.training, self.step)
+        rate = learning_rate(self.job.training, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        stream = (self.seed, zlib.crc32(self.task.name.encode()), self.step, self.rank)
+        stream = (self.job.seed, zlib.crc32(self.job.task.name.encode()), self.step, self.rank)
         rng = np.random.default_rng(stream)
         draw = Draw(
             rng=rng,
             noise=torch.Generator().manual_seed(int(rng.integers(1 << 62))),
-            batch=max(1, self.training.batch // self.hardware.processes),
-            progress=self.step / self.training.steps,
+            batch=max(1, self.job.training.batch // self.job.hardware.processes),
+            progress=self.step / self.job.training.steps,
             device=self.device,
         )
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=autocast):
@@ -174,53 +199,51 @@ class Run:
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
-        if self.hardware.processes > 1:
+        if self.job.hardware.processes > 1:
             flat = torch.cat([gradient.ravel() for gradient in gradients])
             distributed.all_reduce(flat)
-            flat /= self.hardware.processes
+            flat /= self.job.hardware.processes
             pieces = torch.split(flat, [gradient.numel() for gradient in gradients])
             for gradient, piece in zip(gradients, pieces, strict=True):
                 gradient.copy_(piece.view_as(gradient))
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self.step += 1
-        decay = min(self.training.ema, (1 + self.step) / (10 + self.step))
+        decay = min(self.job.training.ema, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
         value = loss.item()
         self.loss = value if math.isnan(self.loss) else 0.98 * self.loss + 0.02 * value
 
 
-def _report(run: Run, *, since: float, steps: int, log: Callable[[str], None]) -> None:
-    rate = steps / max(1e-9, time.monotonic() - since)
-    left = (run.training.steps - run.step) / max(rate, 1e-9)
-    log(
-        f"{run.task.name}: step {run.step:,}/{run.training.steps:,}, {rate:.2f} steps/s, loss {run.loss:.4f}, "
+def _report(run: Run, *, since: float, steps: int) -> None:
+    rate, total = steps / max(1e-9, time.monotonic() - since), run.job.training.steps
+    left = (total - run.step) / max(rate, 1e-9)
+    run.job.log(
+        f"{run.job.task.name}: step {run.step:,}/{total:,}, {rate:.2f} steps/s, loss {run.loss:.4f}, "
         f"{left / 60:.0f} min left"
     )
 
 
-def _work(
-    rank: int, task: Task, training: Training, folder: Path, seed: int, hardware: Hardware, port: int,
-    log: Callable[[str], None],
-) -> None:  # fmt: skip
+def _work(rank: int, job: Job, port: int) -> None:
+    """What each process does; module-level so that it can be spawned."""
     torch.set_num_threads(1)
-    if hardware.processes > 1:
+    parallel = job.hardware.processes > 1
+    if parallel:
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-        distributed.init_process_group("gloo", rank=rank, world_size=hardware.processes)
-    run = Run(task, training, folder, seed, hardware, rank)
-    loss_of = task.open(run.device)
-    autocast = prefers_bfloat16() if hardware.bfloat16 is None else hardware.bfloat16
-    mark, mark_step, reported = time.monotonic(), run.step, time.monotonic()
-    while run.step < training.steps:
+        distributed.init_process_group("gloo", rank=rank, world_size=job.hardware.processes)
+    run = Run(job, rank)
+    loss_of = job.task.open(run.device)
+    mark, mark_step = time.monotonic(), run.step
+    while run.step < job.training.steps:
         start = time.monotonic()
-        run.advance(loss_of, autocast=autocast)
+        run.advance(loss_of, autocast=job.bfloat16)
         run.seconds += time.monotonic() - start
-        if rank == 0 and time.monotonic() - reported > PROGRESS_SECONDS:
-            _report(run, since=mark, steps=run.step - mark_step, log=log)
-            mark, mark_step, reported = time.monotonic(), run.step, time.monotonic()
-        if run.step % training.save_every == 0 or run.step == training.steps:
+        if rank == 0 and time.monotonic() - mark > PROGRESS_SECONDS:
+            _report(run, since=mark, steps=run.step - mark_step)
+            mark, mark_step = time.monotonic(), run.step
+        if run.step % job.training.save_every == 0 or run.step == job.training.steps:
             run.save()
-    if hardware.processes > 1:
+    if parallel:
         distributed.destroy_process_group()
 
 
@@ -239,20 +262,28 @@ def train(
     except OSError as error:
         raise RecipeError(f"cannot write to {folder}: {error}") from error
     if hardware.device != "cpu":
-        hardware = replace(hardware, processes=1, bfloat16=hardware.bfloat16 is not False)
+        hardware = replace(hardware, processes=1)
     task.open(torch.device("cpu"))  # complain about missing stages here, not in another process
+    job = Job(
+        task=task,
+        training=training,
+        folder=folder,
+        seed=seed,
+        hardware=hardware,
+        bfloat16=_choose_bfloat16(folder, hardware),
+        log=log,
+    )
     if hardware.processes == 1:
         threads = torch.get_num_threads()
-        _work(0, task, training, folder, seed, hardware, 0, log)
+        _work(0, job, 0)
         torch.set_num_threads(threads)
     else:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        arguments = (task, training, folder, seed, hardware, port, log)
-        spawn(_work, args=arguments, nprocs=hardware.processes)  # type: ignore[no-untyped-call]
-    state = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
-    return Outcome(steps=state["step"], seconds=state["seconds"], loss=state["loss"])
+        spawn(_work, args=(job, port), nprocs=hardware.processes)  # type: ignore[no-untyped-call]
+    state = torch.load(job.checkpoint, map_location="cpu", weights_only=True)
+    return Outcome(steps=state["step"], seconds=state["seconds"], loss=state["loss"], bfloat16=state["bfloat16"])
 
 
 def averaged(task: Task, folder: Path) -> nn.Module:
@@ -260,7 +291,7 @@ def averaged(task: Task, folder: Path) -> nn.Module:
 
     Raises RecipeError when there is no checkpoint.
     """
-    checkpoint = folder / "checkpoint.pt"
+    checkpoint = _checkpoint(folder)
     if not checkpoint.exists():
         raise RecipeError(f"no checkpoint in {folder}: run the {task.name} stage first")
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)

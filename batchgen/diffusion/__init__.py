@@ -1,0 +1,5 @@
+"""The door to torch, diffusers and transformers; importing the package itself loads none of them.
+
+`host` is what a worker uses: it holds one model (`loading`), makes the tasks' pipelines from it (`pipelines`), encodes
+prompts (`prompts`) and sets schedulers up (`schedulers`). Nothing here knows of Ray, manifests' files or outputs.
+"""

@@ -1,0 +1,125 @@
+"""Load the components of a Stable Diffusion 1.x model, once, from a folder, a single file or the hub."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
+
+from batchgen.errors import ModelLoadError
+from batchgen.models import Model, Source
+
+__all__ = ["Components", "load_components", "quiet"]
+
+Components = Mapping[str, Any]
+"""Modules, tokenizer and scheduler by the names of diffusers' pipeline arguments."""
+
+_PIPELINES = frozenset({"StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"})
+_WEIGHTED = ("unet", "vae", "text_encoder")
+_WITHOUT_SAFETY_CHECKER: Mapping[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
+
+
+def quiet() -> None:
+    """Silence the progress bars and warnings of diffusers and transformers: a worker's stderr is for its own lines."""
+    for logging in (diffusers_logging, transformers_logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+
+def load_components(model: Model, *, device: torch.device, dtype: torch.dtype) -> Components:
+    """Read a model's weights in one precision, whatever the files hold, and put them on the device.
+
+    The safety checker is never loaded, also where the model has one.
+
+    Raises:
+        ModelLoadError: weights missing, damaged, pickled, or of another kind of model; one line that says what to do.
+    """
+    quiet()
+    try:
+        pipeline = _read(model, dtype).to(device)
+    except ModelLoadError:
+        raise
+    except Exception as error:  # diffusers, transformers, safetensors, torch and the hub each raise their own kinds
+        raise ModelLoadError(f"model {model.name!r} could not be loaded: {_one_line(error)}") from error
+    components: dict[str, Any] = dict(pipeline.components)
+    for component in components.values():
+        if isinstance(component, torch.nn.Module):
+            component.eval().requires_grad_(False)
+    return components
+
+
+def _read(model: Model, dtype: torch.dtype) -> Any:
+    match model.source:
+        case Source.FOLDER:
+            return _read_folder(model, Path(model.location), dtype)
+        case Source.HUB:
+            return _read_folder(model, _download(model), dtype)
+        case Source.SINGLE_FILE:
+            return _read_single_file(model, dtype)
+
+
+def _read_folder(model: Model, folder: Path, dtype: torch.dtype) -> Any:
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    if index.get("_class_name") not in _PIPELINES:
+        raise ModelLoadError(
+            f"model {model.name!r} is a {index.get('_class_name')}; only Stable Diffusion 1.x is understood so far"
+        )
+    return StableDiffusionPipeline.from_pretrained(
+        folder,
+        torch_dtype=dtype,
+        variant=_variant(model, folder),
+        use_safetensors=True,
+        local_files_only=True,
+        **_WITHOUT_SAFETY_CHECKER,
+    )
+
+
+def _variant(model: Model, folder: Path) -> str | None:
+    """The part of the weights' file names that says fp16, needed where a folder has no others; refuses pickles."""
+    names = {part: [file.name for file in sorted((folder / part).glob("*"))] for part in _WEIGHTED}
+    for part, files in names.items():
+        if not any(name.endswith(".safetensors") for name in files) and any(name.endswith(".bin") for name in files):
+            raise ModelLoadError(
+                f"model {model.name!r} has only pickled weights in {part}/, which can run code when loaded; convert a "
+                "copy you trust: DiffusionPipeline.from_pretrained(OLD, use_safetensors=False).save_pretrained(NEW)"
+            )
+    weights = [name for files in names.values() for name in files if name.endswith(".safetensors")]
+    return "fp16" if weights and all(".fp16." in name for name in weights) else None
+
+
+def _download(model: Model) -> Path:
+    """The folder of the hub's cache that holds the model, fetched where it is not there yet."""
+    arguments = {"revision": model.revision, "use_safetensors": True, "safety_checker": None}
+    try:
+        return Path(DiffusionPipeline.download(model.location, **arguments))
+    except (OSError, ValueError):  # some repositories hold half precision only
+        return Path(DiffusionPipeline.download(model.location, variant="fp16", **arguments))
+
+
+def _read_single_file(model: Model, dtype: torch.dtype) -> Any:
+    if model.config is None:
+        hint = "it needs the hub for its config; name a diffusers folder of the same architecture to work offline"
+    else:
+        hint = f"does it fit the config {model.config!r}?"
+    try:
+        return StableDiffusionPipeline.from_single_file(
+            model.location,
+            config=model.config,
+            torch_dtype=dtype,
+            local_files_only=model.config is not None and Path(model.config).is_dir(),
+            **_WITHOUT_SAFETY_CHECKER,
+        )
+    except Exception as error:  # as above: every library its own
+        raise ModelLoadError(
+            f"model {model.name!r} could not be loaded: {_one_line(error).rstrip('.')}; {hint}"
+        ) from error
+
+
+def _one_line(error: Exception) -> str:
+    """What went wrong in at most 300 characters; diffusers' own messages run over many lines."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."

@@ -1,0 +1,140 @@
+"""Writes the example manifests of this folder and the pictures they start from.
+
+    python manifests/make_examples.py
+
+The pictures come from the renderer of the built-in model's recipe, so that anyone can make them again.
+"""
+
+import csv
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from batchgen.builtin.renderer import render
+from batchgen.builtin.scenes import Background, Color, Finish, Scene, Shape, Size, Thing
+
+FOLDER = Path(__file__).parent
+
+QUICKSTART = (
+    "a large red sphere on a white background",
+    "a small blue cube on a gray background",
+    "a large shiny green cylinder on a checkered floor",
+    "a large yellow cone on a purple background",
+    "a large orange ring on a blue background",
+    "a large purple sphere in the desert",
+    "a small red cube in a meadow",
+    "a large white cone under a night sky",
+    "a large cyan cylinder at sunset",
+    "a small green ring on a pink background",
+    "a large matt yellow cube on a black background",
+    "a large shiny blue sphere on a checkered floor",
+    "a red sphere left of a blue cube on a white background",
+    "a green cone left of a yellow cylinder on a gray background",
+    "a purple ring left of an orange sphere on a black background",
+    "a white cube left of a red cone in a meadow",
+    "a cyan sphere left of a green cube at sunset",
+    "a yellow cylinder left of a blue ring in the desert",
+    "a large red cone in a meadow",
+    "a large green sphere under a night sky",
+    "a small orange cylinder on a green background",
+    "a large shiny purple cube at sunset",
+    "a large blue cone on a yellow background",
+    "a large cyan ring on a checkered floor",
+)
+
+
+def _thing(shape: Shape, color: Color) -> Thing:
+    return Thing(shape=shape, color=color, size=Size.LARGE, finish=Finish.MATT, x=0.0, z=0.1, yaw=0.4, scale=1.0)
+
+
+def _scene(shape: Shape, color: Color, background: Background) -> Scene:
+    return Scene(
+        background=background,
+        things=(_thing(shape, color),),
+        camera_height=1.8,
+        sun_azimuth=2.3,
+        sun_elevation=0.9,
+        detail=7,
+    )
+
+
+STARTS = {
+    "red-sphere": _scene(Shape.SPHERE, Color.RED, Background.WHITE),
+    "blue-cube": _scene(Shape.CUBE, Color.BLUE, Background.GRAY),
+    "green-cone": _scene(Shape.CONE, Color.GREEN, Background.MEADOW),
+}
+
+IMAGE_TO_IMAGE = (
+    ("sphere-to-orange", "red-sphere", "a large orange sphere on a white background", 0.5),
+    ("sphere-to-cube", "red-sphere", "a large red cube on a white background", 0.8),
+    ("cube-to-green", "blue-cube", "a large green cube on a gray background", 0.6),
+    ("cube-to-sunset", "blue-cube", "a large blue cube at sunset", 0.85),
+    ("cone-kept", "green-cone", "a large green cone in a meadow", 0.2),
+    ("cone-to-night", "green-cone", "a large green cone under a night sky", 0.9),
+)
+
+INPAINTING = (
+    ("sphere-becomes-cube", "red-sphere", "a large blue cube on a white background"),
+    ("sphere-becomes-ring", "red-sphere", "a large green ring on a white background"),
+    ("cube-becomes-cone", "blue-cube", "a large yellow cone on a gray background"),
+    ("cone-becomes-sphere", "green-cone", "a large purple sphere in a meadow"),
+)
+
+
+def write_starts() -> None:
+    """Pictures, and masks that are white over the object and a margin of 6 pixels around it."""
+    (FOLDER / "images").mkdir(exist_ok=True)
+    for name, scene in STARTS.items():
+        picture = render(scene)
+        Image.fromarray(picture.rgb).save(FOLDER / "images" / f"{name}.png")
+        rows, columns = (picture.objects > 0).nonzero()
+        mask = Image.new("L", (picture.rgb.shape[1], picture.rgb.shape[0]))
+        mask.paste(255, (columns.min() - 6, rows.min() - 6, columns.max() + 7, rows.max() + 7))
+        mask.save(FOLDER / "images" / f"{name}-mask.png")
+
+
+def write_quickstart() -> None:
+    """24 prompts in Parquet, with ids and seeds of their own."""
+    table = pa.table(
+        {
+            "id": [f"quickstart-{number:02d}" for number in range(len(QUICKSTART))],
+            "prompt": list(QUICKSTART),
+            "seed": pa.array(range(1, len(QUICKSTART) + 1), pa.int64()),
+            "objects": pa.array([2 if " left of " in prompt else 1 for prompt in QUICKSTART], pa.int32()),
+        }
+    )
+    pq.write_table(table, FOLDER / "quickstart.parquet")
+
+
+def write_image_to_image() -> None:
+    """Six rows in CSV: an image and a strength make the task."""
+    with (FOLDER / "image-to-image.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["id", "image", "prompt", "strength", "seed"])
+        for number, (name, image, prompt, strength) in enumerate(IMAGE_TO_IMAGE):
+            writer.writerow([name, f"images/{image}.png", prompt, strength, number])
+
+
+def write_inpainting() -> None:
+    """Four rows in JSONL: white in the mask is repainted."""
+    with (FOLDER / "inpainting.jsonl").open("w", encoding="utf-8") as stream:
+        for number, (name, image, prompt) in enumerate(INPAINTING):
+            row = {
+                "id": name,
+                "image": f"images/{image}.png",
+                "mask_image": f"images/{image}-mask.png",
+                "prompt": prompt,
+                "strength": 1.0,
+                "seed": number,
+            }
+            stream.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    write_starts()
+    write_quickstart()
+    write_image_to_image()
+    write_inpainting()

@@ -1,0 +1,316 @@
+"""The built-in model and its recipe: scenes, captions, tokenizer, resumable stages, and the shipped weights."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from batchgen import builtin
+from batchgen.builtin.__main__ import main
+from batchgen.builtin.autoencoder import AutoencoderTask
+from batchgen.builtin.captions import COLOR_WORDS, SHAPE_WORDS, SIZE_WORDS, canonical_caption, draw_caption
+from batchgen.builtin.evaluate import score_answers
+from batchgen.builtin.naming import UNNAMED, caption_labels, scene_labels
+from batchgen.builtin.recipe import RecipeError, Training
+from batchgen.builtin.renderer import COLORS, render
+from batchgen.builtin.renders import open_renders, render_stage
+from batchgen.builtin.scenes import Background, Color, Scene, Shape, Size, draw_scene
+from batchgen.builtin.tokenizer import CONTEXT, train_tokenizer
+from batchgen.builtin.training import Draw, Hardware, Run, averaged, train
+
+SCENES = [draw_scene(5, index) for index in range(40)]
+
+
+def test_a_scene_and_its_picture_depend_on_seed_and_index_alone() -> None:
+    first, again = render(draw_scene(3, 14)), render(draw_scene(3, 14))
+    assert np.array_equal(first.rgb, again.rgb)
+    assert np.array_equal(first.depth, again.depth)
+    assert draw_scene(3, 14) != draw_scene(3, 15)
+    assert draw_scene(3, 14) != draw_scene(4, 14)
+
+
+@pytest.mark.parametrize("scene", SCENES[:20], ids=lambda scene: str(scene.detail))
+def test_ground_truth_agrees_with_the_picture(scene: Scene) -> None:
+    picture, empty = render(scene), render(replace(scene, things=()))
+    assert picture.rgb.shape == (128, 128, 3)
+    nearer = picture.depth < empty.depth - 1e-4
+    assert np.array_equal(nearer, picture.objects > 0)  # objects, and nothing else, stand before the surroundings
+    assert set(np.unique(picture.objects)) == set(range(len(scene.things) + 1))
+    outline = picture.objects[:, 1:] != picture.objects[:, :-1]
+    assert (picture.edges[:, 1:] | picture.edges[:, :-1])[outline].mean() > 0.9
+    for number, thing in enumerate(scene.things, 1):
+        pixels = int((picture.objects == number).sum())
+        assert (200 < pixels < 1_400) if thing.size is Size.SMALL else (700 < pixels < 4_500)
+        depth = picture.depth[picture.objects == number]
+        assert abs(float(depth.min()) - (7 + thing.z)) < 1.6 * thing.scale + 0.3
+
+
+@pytest.mark.parametrize(
+    "scene", [scene for scene in SCENES if len(scene.things) == 2], ids=lambda scene: str(scene.detail)
+)
+def test_the_first_of_two_objects_is_the_left_one(scene: Scene) -> None:
+    objects = render(scene).objects
+    assert np.nonzero(objects == 1)[1].max() < np.nonzero(objects == 2)[1].min()
+
+
+@pytest.mark.parametrize("color", Color)
+def test_objects_have_the_color_they_are_called(color: Color) -> None:
+    scene = replace(draw_scene(0, 0), background=Background.GRAY)
+    thing = replace(scene.things[0], color=color, shape=Shape.SPHERE, x=0.0)
+    picture = render(replace(scene, things=(thing,)))
+    seen = picture.rgb[picture.objects == 1].astype(float) / 255
+    bright = np.median(seen[seen.sum(axis=1) > np.median(seen.sum(axis=1))], axis=0) ** 2.2
+    distances = {other: np.linalg.norm(bright / bright.max() - value / value.max()) for other, value in COLORS.items()}
+    assert min(distances, key=lambda other: distances[other]) is color
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_captions_tell_the_truth_about_their_scene(complete: bool) -> None:
+    rng = np.random.default_rng(0)
+    for scene in SCENES:
+        caption = draw_caption(rng, scene, complete=complete)
+        truth, said = scene_labels(scene), caption_labels(caption)
+        assert all(s in (UNNAMED, t) for s, t in zip(said, truth, strict=True))
+        if complete:
+            assert said == truth
+        shapes = {shape for shape, words in SHAPE_WORDS.items() if any(word in caption.text for word in words)}
+        assert {m.shape for m in caption.mentions if m.shape} <= shapes
+        assert len(caption.mentions) == len(scene.things)
+
+
+def test_a_sided_caption_names_the_left_object_as_left() -> None:
+    rng = np.random.default_rng(1)
+    scene = next(scene for scene in SCENES if len(scene.things) == 2)
+    left = replace(scene.things[0], color=Color.RED, shape=Shape.CUBE)
+    right = replace(scene.things[1], color=Color.BLUE, shape=Shape.CONE)
+    scene = replace(scene, things=(left, right), background=Background.GRAY)
+    for _ in range(200):
+        text = draw_caption(rng, scene, complete=True).text
+        cube = min(text.find(word) for word in SHAPE_WORDS[Shape.CUBE] if word in text)
+        cone = text.find("cone")
+        if " left of" in text or "the left of" in text:
+            assert cube < cone, text
+        elif " right of" in text or "the right of" in text:
+            assert cone < cube, text
+
+
+def test_the_plainest_caption() -> None:
+    scene = draw_scene(0, 0)
+    thing = replace(scene.things[0], color=Color.ORANGE, shape=Shape.RING, size=Size.LARGE)
+    text = canonical_caption(replace(scene, things=(thing,), background=Background.PINK))
+    assert text == f"a large {thing.finish} orange ring on a pink background"
+
+
+def test_every_word_of_a_color_and_size_belongs_to_one_value() -> None:
+    for table in (COLOR_WORDS, SIZE_WORDS, SHAPE_WORDS):
+        words = [word for values in table.values() for word in values]
+        assert len(words) == len(set(words))
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    return train_tokenizer(0)
+
+
+@given(text=st.text(max_size=300))
+@settings(max_examples=60, deadline=None)
+def test_the_tokenizer_takes_any_text(tokenizer: Any, text: str) -> None:
+    tokens = tokenizer(text, truncation=True, max_length=CONTEXT, padding="max_length").input_ids
+    assert len(tokens) == CONTEXT
+    assert max(tokens) < len(tokenizer)
+
+
+@pytest.mark.parametrize("text", ["", "a red sphere", "ein roter würfel", "赤い球 🎈", "красный шар", "كرة حمراء"])
+def test_the_tokenizer_loses_nothing(tokenizer: Any, text: str) -> None:
+    tokens = tokenizer(text, truncation=True, max_length=CONTEXT).input_ids
+    assert tokens[0] == tokenizer.bos_token_id
+    assert tokens[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(tokens, skip_special_tokens=True).replace(" ", "") == text.replace(" ", "")
+
+
+def test_common_words_are_one_token(tokenizer: Any) -> None:
+    for word in ("sphere", "cylinder", "purple", "background", "large"):
+        assert len(tokenizer(word, add_special_tokens=False).input_ids) == 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """The smallest task there is: fit y = 3 x."""
+
+    name: str = "line"
+    inputs: str = ""
+
+    def build(self) -> nn.Module:
+        return nn.Linear(1, 1)
+
+    def open(self, device: torch.device) -> Any:
+        def loss(model: nn.Module, draw: Draw) -> torch.Tensor:
+            x = draw.normal(draw.batch, 1)
+            value: torch.Tensor = (model(x) - 3 * x).square().mean()
+            return value
+
+        return loss
+
+
+def weights(folder: Path) -> torch.Tensor:
+    return torch.cat([p.detach().ravel() for p in averaged(Line(), folder).parameters()])
+
+
+def test_a_killed_stage_resumes_to_the_weights_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    training = Training(steps=40, batch=8, learning_rate=0.1, warmup=2, save_every=7)
+    hardware = Hardware(processes=1, bfloat16=False)
+    train(Line(), training, tmp_path / "whole", seed=1, hardware=hardware, log=print)
+
+    class KilledError(Exception):
+        pass
+
+    @dataclass(frozen=True, kw_only=True)
+    class Dying(Line):
+        def open(self, device: torch.device) -> Any:
+            calls, inner = iter(range(1_000)), Line.open(self, device)
+
+            def loss(model: nn.Module, draw: Draw) -> torch.Tensor:
+                if next(calls) == 24:
+                    raise KilledError
+                value: torch.Tensor = inner(model, draw)
+                return value
+
+            return loss
+
+    with pytest.raises(KilledError):
+        train(Dying(), training, tmp_path / "killed", seed=1, hardware=hardware, log=print)
+    checkpoint = torch.load(tmp_path / "killed" / "checkpoint.pt", weights_only=True)
+    assert checkpoint["step"] == 21  # the last multiple of save_every
+    outcome = train(Line(), training, tmp_path / "killed", seed=1, hardware=hardware, log=print)
+    assert outcome.steps == 40
+    assert torch.equal(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
+    assert abs(float(weights(tmp_path / "whole")[0]) - 3) < 1  # and it did learn
+
+
+def test_the_autoencoder_stage_resumes_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("batchgen.builtin.renders.CHUNK_SCENES", 4)
+    render_stage(tmp_path / "renders", seed=0, scenes=4, workers=1, progress=lambda done, total: None)
+    task = AutoencoderTask(renders=tmp_path / "renders", scenes=4)
+    training, hardware = Training(steps=4, batch=2, learning_rate=1e-3, save_every=2), Hardware(processes=1)
+
+    def run(folder: str) -> dict[str, torch.Tensor]:
+        train(task, training, tmp_path / folder, seed=0, hardware=hardware, log=print)
+        return averaged(task, tmp_path / folder).state_dict()
+
+    whole, advance = run("whole"), Run.advance
+
+    def die_at_three(self: Run, *arguments: Any, **options: Any) -> None:
+        if self.step == 3:
+            raise KeyboardInterrupt
+        advance(self, *arguments, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "advance", die_at_three)
+        run("killed")
+    resumed = run("killed")
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+
+
+def test_a_checkpoint_of_another_seed_is_refused(tmp_path: Path) -> None:
+    training, hardware = Training(steps=2, batch=2, learning_rate=0.1), Hardware(processes=1)
+    train(Line(), training, tmp_path, seed=1, hardware=hardware, log=print)
+    with pytest.raises(RecipeError, match="seed 1"):
+        train(Line(), training, tmp_path, seed=2, hardware=hardware, log=print)
+    with pytest.raises(RecipeError, match="earlier stages"):
+        train(Line(inputs="other"), training, tmp_path, seed=1, hardware=hardware, log=print)
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "text", "latents", "unet", "export"])
+def test_a_stage_out_of_order_says_what_to_run_first(tmp_path: Path, stage: str) -> None:
+    arguments = [stage, "--output", str(tmp_path / "out")] if stage == "export" else [stage]
+    result = CliRunner().invoke(main, ["--work", str(tmp_path / "work"), *arguments])
+    assert result.exit_code == 2
+    assert "first" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_an_unwritable_folder_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    result = CliRunner().invoke(main, ["--work", str(tmp_path / "file"), "render"])
+    assert result.exit_code == 2
+    assert "cannot write" in result.output
+
+
+def test_renders_on_disk_are_those_of_their_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("batchgen.builtin.renders.CHUNK_SCENES", 4)
+    render_stage(tmp_path, seed=9, scenes=7, workers=1, progress=lambda done, total: None)
+    renders = open_renders(tmp_path, scenes=7)
+    assert np.array_equal(renders.rgb(6), render(draw_scene(9, 6)).rgb)
+    row, column = renders.centers[6, 0]
+    box = np.nonzero(renders.objects(6) == 1)
+    assert box[0].min() <= row <= box[0].max()
+    assert box[1].min() <= column <= box[1].max()
+    with pytest.raises(RecipeError, match="missing"):
+        open_renders(tmp_path, scenes=9)
+    with pytest.raises(RecipeError, match="another seed"):
+        render_stage(tmp_path, seed=8, scenes=4, workers=1, progress=lambda done, total: None)
+
+
+def test_scores_count_what_they_say() -> None:
+    labels = np.array([scene_labels(scene) for scene in SCENES])
+    perfect = score_answers(np.where(labels == UNNAMED, 0, labels), labels)
+    assert set(perfect.values()) == {1.0}
+    swapped = labels.copy()
+    swapped[:, 2:6], swapped[:, 6:10] = labels[:, 6:10], labels[:, 2:6]
+    scores = score_answers(np.where(labels[:, 1:2] >= 0, swapped, labels), labels)
+    assert scores["relation"] == 0.0
+    assert scores["background"] == 1.0
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(LookupError, match="builtin"):
+        builtin.model_path("builtin-nonsense")
+
+
+@pytest.fixture(scope="session")
+def pipeline() -> Any:
+    from diffusers import StableDiffusionPipeline
+
+    loaded = StableDiffusionPipeline.from_pretrained(builtin.model_path("builtin"))
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
+
+
+def paint(pipeline: Any, prompt: str, seed: int, **options: Any) -> "np.ndarray[Any, np.dtype[np.float32]]":
+    options = {"num_inference_steps": 12, "guidance_scale": 5.0, **options}
+    noise = torch.Generator("cpu").manual_seed(seed)
+    images: list[np.ndarray[Any, np.dtype[np.float32]]] = pipeline(
+        prompt, generator=noise, height=128, width=128, output_type="np", **options
+    ).images
+    return images[0]
+
+
+def test_the_shipped_model_is_small_and_has_a_card() -> None:
+    folder = builtin.model_path("builtin")
+    assert sum(path.stat().st_size for path in folder.rglob("*")) < 40e6
+    assert "Scores" in (folder / "README.md").read_text()
+
+
+def test_the_shipped_model_paints_a_red_sphere_on_white(pipeline: Any) -> None:
+    """Loaded without a dtype: the stored text tower is float16, and a pipeline of mixed types would fail here."""
+    assert pipeline.text_encoder.dtype == pipeline.unet.dtype == torch.float32
+    picture = paint(pipeline, "a large red sphere on a white background", seed=1)
+    middle = picture[52:84, 48:80].mean(axis=(0, 1))
+    assert middle[0] > 0.5
+    assert middle[0] > 2 * max(middle[1], middle[2])
+    assert picture[:16].min(axis=-1).mean() > 0.8  # the wall is white
+
+
+def test_guidance_and_negative_prompts_change_the_picture(pipeline: Any) -> None:
+    prompt = "a large blue cube on a yellow background"
+    strong = paint(pipeline, prompt, seed=2)
+    assert np.abs(strong - paint(pipeline, prompt, seed=2, guidance_scale=1.0)).mean() > 0.01
+    assert np.abs(strong - paint(pipeline, prompt, seed=2, negative_prompt="a red sphere")).mean() > 0.01
+    assert np.array_equal(strong, paint(pipeline, prompt, seed=2))
