@@ -16,6 +16,7 @@ __all__ = ["Lease", "is_held"]
 
 KEY = ".batchgen/lease"
 RENEW_EVERY = 20.0  # seconds
+WATCH_EVERY = 2.0  # seconds
 EXPIRES_AFTER = 90.0  # seconds; four renewals missed: the holder is dead, or its store is
 
 
@@ -35,12 +36,7 @@ class Lease:
         try:
             self._store.create(KEY, self._content())
         except AlreadyExists:
-            holder = json.loads(self._store.read(KEY))
-            if _is_live(holder):
-                raise OutputBusy(
-                    f"{self._store.uri}: run {holder['run']} (process {holder['pid']} on {holder['host']}) is writing "
-                    f"to this output; wait for it or stop it. Its lease ends {EXPIRES_AFTER:.0f} s after its last sign."
-                ) from None
+            self._outlive_holder()
             self._store.write(KEY, self._content())
         self._thread.start()
         return self
@@ -54,6 +50,24 @@ class Lease:
             self._store.write(KEY, self._content(released=True))
         except StoreError:
             return  # it expires by itself, and what went wrong before matters more
+
+    def _outlive_holder(self) -> None:
+        """Return once the holder is surely dead; one elsewhere is watched until it renews or its lease ends.
+
+        A scheduler that restarts a job after its machine was lost comes back sooner than the lease ends.
+
+        Raises:
+            OutputBusy: it is alive.
+        """
+        first = holder = json.loads(self._store.read(KEY))
+        while _is_live(holder):
+            if _is_here(holder) or holder["renewed"] != first["renewed"]:
+                raise OutputBusy(
+                    f"{self._store.uri}: run {holder['run']} (process {holder['pid']} on {holder['host']}) is writing "
+                    "to this output; wait for it, or stop it"
+                )
+            time.sleep(WATCH_EVERY)
+            holder = json.loads(self._store.read(KEY))
 
     def _renew(self) -> None:
         while not self._stop.wait(RENEW_EVERY):
@@ -86,9 +100,13 @@ def is_held(store: Store) -> bool:
 def _is_live(holder: dict[str, Any]) -> bool:
     if holder["released"] or time.time() - holder["renewed"] > EXPIRES_AFTER:
         return False
-    if holder["host"] == socket.gethostname() and holder["boot"] == _boot():
+    if _is_here(holder):
         return bool(holder["process_started"] == _process_started(holder["pid"]))
     return True
+
+
+def _is_here(holder: dict[str, Any]) -> bool:
+    return bool(holder["host"] == socket.gethostname() and holder["boot"] == _boot())
 
 
 def _boot() -> str:

@@ -5,7 +5,6 @@ A model is `builtin`, a diffusers folder, a single `.safetensors` checkpoint, or
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -35,7 +34,8 @@ class Model:
     """A model that exists, by the name the user gave it.
 
     `fingerprint` is the sha256 over the files that are loaded (for a hub id: over repository and resolved commit).
-    `width` and `height` are the size in pixels it was trained at, `scheduler` the class its folder names.
+    `width` and `height` are the size in pixels it was trained at, `scheduler` the class its folder names,
+    `unet_channels` what its UNet takes: 4 for latents, 9 where it was made for inpainting.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Model:
     width: int
     height: int
     scheduler: str
+    unet_channels: int = 4
     revision: str | None = None  # resolved commit of a hub id
     config: str | None = None  # folder or hub id with the layout of a single file
 
@@ -78,80 +79,77 @@ def find_model(name: str, *, config: str | None = None, base: Path | None = None
 
 
 def _folder_model(name: str, path: Path) -> Model:
-    if not (path / "model_index.json").is_file():
-        raise InputError(f"model {name!r}: {path} has no model_index.json; give the folder that save_pretrained wrote")
-    index = _read_json(path / "model_index.json", name)
-    width, height = _native_size(path, name)
-    scheduler = index.get("scheduler") or [None, None]
     return Model(
         name=name,
         source=Source.FOLDER,
         location=str(path.resolve()),
         fingerprint=_fingerprint_folder(path),
-        width=width,
-        height=height,
-        scheduler=str(scheduler[1]),
+        **_layout(path, name),
     )
 
 
 def _single_file_model(name: str, path: Path, config: str | None) -> Model:
     if path.suffix != ".safetensors":
         raise InputError(f"model {name!r}: only .safetensors checkpoints are read; a pickle can run code when loaded")
-    layout = Path(config) if config else None
-    if layout is not None and layout.is_dir():
-        width, height = _native_size(layout, name)
-        scheduler = (_read_json(layout / "model_index.json", name).get("scheduler") or [None, None])[1]
-    else:
-        width, height, scheduler = 512, 512, "PNDMScheduler"  # what the hub's config of SD 1.x says
+    folder = Path(config) if config else None
+    # without a folder at hand it is taken for SD 1.x, whose config diffusers asks of the hub
+    layout: dict[str, Any] = {"width": 512, "height": 512, "scheduler": "PNDMScheduler"}
+    if folder is not None and folder.is_dir():
+        layout, config = _layout(folder, name), str(folder.resolve())
     return Model(
         name=name,
         source=Source.SINGLE_FILE,
         location=str(path.resolve()),
         fingerprint=_hash_file(path),
-        width=width,
-        height=height,
-        scheduler=str(scheduler),
-        config=str(layout.resolve()) if layout is not None and layout.is_dir() else config,
+        config=config,
+        **layout,
     )
 
 
 def _hub_model(name: str) -> Model:
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub import snapshot_download
 
     repository, _, revision = name.partition("@")
     try:
-        offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
-        commit = None if offline else HfApi().model_info(repository, revision=revision or None, timeout=10).sha
-        folder = Path(snapshot_download(repository, revision=commit or revision or None, allow_patterns=["*.json"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=["*.json"]))
+    except Exception as error:  # the hub's client raises errors of its HTTP library, which differ between versions
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
-            f"model {name!r} is no folder or file here, and the hub could not be asked for it: {reason}"
+            f"model {name!r} is no folder or file here, and not to be had from the hub: {reason}"
         ) from error
-    commit = folder.name
-    width, height = _native_size(folder, name)
-    scheduler = _read_json(folder / "model_index.json", name).get("scheduler") or [None, None]
     return Model(
         name=name,
         source=Source.HUB,
         location=repository,
-        fingerprint=hashlib.sha256(f"{repository}@{commit}".encode()).hexdigest(),
-        width=width,
-        height=height,
-        scheduler=str(scheduler[1]),
-        revision=commit,
+        fingerprint=hashlib.sha256(f"{repository}@{folder.name}".encode()).hexdigest(),
+        revision=folder.name,
+        **_layout(folder, name),
     )
 
 
-def _native_size(folder: Path, name: str) -> tuple[int, int]:
-    """Width and height in pixels: the UNet's latent size times the autoencoder's downsampling factor."""
+def _layout(folder: Path, name: str) -> dict[str, Any]:
+    """What a diffusers folder's configs say: native size in pixels, scheduler class, channels of the UNet.
+
+    Raises:
+        InputError: no folder of a Stable Diffusion 1.x or 2.x pipeline.
+    """
+    if not (folder / "model_index.json").is_file():
+        raise InputError(f"model {name!r}: {folder} has no model_index.json; give the folder save_pretrained wrote")
+    index = _read_json(folder / "model_index.json", name)
+    kind = str(index.get("_class_name"))
+    if not kind.startswith("StableDiffusion") or "XL" in kind or "3" in kind:
+        raise InputError(f"model {name!r} is a {kind}; this version generates with Stable Diffusion 1.x and 2.x")
     unet = _read_json(folder / "unet" / "config.json", name)
     vae = _read_json(folder / "vae" / "config.json", name)
     factor = 2 ** (len(vae.get("block_out_channels", (1,) * 4)) - 1)
     sample = unet.get("sample_size") or 64
     height, width = sample if isinstance(sample, list) else (sample, sample)
-    return int(width) * factor, int(height) * factor
+    return {
+        "width": int(width) * factor,
+        "height": int(height) * factor,
+        "scheduler": str((index.get("scheduler") or [None, "PNDMScheduler"])[1]),
+        "unet_channels": int(unet.get("in_channels", 4)),
+    }
 
 
 def _read_json(path: Path, name: str) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray.exceptions import RayActorError, RayError
@@ -32,19 +32,17 @@ class Capacity:
     cpus: int
     gpus: int
 
-    def device(self, wanted: Device) -> str:
-        """cpu or cuda.
+    def device(self, wanted: Device) -> Literal["cpu", "cuda"]:
+        """Where workers will compute.
 
         Raises:
             ClusterError: CUDA is asked for and there is no GPU.
         """
-        if wanted is Device.AUTO:
-            return "cuda" if self.gpus else "cpu"
         if wanted is Device.CUDA and not self.gpus:
             raise ClusterError(
                 "device 'cuda' was asked for, but Ray sees no GPU; use --device cpu, or check the driver"
             )
-        return wanted.value
+        return "cuda" if self.gpus and wanted is not Device.CPU else "cpu"
 
     def workers(self, device: str) -> int:
         """One worker a GPU, or one a core."""

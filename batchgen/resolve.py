@@ -223,6 +223,11 @@ class _RowBuilder:
                 value = self._job.defaults.get(name, COLUMNS[name].default)
             values[name] = value
         values["model"] = model.name
+        if model.unet_channels not in task.unet_channels:
+            able = " or ".join(other.name for other in TASKS.values() if model.unet_channels in other.unet_channels)
+            complaints.add(
+                "task", f"{model.name!r} cannot do {task.name}; its UNet is made for {able or 'another task'}"
+            )
         values["width"], values["height"] = _size(values, model, inputs, complaints)
         values["scheduler"], values["scheduler_kwargs"] = _scheduler(values, model, complaints)
         if inputs.keys() >= {"image", "mask_image"} and _wh(inputs["mask_image"]) != _wh(inputs["image"]):

@@ -3,12 +3,12 @@
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from batchgen.commit import OutputFormat, commit_failures, drop_rows
 from batchgen.drive import Control, drive, signals
@@ -28,6 +28,13 @@ from batchgen.storage import Store, open_store, probe
 from batchgen.worker_settings import WorkerSettings
 
 __all__ = ["Reporter", "check", "plan", "run"]
+
+
+_DTYPES: Mapping[Dtype, Literal["float16", "bfloat16", "float32"]] = {
+    Dtype.FLOAT16: "float16",
+    Dtype.BFLOAT16: "bfloat16",
+    Dtype.FLOAT32: "float32",
+}
 
 
 class Reporter(Protocol):
@@ -185,8 +192,8 @@ class _Run:
                 drop_rows(self.store, self.output, receipt, {(row.id, row.fingerprint) for row in rows})
         fold_receipts(self.store)
 
-    def _worker_settings(self, device: str) -> WorkerSettings:
-        automatic = Dtype.FLOAT16 if device == Device.CUDA else Dtype.FLOAT32
+    def _worker_settings(self, device: Literal["cpu", "cuda"]) -> WorkerSettings:
+        automatic = Dtype.FLOAT16 if device == "cuda" else Dtype.FLOAT32
         return WorkerSettings(
             run=self.name,
             store=self.store.uri,
@@ -194,7 +201,7 @@ class _Run:
             output=self.output,
             models=self.resolved.models,
             device=device,
-            dtype=(automatic if self.job.dtype is Dtype.AUTO else self.job.dtype).value,
+            dtype=_DTYPES[automatic if self.job.dtype is Dtype.AUTO else self.job.dtype],
         )
 
     def _record(self, settings: WorkerSettings, workers: int, counts: Counts) -> RunRecord:

@@ -41,7 +41,7 @@ class Task:
 
     `key` gives what the batch key adds to the shared columns; `arguments` turns the values that a micro-batch shares
     (taken from any one of its rows) and the inputs of its rows into arguments of the pipeline call. `modes` are
-    Pillow modes of the conditioning images.
+    Pillow modes of the conditioning images; `unet_channels` are the UNets that can do it.
     """
 
     name: str
@@ -49,12 +49,9 @@ class Task:
     needs: tuple[str, ...] = ()
     takes: tuple[str, ...] = ()
     modes: Mapping[str, str] = field(default_factory=dict)
+    unet_channels: tuple[int, ...] = (4,)
     key: Callable[[Values], tuple[object, ...]] = _nothing_more
     arguments: Callable[[Values, Sequence[Inputs]], dict[str, Any]] = _no_arguments
-
-    def is_round_trip(self, values: Values) -> bool:
-        """Whether no step is denoised, so that the image only goes through the autoencoder; diffusers refuses that."""
-        return "strength" in self.takes and denoised_steps(values) == 0
 
     @property
     def columns(self) -> frozenset[str]:
@@ -74,10 +71,14 @@ def _strength_key(values: Values) -> tuple[object, ...]:
 
 
 def _batch_strength(values: Values) -> float:
-    """One strength that stands for all that run the same steps, so that an image never depends on its mates'."""
-    if values["strength"] == 1.0:
-        return 1.0
-    middle: float = (denoised_steps(values) + 0.5) / values["num_inference_steps"]
+    """One strength that stands for all that run the same steps, so that an image never depends on its mates'.
+
+    It is 0 where no step is left to run.
+    """
+    steps: int = denoised_steps(values)
+    if steps == 0 or values["strength"] == 1.0:
+        return float(steps > 0)
+    middle: float = (steps + 0.5) / values["num_inference_steps"]
     return middle
 
 
@@ -119,6 +120,7 @@ TASKS: Mapping[str, Task] = {
             needs=("image", "mask_image"),
             takes=("strength",),
             modes={"image": "RGB", "mask_image": "L"},
+            unet_channels=(4, 9),
             key=_strength_key,
             arguments=_inpainting_arguments,
         ),

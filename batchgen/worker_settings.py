@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from batchgen.commit import OutputFormat
 from batchgen.models import Model
@@ -21,5 +21,5 @@ class WorkerSettings:
     storage_options: Mapping[str, Any]
     output: OutputFormat
     models: Mapping[str, Model]
-    device: str
-    dtype: str
+    device: Literal["cpu", "cuda"]
+    dtype: Literal["float16", "bfloat16", "float32"]

@@ -27,7 +27,7 @@ from batchgen.diffusion.schedulers import make_scheduler, seed_scheduler
 from batchgen.errors import InputError
 from batchgen.models import Model
 from batchgen.rows import MicroBatch, Row
-from batchgen.tasks import Task, find_task
+from batchgen.tasks import Task, denoised_steps, find_task
 
 __all__ = ["Environment", "Pictures", "PipelineHost"]
 
@@ -140,7 +140,7 @@ class _LoadedModel:
         pipeline = self._pipeline(task, shared["scheduler"], shared.get("scheduler_kwargs") or {})
         arguments = task.arguments(shared, inputs)
         generators = [torch.Generator("cpu").manual_seed(row.values["seed"]) for row in rows]
-        if arguments.get("strength") == 0.0:
+        if "strength" in arguments and denoised_steps(shared) == 0:
             return self._encode(pipeline, arguments["image"], generators)
         seed_scheduler(pipeline.scheduler, [row.values["seed"] for row in rows])
         pipeline.guided = shared["guidance_scale"] > 1
@@ -170,22 +170,19 @@ class _LoadedModel:
 
     def _conditioning(self, rows: Sequence[Row], *, guided: bool) -> dict[str, Any]:
         """The arguments that carry prompts and guidance; without guidance there is no negative prompt."""
-        skips = [row.values.get("clip_skip") for row in rows]
-        prompts = [row.values["prompt"] for row in rows]
-        embeddings = torch.cat([self.prompts.encode(*pair) for pair in zip(prompts, skips, strict=True)])
+        prompts = [self.prompts.encode(row.values["prompt"], row.values.get("clip_skip")) for row in rows]
+        embeddings = torch.cat(prompts)
         if not guided:
             return {"prompt_embeds": embeddings, "guidance_scale": 1.0}
-        negatives = [row.values.get("negative_prompt") or "" for row in rows]
+        # As in diffusers, clip_skip is for the prompt only.
+        negatives = [self.prompts.encode(row.values.get("negative_prompt") or "", None) for row in rows]
         # Of the latents' type: a wider one would widen the latents themselves.
         scales = torch.tensor([row.values["guidance_scale"] for row in rows], dtype=embeddings.dtype)
         return {
             "prompt_embeds": embeddings,
-            "negative_prompt_embeds": torch.cat([self._negative(*pair) for pair in zip(negatives, skips, strict=True)]),
+            "negative_prompt_embeds": torch.cat(negatives),
             "guidance_scale": scales.view(-1, 1, 1, 1).to(embeddings.device),
         }
-
-    def _negative(self, prompt: str, _clip_skip: int | None) -> torch.Tensor:
-        return self.prompts.encode(prompt, None)
 
     def _encode(self, pipeline: Any, images: Sequence[Image], generators: Sequence[torch.Generator]) -> torch.Tensor:
         """Latents of pictures, sampled by the rows' generators as the pipelines do."""

@@ -70,7 +70,7 @@ def _read_folder(model: Model, folder: Path, dtype: torch.dtype) -> Any:
         )
     return StableDiffusionPipeline.from_pretrained(
         folder,
-        torch_dtype=dtype,
+        dtype=dtype,
         variant=_variant(model, folder),
         use_safetensors=True,
         local_files_only=True,
@@ -109,7 +109,7 @@ def _read_single_file(model: Model, dtype: torch.dtype) -> Any:
         return StableDiffusionPipeline.from_single_file(
             model.location,
             config=model.config,
-            torch_dtype=dtype,
+            dtype=dtype,
             local_files_only=model.config is not None and Path(model.config).is_dir(),
             **_WITHOUT_SAFETY_CHECKER,
         )
