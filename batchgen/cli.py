@@ -4,6 +4,7 @@ Data goes to stdout, talk and progress to stderr. Errors are mapped to exit code
 """
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -31,6 +32,7 @@ class _Group(click.Group):
     """Maps errors to one line on stderr and to exit codes."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's way to say Ctrl-C
         try:
             return super().invoke(ctx)
         except BatchgenError as error:

@@ -35,7 +35,8 @@ class Model:
 
     `fingerprint` is the sha256 over the files that are loaded (for a hub id: over repository and resolved commit).
     `width` and `height` are the size in pixels it was trained at, `scheduler` the class its folder names,
-    `unet_channels` what its UNet takes: 4 for latents, 9 where it was made for inpainting.
+    `unet_channels` what its UNet takes: 4 for latents, 9 where it was made for inpainting, `text_layers` how many layers
+    its text encoder has.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Model:
     height: int
     scheduler: str
     unet_channels: int = 4
+    text_layers: int = 12  # of CLIP ViT-L, the text encoder of SD 1.x
     revision: str | None = None  # resolved commit of a hub id
     config: str | None = None  # folder or hub id with the layout of a single file
 
@@ -149,6 +151,7 @@ def _layout(folder: Path, name: str) -> dict[str, Any]:
         "height": int(height) * factor,
         "scheduler": str((index.get("scheduler") or [None, "PNDMScheduler"])[1]),
         "unet_channels": int(unet.get("in_channels", 4)),
+        "text_layers": int(_read_json(folder / "text_encoder" / "config.json", name).get("num_hidden_layers", 12)),
     }
 
 

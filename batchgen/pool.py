@@ -63,7 +63,7 @@ def cluster(address: str | None, workers: int | None) -> Iterator[Capacity]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "CRITICAL"}
     try:
         if address is None:
             places = max(os.cpu_count() or 1, workers or 1)
@@ -76,6 +76,8 @@ def cluster(address: str | None, workers: int | None) -> Iterator[Capacity]:
             )
         else:
             ray.init(address=address, **quiet)
+    except SystemExit:  # Ray's own answer to a SIGTERM while it starts
+        raise KeyboardInterrupt from None
     except (RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = "Ray did not start" if address is None else f"no Ray cluster answers at {address!r}"
         raise ClusterError(f"{where}: {str(error).strip().splitlines()[0]}") from error

@@ -228,6 +228,8 @@ class _RowBuilder:
             complaints.add(
                 "task", f"{model.name!r} cannot do {task.name}; its UNet is made for {able or 'another task'}"
             )
+        if (values["clip_skip"] or 0) >= model.text_layers:
+            complaints.add("clip_skip", f"is {values['clip_skip']}; {model.name!r} has {model.text_layers} text layers")
         values["width"], values["height"] = _size(values, model, inputs, complaints)
         values["scheduler"], values["scheduler_kwargs"] = _scheduler(values, model, complaints)
         if inputs.keys() >= {"image", "mask_image"} and _wh(inputs["mask_image"]) != _wh(inputs["image"]):

@@ -43,7 +43,7 @@ DEFAULTS: Mapping[str, Any] = {
     "strength": 0.8,
 }
 
-MIXED = (
+MIXED: Sequence[Mapping[str, Any]] = (
     {"prompt": "a castle", "seed": 2**63 - 1, "guidance_scale": 7.3, "negative_prompt": "fog", "strength": 0.8},
     {"prompt": "the sea, 海", "seed": 1, "guidance_scale": 1.5, "clip_skip": 1, "strength": 0.9},
     {"prompt": "", "seed": 2, "guidance_scale": 30.0, "clip_skip": 2, "strength": 0.75},
@@ -137,14 +137,19 @@ def test_equals_plain_diffusers(host: PipelineHost, model: Model, folder: Path, 
 
 def test_prompt_seed_guidance_and_clip_skip_matter(host: PipelineHost, model: Model) -> None:
     base = run(host, model, [make_row()]).pixels
-    for change in ({"prompt": "rain"}, {"seed": 1}, {"guidance_scale": 20.0}, {"clip_skip": 1}):
+    changes: list[dict[str, Any]] = [{"prompt": "rain"}, {"seed": 1}, {"guidance_scale": 20.0}, {"clip_skip": 1}]
+    for change in changes:
         assert not np.array_equal(run(host, model, [make_row(**change)]).pixels, base), change
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_sampler_runs_repeats_and_keeps_rows_apart(host: PipelineHost, model: Model, name: str) -> None:
     sampler = NAMES[name]
-    chosen = {"scheduler": sampler.class_name, "scheduler_kwargs": dict(sampler.kwargs), "num_inference_steps": 5}
+    chosen: dict[str, Any] = {
+        "scheduler": sampler.class_name,
+        "scheduler_kwargs": dict(sampler.kwargs),
+        "num_inference_steps": 5,
+    }
     rows = [make_row(seed=5, **chosen), make_row(seed=6, **chosen)]
     pictures = run(host, model, rows, size=2)
     assert pictures.finite == (True, True)

@@ -161,7 +161,7 @@ class _LoadedModel:
         in float16) grows with it. The rounding is exactly that of diffusers' PIL output.
         """
         finite, pictures = [], []
-        for latent in latents.split(1):
+        for latent in latents[:, None]:  # each (1, 4, H/8, W/8)
             decoded = self._vae.decode(latent / self._vae.config.scaling_factor, return_dict=False)[0]
             finite.append(latent.isfinite().all() & decoded.isfinite().all())
             levels = ((decoded.float().nan_to_num() * 0.5 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
@@ -191,7 +191,8 @@ class _LoadedModel:
             self._vae.encode(picture).latent_dist.sample(generator)
             for picture, generator in zip(pixels.split(1), generators, strict=True)
         ]
-        return torch.cat(latents) * self._vae.config.scaling_factor
+        scaled: torch.Tensor = torch.cat(latents) * self._vae.config.scaling_factor
+        return scaled
 
     def _pipeline(self, task: Task, scheduler: str, kwargs: Mapping[str, Any]) -> Any:
         """The task's pipeline with that scheduler; kept, since some schedulers take 0.5 s to build."""
@@ -214,7 +215,8 @@ def _fix_numerics(device: str, threads: int) -> None:
     if device == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a write per tensor
+        # A debugging aid that costs a write per tensor; torch makes the attribute at run time, unseen by mypy.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
