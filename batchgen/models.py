@@ -35,8 +35,8 @@ class Model:
 
     `fingerprint` is the sha256 over the files that are loaded (for a hub id: over repository and resolved commit).
     `width` and `height` are the size in pixels it was trained at, `scheduler` the class its folder names,
-    `unet_channels` what its UNet takes: 4 for latents, 9 where it was made for inpainting, `text_layers` how many layers
-    its text encoder has.
+    `unet_channels` what its UNet takes (4 for latents, 9 where it was made for inpainting), `text_layers` the number of
+    its text encoder's layers.
     """
 
     name: str

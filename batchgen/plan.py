@@ -17,9 +17,10 @@ from batchgen.tasks import TASKS
 __all__ = ["KeySize", "Sizing", "batch_key", "key_model", "key_size", "make_shards", "split_shard"]
 
 # Pixels of one pipeline call, and of one shard. Per call: throughput of a UNet saturates at about 16 images of 512x512
-# on a large GPU and at about 8 of 128x128 on a CPU core. Per shard: 1 to 10 minutes of work on the device: 1,024
+# on a large GPU; a CPU core made 3.3 images of 128x128 a second at 4 a call and 3.6 at 8, and the larger call pads more
+# where few rows share a key. Per shard: 1 to 10 minutes of work on the device: 1,024
 # images of SD 1.5 at 10 a second, 256 of SDXL at 1.5 a second, 64 of the built-in model at 1 to 2 a second and core.
-_CALL_PIXELS = {"cuda": 16 * 512 * 512, "cpu": 8 * 128 * 128}
+_CALL_PIXELS = {"cuda": 16 * 512 * 512, "cpu": 4 * 128 * 128}
 _SHARD_PIXELS = {"cuda": 1024 * 512 * 512, "cpu": 64 * 128 * 128}
 _MAX_BATCH = 64
 _SHARDS_A_WORKER = 2  # at least, while there are rows enough: what is left to do at the end then is half a share

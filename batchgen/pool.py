@@ -6,8 +6,9 @@ replaced, and its shards come back as failures.
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import ray
@@ -63,7 +64,7 @@ def cluster(address: str | None, workers: int | None) -> Iterator[Capacity]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "CRITICAL"}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
         if address is None:
             places = max(os.cpu_count() or 1, workers or 1)
@@ -85,7 +86,9 @@ def cluster(address: str | None, workers: int | None) -> Iterator[Capacity]:
         offered = ray.cluster_resources()
         cores = os.cpu_count() or 1
         cpus = int(offered.get("CPU", 1)) if address is not None else cores
-        yield Capacity(cpus=cpus, gpus=int(offered.get("GPU", 0)))
+        # Ray prints a paragraph about every worker that dies on stdout, which is for data; the run says it in a line
+        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+            yield Capacity(cpus=cpus, gpus=int(offered.get("GPU", 0)))
     finally:
         ray.shutdown()
 

@@ -204,7 +204,7 @@ class _FsspecStore:
             try:
                 listed = self.fs.ls(f"{self.root}/{prefix}".rstrip("/"), detail=False)
             except FileNotFoundError as error:
-                if "bucket" in str(error).lower():
+                if _service_code(error) == "NoSuchBucket":
                     raise
                 return []
         return sorted(PurePosixPath(path).name for path in listed)
@@ -243,12 +243,19 @@ def _filesystem(protocol: str, options: _Frozen, quick: bool) -> Any:
     return fs
 
 
+def _service_code(error: BaseException | None) -> str:
+    """What the service itself called the error (NoSuchBucket, 412, ...): s3fs hides it behind the plain errno."""
+    while error is not None:
+        response = getattr(error, "response", None)
+        if isinstance(response, dict):
+            return str(response.get("Error", {}).get("Code", ""))
+        error = error.__cause__
+    return ""
+
+
 def _is_refusal(error: BaseException | None) -> bool:
-    """Whether a failed create says that the key is taken: the 412 of S3, as s3fs passes it on, or the plain errno."""
-    if isinstance(error, FileExistsError):
-        return True
-    text = str(error).lower()
-    return isinstance(error, OSError) and ("precondition" in text or "conditionalrequestconflict" in text)
+    """Whether a failed create says that the key is taken."""
+    return isinstance(error, FileExistsError) or _service_code(error) in ("PreconditionFailed", "412")
 
 
 @contextmanager
@@ -274,13 +281,13 @@ def _named(place: str) -> Iterator[None]:
 
 
 def _missing(place: str, error: OSError) -> str:
-    if place.startswith(_S3) and ("bucket" in str(error).lower() or str(error) == "None"):
+    if _service_code(error) == "NoSuchBucket":
         return f"there is no bucket {place.split('/')[2]!r}; create it, or check the name and the endpoint"
     return _reason(error) if isinstance(error, (NotADirectoryError, IsADirectoryError)) else "not found"
 
 
 def _reason(error: BaseException) -> str:
-    text = (getattr(error, "strerror", None) or str(error)).strip()
+    text = (getattr(error, "strerror", None) or "").strip() or _service_code(error) or str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
 
 

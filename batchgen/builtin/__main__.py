@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from batchgen.builtin.progress import say
 from batchgen.builtin.recipe import Folders, Recipe
 from batchgen.errors import BatchgenError
 
@@ -16,11 +17,6 @@ WEIGHTS = Path(__file__).parent / "weights" / "builtin"
 TRAINED = frozenset({"autoencoder", "text", "unet", "scorer"})
 STAGES = ("render", "autoencoder", "text", "latents", "unet", "scorer")
 GUIDANCES = (1.0, 3.0, 5.0, 7.5)
-
-
-def say(line: str) -> None:
-    """A progress line on stderr; also called from the training processes."""
-    click.echo(line, err=True)
 
 
 def _workshop(options: dict[str, Any]) -> "Workshop":

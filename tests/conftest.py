@@ -1,0 +1,235 @@
+"""What the tests share: an S3 server, stores of both kinds, a Ray cluster, a tiny model, manifests, and the CLI."""
+
+import csv
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from s3_server import S3Server, missing_programs, running_server
+
+from batchgen.storage import Store, open_store
+
+BIN = Path(sys.executable).parent
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_OFFLINE": "1"}
+
+RowCells = Mapping[str, Any]
+
+
+class WriteManifest(Protocol):
+    """Writes rows as a manifest; the suffix of the name says the format."""
+
+    def __call__(self, name: str, rows: Sequence[RowCells], /, **types: pa.DataType) -> Path: ...
+
+
+class RunCli(Protocol):
+    """Runs `batchgen` with these arguments, in a folder, with additions to the environment."""
+
+    def __call__(
+        self, *arguments: object, cwd: Path | None = None, env: Mapping[str, str] | None = None, timeout: float = 300
+    ) -> subprocess.CompletedProcess[str]: ...
+
+
+# S3
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """One S3 server for the whole test session; where its programs are missing tests are skipped, in CI they fail."""
+    if missing := missing_programs():
+        reason = f"the S3 server needs {', '.join(missing)}; .ci/install-system-packages installs them"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with running_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3_bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URI of a fresh bucket, with the environment set so that everything finds it; emptied afterwards."""
+    for name, value in s3_server.env().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    bucket = f"tests-{uuid.uuid4().hex[:12]}"
+    s3_server.create_bucket(bucket)
+    yield f"s3://{bucket}"
+    fs = s3_filesystem(s3_server)  # the server keeps all objects in memory for the whole session
+    if found := fs.find(bucket):
+        fs.rm(found)
+    fs.rmdir(bucket)
+
+
+def s3_filesystem(server: S3Server) -> Any:
+    """An s3fs of the test's own, apart from the product's."""
+    import s3fs
+
+    return s3fs.S3FileSystem(
+        key=server.access_key,
+        secret=server.secret_key,
+        endpoint_url=server.endpoint,
+        client_kwargs={"region_name": server.region},
+        skip_instance_cache=True,
+        use_listings_cache=False,
+    )
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
+def store_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URI of an empty place for an output: a local folder, then a prefix of a bucket."""
+    if request.param == "local":
+        return str(tmp_path / "store")
+    return f"{request.getfixturevalue('s3_bucket')}/some/prefix"
+
+
+@pytest.fixture
+def store(store_uri: str) -> Store:
+    """An empty store of each kind.
+
+    Each S3 server and bucket has options of its own, since stores of equal options share one file system.
+    """
+    return open_store(store_uri, _own_options(store_uri))
+
+
+def _own_options(uri: str) -> dict[str, Any]:
+    return {"endpoint_url": os.environ["AWS_ENDPOINT_URL"]} if uri.startswith("s3://") else {}
+
+
+# Ray
+
+
+@pytest.fixture(scope="session")
+def ray_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of one Ray cluster with two CPUs, started for the session and stopped at its end."""
+    # sockets lie in it, whose paths may have 107 characters: pytest's own folders are too deep
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:
+        port = free_port()
+        head = subprocess.Popen(
+            [
+                BIN / "ray", "start", "--head", "--block", "--num-cpus=2", "--num-gpus=0", f"--port={port}",
+                f"--temp-dir={folder}", "--include-dashboard=false", f"--object-store-memory={100 << 20}",
+                "--disable-usage-stats", "--node-ip-address=127.0.0.1",
+                f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}",
+            ],
+            env={**os.environ, **ONE_THREAD},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )  # fmt: skip
+        assert head.stdout is not None
+        lines = []
+        for line in head.stdout:
+            lines.append(line)
+            if "Ray runtime started" in line:
+                break
+        else:
+            pytest.fail("Ray did not start:\n" + "".join(lines[-20:]))
+        try:
+            yield f"127.0.0.1:{port}"
+        finally:
+            head.terminate()  # a blocking head stops its own processes, and nobody else's
+            with suppress(subprocess.TimeoutExpired):
+                head.wait(20)
+            head.kill()
+            head.wait()
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+# Models
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder of a tiny Stable Diffusion 1.x with seeded random weights."""
+    from tiny_models import build_sd1
+
+    return build_sd1(tmp_path_factory.mktemp("model") / "tiny")
+
+
+def write_model_configs(folder: Path, *, in_channels: int = 4, side: int = 64, extra: Mapping[str, Any] = {}) -> Path:
+    """The files of a diffusers folder that are read before a model is loaded, and no weights."""
+    files: dict[str, Mapping[str, Any]] = {
+        "model_index.json": {
+            "_class_name": "StableDiffusionPipeline",
+            "scheduler": ["diffusers", "DDIMScheduler"],
+            **extra,
+        },
+        "unet/config.json": {"sample_size": side // 8, "in_channels": in_channels},
+        "vae/config.json": {"block_out_channels": [1, 1, 1, 1]},
+    }
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model_configs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that can be validated against, not loaded: validation must not need weights."""
+    return write_model_configs(tmp_path_factory.mktemp("model-configs") / "model")
+
+
+# Manifests and the command line
+
+
+@pytest.fixture
+def write_manifest(tmp_path: Path) -> WriteManifest:
+    """Writes rows to a file below the test's folder as Parquet, CSV or JSONL, by suffix."""
+
+    def write(name: str, rows: Sequence[RowCells], /, **types: pa.DataType) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        names = list(dict.fromkeys(column for row in rows for column in row))
+        match path.suffix:
+            case ".parquet" | ".pq":
+                arrays = [pa.array([row.get(column) for row in rows], types.get(column)) for column in names]
+                pq.write_table(pa.table(arrays, names=names), path)
+            case ".csv":
+                with path.open("w", encoding="utf-8", newline="") as stream:
+                    writer = csv.DictWriter(stream, names)
+                    writer.writeheader()
+                    writer.writerows(rows)
+            case _:
+                path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def batchgen() -> RunCli:
+    """Runs the installed command in a process of its own."""
+
+    def run(
+        *arguments: object, cwd: Path | None = None, env: Mapping[str, str] | None = None, timeout: float = 300
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [BIN / "batchgen", *map(str, arguments)],
+            cwd=cwd,
+            env={**os.environ, **ONE_THREAD, **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run
+
+
