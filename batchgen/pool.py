@@ -80,8 +80,12 @@ def cluster(address: str | None, workers: int | None) -> Iterator[Capacity]:
     except SystemExit:  # Ray's own answer to a SIGTERM while it starts
         raise KeyboardInterrupt from None
     except (RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
-        where = "Ray did not start" if address is None else f"no Ray cluster answers at {address!r}"
-        raise ClusterError(f"{where}: {str(error).strip().splitlines()[0]}") from error
+        reason = str(error).strip().splitlines()[0]
+        if address is None:
+            raise ClusterError(f"Ray did not start: {reason}") from error
+        raise ClusterError(
+            f"no Ray cluster answers at {address!r}: {reason}; is it up, and does it want RAY_AUTH_MODE=token?"
+        ) from error
     try:
         offered = ray.cluster_resources()
         cores = os.cpu_count() or 1

@@ -21,7 +21,12 @@ from s3_server import S3Server, missing_programs, running_server
 from batchgen.storage import Store, open_store
 
 BIN = Path(sys.executable).parent
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_OFFLINE": "1"}
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "HF_HUB_OFFLINE": "1",
+    "RAY_AUTH_MODE": "disabled",
+}
 
 RowCells = Mapping[str, Any]
 
@@ -119,7 +124,6 @@ def ray_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 BIN / "ray", "start", "--head", "--block", "--num-cpus=2", "--num-gpus=0", f"--port={port}",
                 f"--temp-dir={folder}", "--include-dashboard=false", f"--object-store-memory={100 << 20}",
                 "--disable-usage-stats", "--node-ip-address=127.0.0.1",
-                f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}",
             ],
             env={**os.environ, **ONE_THREAD},
             stdout=subprocess.PIPE,
@@ -172,6 +176,7 @@ def write_model_configs(folder: Path, *, in_channels: int = 4, side: int = 64, e
             **extra,
         },
         "unet/config.json": {"sample_size": side // 8, "in_channels": in_channels},
+        "text_encoder/config.json": {"num_hidden_layers": 3},
         "vae/config.json": {"block_out_channels": [1, 1, 1, 1]},
     }
     for name, content in files.items():
@@ -213,7 +218,7 @@ def write_manifest(tmp_path: Path) -> WriteManifest:
     return write
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def batchgen() -> RunCli:
     """Runs the installed command in a process of its own."""
 
@@ -231,5 +236,3 @@ def batchgen() -> RunCli:
         )
 
     return run
-
-

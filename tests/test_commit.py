@@ -1,0 +1,479 @@
+"""A shard appears whole or not at all, once, and whatever kills a commit, the next attempt completes it."""
+
+import hashlib
+import io
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from s3_faults import Fault, Kind, fault_proxy
+from s3_server import S3Server
+from test_plan import make_row
+
+from batchgen import receipts
+from batchgen.commit import Attempt, OutputFormat, commit_failures, drop_rows
+from batchgen.errors import NotFound, StoreError
+from batchgen.images import ImageFormat, encode
+from batchgen.job import Layout
+from batchgen.layouts import marker_key
+from batchgen.output import open_output, read_output
+from batchgen.plan import batch_key
+from batchgen.receipts import fold_receipts, read_receipts, rebuild_receipt, write_receipt
+from batchgen.rows import Receipt, RowOutcome, Shard, Status, failed_row
+from batchgen.schema import applied_cells
+from batchgen.storage import Entry, Store, _filesystem, open_store
+from batchgen.verify import verify_output
+
+CARRIED = {"split": pa.string(), "tags": pa.list_(pa.string()), "weight": pa.float64()}
+
+
+def make_shard(rows: int = 4, name: str = "0123456789abcdef", first: int = 0) -> Shard:
+    made = tuple(
+        replace(make_row(number), carried={"split": "train", "tags": ["a", "ü"]})
+        for number in range(first, first + rows)
+    )
+    return Shard(id=name, key=batch_key(made[0], "model"), batch_size=2, rows=made)
+
+
+def make_output(layout: Layout) -> OutputFormat:
+    return OutputFormat(layout=layout, image_format=ImageFormat.PNG, carried=CARRIED)
+
+
+def picture(number: int) -> bytes:
+    pixels = np.full((8, 8, 3), number, dtype=np.uint8)
+    pixels[0, 0] = 255 - number
+    return encode(pixels, ImageFormat.PNG)
+
+
+def attempt(store: Store, output: OutputFormat, shard: Shard, failed: tuple[int, ...] = ()) -> Receipt:
+    """One attempt at a shard, as a worker makes it, with rows by position that fail."""
+    this = Attempt(store, output, shard, "run-1")
+    done: list[dict[str, Any]] = []
+    size = 0
+    for position, row in enumerate(shard.rows):
+        if position in failed:
+            continue
+        data = picture(row.number)
+        size += len(data)
+        made = {
+            "id": row.id,
+            "fingerprint": row.fingerprint,
+            "status": "done",
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "width": 8,
+            "height": 8,
+            "seconds": 0.5,
+            "device": "test",
+        }
+        done.append({**row.carried, **applied_cells(row), **made, **this.add_picture(row, data)})
+    bad = [failed_row(shard.rows[position], "nan", "not a number") for position in failed]
+    return this.commit(done, bad, size=size, seconds=1.5, device="test")
+
+
+@pytest.fixture(params=list(Layout), ids=lambda layout: layout.value)
+def output(request: pytest.FixtureRequest, store: Store) -> OutputFormat:
+    """A begun output of each layout on each store."""
+    return open_output(store, make_output(request.param), create=True)
+
+
+def table_of(store: Store, output: OutputFormat, shard: Shard) -> pa.Table:
+    return pq.read_table(io.BytesIO(store.read(marker_key(output.layout, shard.id))))
+
+
+def ids(receipt: Receipt, status: Status) -> list[str]:
+    return [row.id for row in receipt.rows if row.status is status]
+
+
+def test_a_committed_shard(store: Store, store_uri: str, output: OutputFormat) -> None:
+    """Marker, pictures, ledger and receipt say the same, and `verify` agrees."""
+    shard = make_shard()
+    receipt = attempt(store, output, shard, failed=(1,))
+    assert ids(receipt, Status.DONE) == ["row-0", "row-2", "row-3"]
+    assert ids(receipt, Status.FAILED) == ["row-1"]
+    table = table_of(store, output, shard)
+    assert table.schema.equals(output.schema)
+    assert table["id"].to_pylist() == ["row-0", "row-2", "row-3"]
+    assert table["tags"].to_pylist() == [["a", "ü"]] * 3
+    for row in table.to_pylist():
+        if output.layout is Layout.PARQUET:
+            data = row["image"]["bytes"]
+        else:
+            data = store.read(f"data/{shard.id}/{row['file_name']}")
+        assert hashlib.sha256(data).hexdigest() == row["sha256"]
+    ledger = pq.read_table(io.BytesIO(store.read(f"failures/{shard.id}.parquet"))).to_pylist()
+    assert [(row["id"], row["error_class"]) for row in ledger] == [("row-1", "nan")]
+    assert list(read_receipts(store, output.layout, mend=False)) == [receipt]
+    found = verify_output(store_uri, deep=True)
+    assert (found.faults, found.shards, found.images, found.failed_rows, found.strays) == ([], 1, 3, 1, 0)
+
+
+def test_the_schema_has_a_type_for_every_column(output: OutputFormat) -> None:
+    """DESIGN: no null-typed columns, and the same schema for every shard of an output."""
+    assert [field.name for field in output.schema if pa.types.is_null(field.type)] == []
+    assert len(set(output.schema.names)) == len(output.schema.names)
+    assert output.schema.names[-3:] == list(CARRIED)
+
+
+def test_the_format_of_an_output_comes_back(store: Store, output: OutputFormat) -> None:
+    """`status` and `verify` need nothing but the output; layout, format and carried types are kept in it."""
+    found = read_output(store)
+    assert (found.layout, found.image_format, dict(found.carried)) == (output.layout, output.image_format, CARRIED)
+
+
+def test_carried_columns_in_any_order(tmp_path: Path) -> None:
+    """A manifest whose unknown columns are not in alphabetical order verifies, and a rewritten one fits the output."""
+    store = open_store(str(tmp_path / "out"))
+    for number, carried in enumerate((dict(reversed(CARRIED.items())), CARRIED)):
+        output = open_output(store, replace(make_output(Layout.FILES), carried=carried), create=True)
+        attempt(store, output, make_shard(2, f"{number:016x}", first=2 * number))
+    assert verify_output(store.uri).faults == []
+
+
+def test_a_second_attempt_is_refused(store: Store, store_uri: str, output: OutputFormat) -> None:
+    """The first attempt's bytes stay, its receipt is what the second gets, and the second's pictures are strays."""
+    shard = make_shard()
+    first = attempt(store, output, shard)
+    before = store.read(marker_key(output.layout, shard.id))
+    second = attempt(store, output, shard)
+    assert (second.attempt, second.rows, second.run) == (first.attempt, first.rows, first.run)
+    assert store.read(marker_key(output.layout, shard.id)) == before
+    found = verify_output(store_uri)
+    assert (found.faults, found.rows) == ([], 4)
+    assert found.strays == (4 if output.layout is Layout.FILES else 0)
+
+
+@pytest.mark.parametrize("late", [(), (2,), (0, 1, 2, 3)])
+def test_a_late_attempt_changes_no_row(
+    store: Store, store_uri: str, output: OutputFormat, late: tuple[int, ...]
+) -> None:
+    """Whatever rows a late attempt failed to make, receipt and ledger go on saying what the marker says."""
+    shard = make_shard()
+    first = attempt(store, output, shard, failed=(1,))
+    second = attempt(store, output, shard, failed=late)
+    assert second.rows == first.rows
+    (kept,) = read_receipts(store, output.layout, mend=False)
+    assert kept.rows == first.rows
+    store.delete(f"{receipts.RECEIPTS}/{shard.id}.json")
+    (rebuilt,) = read_receipts(store, output.layout, mend=False)
+    assert rebuilt.rows == first.rows
+    found = verify_output(store_uri)
+    assert (found.faults, found.failed_rows) == ([], 1)
+
+
+def test_giving_up_on_a_committed_shard_changes_nothing(store: Store, store_uri: str, output: OutputFormat) -> None:
+    """A worker that commits and dies before it can say so, three times over: the row is done, not failed."""
+    shard = make_shard(rows=1)
+    first = attempt(store, output, shard)
+    store.delete(f"{receipts.RECEIPTS}/{shard.id}.json")
+    commit_failures(store, shard, "run-1", [failed_row(shard.rows[0], "worker-died", "died", 3)])
+    (kept,) = read_receipts(store, output.layout, mend=False)
+    assert kept.rows == first.rows
+    assert verify_output(store_uri).faults == []
+
+
+def test_a_receipt_is_rebuilt_from_the_marker(store: Store, output: OutputFormat) -> None:
+    """Killed between marker and receipt: the rebuilt receipt says the same, and is stored only when asked."""
+    shard = make_shard()
+    receipt = attempt(store, output, shard, failed=(1,))
+    place = f"{receipts.RECEIPTS}/{shard.id}.json"
+    store.delete(place)
+    for mend in (False, True):
+        (rebuilt,) = read_receipts(store, output.layout, mend=mend)
+        assert replace(rebuilt, seconds=receipt.seconds) == receipt
+        assert (place.rpartition("/")[2] in store.names(receipts.RECEIPTS)) is mend
+
+
+def test_all_failed_leaves_no_marker(store: Store, store_uri: str, output: OutputFormat) -> None:
+    """No zero-row shards: ledger and receipt alone know the shard, and `verify` counts its rows."""
+    shard = make_shard()
+    receipt = attempt(store, output, shard, failed=(0, 1, 2, 3))
+    assert (receipt.done, receipt.failed) == (0, 4)
+    assert store.names("data") == []
+    assert rebuild_receipt(store, output.layout, shard.id) is None
+    assert list(read_receipts(store, output.layout, mend=False)) == [receipt]
+    found = verify_output(store_uri)
+    assert (found.faults, found.failed_rows, found.rows) == ([], 4, 0)
+
+
+def test_dropped_rows_are_gone_for_readers(store: Store, store_uri: str, output: OutputFormat) -> None:
+    """Superseded rows leave marker and receipt, the rest stays; with its last row the marker goes."""
+    shard = make_shard()
+    receipt = attempt(store, output, shard)
+    pairs = [(row.id, row.fingerprint) for row in shard.rows]
+    receipt = drop_rows(store, output, receipt, set(pairs[:2]))
+    assert table_of(store, output, shard)["id"].to_pylist() == ["row-2", "row-3"]
+    assert ids(receipt, Status.DONE) == ["row-2", "row-3"]
+    rebuilt = rebuild_receipt(store, output.layout, shard.id)
+    assert rebuilt is not None
+    assert (rebuilt.rows, rebuilt.attempt) == (receipt.rows, receipt.attempt)
+    assert verify_output(store_uri).faults == []
+    drop_rows(store, output, receipt, set(pairs))
+    with pytest.raises(NotFound):
+        table_of(store, output, shard)
+    found = verify_output(store_uri)
+    assert (found.faults, found.rows) == ([], 0)
+
+
+def test_folded_receipts_say_the_same(store: Store, output: OutputFormat, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many loose receipts become one snapshot; later ones, and newer ones of the same shard, come over it."""
+    monkeypatch.setattr(receipts, "FOLD_ABOVE", 3)
+    made = [attempt(store, output, make_shard(2, f"{n:016x}", first=2 * n)) for n in range(5)]
+    fold_receipts(store)
+    assert store.names(receipts.RECEIPTS) == []
+    assert len(store.names(receipts.SNAPSHOTS)) == 1
+    made.append(attempt(store, output, make_shard(2, f"{9:016x}", first=18)))
+    newer = replace(made[0], rows=made[0].rows[:1])
+    write_receipt(store, newer)
+    found = {receipt.shard: receipt for receipt in read_receipts(store, output.layout, mend=False)}
+    assert found == {receipt.shard: receipt for receipt in [newer, *made[1:]]}
+
+
+# Killed at every step
+
+
+class Dying:
+    """A store whose process ends before, or right after, its n-th change: what SIGKILL at that moment leaves."""
+
+    def __init__(self, store: Store, at: int, after: bool) -> None:
+        self.uri = store.uri
+        self._store = store
+        self._at = at
+        self._after = after
+        self._changes = 0
+
+    def _change(self, method: str, *arguments: Any) -> None:
+        self._changes += 1
+        if self._changes == self._at and not self._after:
+            os._exit(9)
+        getattr(self._store, method)(*arguments)
+        if self._changes == self._at:
+            os._exit(9)
+
+    def read(self, key: str) -> bytes:
+        return self._store.read(key)
+
+    def create(self, key: str, data: bytes) -> None:
+        self._change("create", key, data)
+
+    def write(self, key: str, data: bytes) -> None:
+        self._change("write", key, data)
+
+    def names(self, prefix: str) -> list[str]:
+        return self._store.names(prefix)
+
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        return self._store.entries(prefix)
+
+    def delete(self, key: str) -> None:
+        self._change("delete", key)
+
+
+def code_of_killed(uri: str, layout: Layout, at: int, after: bool) -> int:
+    """Exit code of a forked process that makes an attempt and is killed at its n-th change of the store."""
+    if (child := os.fork()) == 0:
+        try:
+            _filesystem.cache_clear()  # connections belong to the parent
+            attempt(Dying(open_store(uri), at, after), make_output(layout), make_shard(), failed=(1,))
+        finally:
+            os._exit(0 if sys.exc_info()[0] is None else 1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_killed_at_every_step(store: Store, store_uri: str, output: OutputFormat) -> None:
+    """After a kill at any change a reader sees nothing or the whole shard, and a new attempt completes it."""
+    shard = make_shard()
+    survived = None
+    for at in range(1, 10):
+        for after in (False, True):
+            code = code_of_killed(store_uri, output.layout, at, after)
+            assert code in (0, 9)
+            try:
+                visible = table_of(store, output, shard)["id"].to_pylist()
+            except NotFound:
+                visible = []
+            assert visible in ([], ["row-0", "row-2", "row-3"])
+            assert verify_output(store_uri).faults == []
+            receipt = attempt(store, output, shard, failed=(1,))
+            assert ids(receipt, Status.DONE) == ["row-0", "row-2", "row-3"]
+            assert ids(receipt, Status.FAILED) == ["row-1"]
+            found = verify_output(store_uri, deep=True)
+            assert (found.faults, found.rows, found.failed_rows) == ([], 3, 1)
+            for entry in [
+                entry for part in ("data", "failures", ".batchgen/receipts") for entry in store.entries(part)
+            ]:
+                store.delete(entry.key)
+            if code == 0:
+                survived = at
+                break
+        if survived:
+            break
+    # ledger, marker, receipt, and with the layout `files` three pictures: each was killed before and after
+    assert survived == (7 if output.layout is Layout.FILES else 4)
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("layout", list(Layout))
+def test_a_lost_answer_is_one_committed_shard(s3_bucket: str, s3_server: S3Server, layout: Layout) -> None:
+    """The marker was created and the answer lost: the client's retry is refused, and the attempt knows it was itself."""
+    shard = make_shard()
+    with fault_proxy(
+        s3_server, [Fault(kind=Kind.LOST_ANSWER, method="PUT", key=f"*{marker_key(layout, shard.id)}")]
+    ) as p:
+        store = open_store(s3_bucket, {"endpoint_url": p.server.endpoint})
+        output = open_output(store, make_output(layout), create=True)
+        receipt = attempt(store, output, shard)
+        assert p.met(Kind.LOST_ANSWER) == 1
+    marker = pq.read_schema(
+        io.BytesIO(open_store(s3_bucket, {"endpoint_url": s3_server.endpoint}).read(marker_key(layout, shard.id)))
+    )
+    assert receipt.attempt.encode() in marker.metadata[b"batchgen"]
+    assert receipt.done == 4
+    found = verify_output(s3_bucket)
+    assert (found.faults, found.rows, found.strays) == ([], 4, 0)
+
+
+# What `verify` finds
+
+
+@pytest.fixture(params=list(Layout), ids=lambda layout: layout.value)
+def local(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Store, OutputFormat]:
+    """A local output of each layout with two shards."""
+    store = open_store(str(tmp_path / "out"))
+    output = open_output(store, make_output(request.param), create=True)
+    for number in range(2):
+        attempt(store, output, make_shard(3, f"{number:016x}", first=3 * number))
+    assert verify_output(store.uri).ok
+    return tmp_path / "out", store, output
+
+
+def test_verify_finds_every_flipped_byte(local: tuple[Path, Store, OutputFormat]) -> None:
+    """A byte flipped anywhere in a picture is a fault that names the place; in a marker it is never a traceback."""
+    root, store, output = local
+    if output.layout is Layout.FILES:
+        for file in root.glob("data/*/*/*.png"):
+            flip(file, file.stat().st_size // 2)
+            (fault,) = verify_output(store.uri).faults
+            assert file.name in fault
+            flip(file, file.stat().st_size // 2)
+        return
+    marker = root / marker_key(output.layout, f"{0:016x}")
+    place = marker.read_bytes().index(picture(1)) + 30
+    flip(marker, place)
+    (fault,) = verify_output(store.uri).faults
+    assert "row-1" in fault
+
+
+def test_verify_survives_a_damaged_marker(local: tuple[Path, Store, OutputFormat]) -> None:
+    """Whatever byte of a marker is damaged, `verify` says so or finds nothing, and never breaks off."""
+    root, store, output = local
+    marker = root / marker_key(output.layout, f"{0:016x}")
+    size = marker.stat().st_size
+    faults = 0
+    for place in range(4, size, max(1, size // 60)):
+        flip(marker, place)
+        faults += not verify_output(store.uri).ok
+        flip(marker, place)
+    assert faults > 10
+    marker.write_bytes(marker.read_bytes()[: size // 2])
+    assert str(marker.relative_to(root)) in verify_output(store.uri).faults[0]
+
+
+def flip(file: Path, place: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[place] ^= 0xFF
+    file.write_bytes(data)
+
+
+def test_a_damaged_marker_is_a_store_error(local: tuple[Path, Store, OutputFormat]) -> None:
+    """Resume meets a damaged marker without its receipt: an error that names it, not a traceback."""
+    root, store, output = local
+    store.delete(f"{receipts.RECEIPTS}/{0:016x}.json")
+    marker = root / marker_key(output.layout, f"{0:016x}")
+    for place in range(8, marker.stat().st_size, max(1, marker.stat().st_size // 40)):
+        flip(marker, place)
+        try:
+            list(read_receipts(store, output.layout, mend=False))
+        except StoreError as error:
+            assert f"{0:016x}" in str(error)
+        flip(marker, place)
+
+
+def test_verify_finds_what_is_gone(local: tuple[Path, Store, OutputFormat]) -> None:
+    """A deleted picture, and a deleted marker that a receipt speaks of."""
+    root, store, output = local
+    if output.layout is Layout.FILES:
+        next(root.glob(f"data/{1:016x}/*/row-4.png")).unlink()
+        (fault,) = verify_output(store.uri).faults
+        assert "row-4.png" in fault
+    store.delete(marker_key(output.layout, f"{0:016x}"))
+    assert any("marker is gone" in fault for fault in verify_output(store.uri).faults)
+
+
+def test_verify_finds_a_row_twice(local: tuple[Path, Store, OutputFormat]) -> None:
+    """The same rows committed under another shard's name: every id that is there twice is named."""
+    _, store, output = local
+    attempt(store, output, make_shard(3, "f" * 16))
+    faults = verify_output(store.uri).faults
+    assert len(faults) == 3
+    assert all(f"'row-{n}'" in " ".join(faults) for n in range(3))
+
+
+def test_verify_finds_another_schema(local: tuple[Path, Store, OutputFormat]) -> None:
+    """A marker whose columns are not the output's breaks readers that join shards."""
+    _, store, output = local
+    attempt(store, replace(output, carried={"other": pa.int64()}), make_shard(3, "e" * 16, first=9))
+    (fault,) = verify_output(store.uri).faults
+    assert "schema" in fault
+
+
+def test_verify_finds_a_receipt_that_disagrees(local: tuple[Path, Store, OutputFormat]) -> None:
+    """Resume trusts receipts, so one that names other rows than its marker is a fault."""
+    _, store, output = local
+    receipt = next(r for r in read_receipts(store, output.layout, mend=False) if r.shard == f"{0:016x}")
+    rows = [*receipt.rows, RowOutcome(id="x", fingerprint="x", status=Status.DONE)]
+    write_receipt(store, replace(receipt, rows=rows))
+    (fault,) = verify_output(store.uri).faults
+    assert f"{0:016x}" in fault
+
+
+def test_clean_removes_strays_of_committed_shards_alone(tmp_path: Path) -> None:
+    """Pictures of an uncommitted shard may belong to an attempt that is under way, so they stay."""
+    store = open_store(str(tmp_path / "out"))
+    output = open_output(store, make_output(Layout.FILES), create=True)
+    attempt(store, output, make_shard())
+    attempt(store, output, make_shard())
+    under_way = make_shard(2, "a" * 16, first=10)
+    Attempt(store, output, under_way, "run-2").add_picture(under_way.rows[0], picture(1))
+    assert verify_output(store.uri).strays == 5
+    found = verify_output(store.uri, clean=True)
+    assert (found.strays, found.removed, found.faults) == (5, 4, [])
+    found = verify_output(store.uri, deep=True)
+    assert (found.strays, found.rows, found.decoded, found.faults) == (1, 4, 4, [])
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.dictionary(pa.int8(), pa.string()), pa.timestamp("ns"), pa.timestamp("s", "UTC"), pa.large_string(),
+        pa.uint64(), pa.decimal128(10, 2), pa.struct([("a", pa.int8())]), pa.map_(pa.string(), pa.int32()),
+        pa.date32(), pa.binary(), pa.float16(), pa.list_(pa.null()), pa.duration("us"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_carried_types_come_back(tmp_path: Path, kind: pa.DataType) -> None:
+    """A carried column of any type that a Parquet manifest can have ends in the type that the output's schema names."""
+    pq.write_table(pa.table({"x": pa.nulls(1, kind)}), tmp_path / "manifest.parquet")
+    carried = {"x": pq.read_schema(tmp_path / "manifest.parquet").field("x").type}
+    store = open_store(str(tmp_path / "out"))
+    wanted = OutputFormat(layout=Layout.FILES, image_format=ImageFormat.PNG, carried=carried)
+    output = open_output(store, wanted, create=True)
+    shard = make_shard()
+    attempt(store, output, replace(shard, rows=[replace(row, carried={}) for row in shard.rows]))
+    assert verify_output(store.uri).faults == []

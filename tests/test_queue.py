@@ -1,0 +1,283 @@
+"""What happens to shards that fail: retry with a bounded pause, halve, record, or end the run."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_plan import key_of, make_row
+
+from batchgen.drive import Control, drive, signals
+from batchgen.errors import InfrastructureError, ModelLoadError, StoreError
+from batchgen.identity import shard_id
+from batchgen.queue import Cause, Failure, ShardQueue, ShardTry
+from batchgen.rows import Receipt, RowOutcome, Shard, Status
+
+
+def make_shard(first: int, count: int, batch_size: int = 4) -> Shard:
+    rows = tuple(make_row(number) for number in range(first, first + count))
+    name = shard_id((row.id, row.fingerprint) for row in rows)
+    return Shard(id=name, key=key_of(rows[0]), batch_size=batch_size, rows=rows)
+
+
+def failure(cause: Cause) -> Failure:
+    return Failure(cause=cause, error_class=cause.value, message=f"trouble of the {cause.value}")
+
+
+def receipt_of(shard: Shard) -> Receipt:
+    rows = [RowOutcome(id=row.id, fingerprint=row.fingerprint, status=Status.DONE) for row in shard.rows]
+    return Receipt(shard=shard.id, attempt="a", run="r", rows=rows, key=shard.key, device="cpu", seconds=0, finished=0)
+
+
+@dataclass(frozen=True)
+class Ended:
+    tried: ShardTry
+    result: Receipt | Failure
+
+
+@dataclass
+class Process:
+    """A worker process: takes two shards, works on the older, and where that kills it, the younger dies with it."""
+
+    held: list[ShardTry] = field(default_factory=list)
+
+
+@dataclass
+class InMemory:
+    """A pool of worker processes in this process; `breaks` says what an attempt at a shard runs into, if anything."""
+
+    breaks: Callable[[Shard], Cause | None]
+    processes: list[Process] = field(default_factory=lambda: [Process()])
+    attempts: list[ShardTry] = field(default_factory=list)
+
+    @property
+    def in_work(self) -> int:
+        return sum(len(process.held) for process in self.processes)
+
+    def has_room(self) -> bool:
+        return any(len(process.held) < 2 for process in self.processes)
+
+    def submit(self, tried: ShardTry, /) -> None:
+        self.attempts.append(tried)
+        min(self.processes, key=lambda process: len(process.held)).held.append(tried)
+
+    def wait(self, seconds: float, /) -> Sequence[Ended]:
+        ended: list[Ended] = []
+        for process in self.processes:
+            if not process.held:
+                continue
+            cause = self.breaks(process.held[0].shard)
+            if cause is Cause.WORKER:
+                ended += [Ended(tried, failure(cause)) for tried in process.held]
+                process.held.clear()
+            else:
+                tried = process.held.pop(0)
+                ended.append(Ended(tried, receipt_of(tried.shard) if cause is None else failure(cause)))
+        if not ended:
+            time.sleep(min(seconds, 0.01))
+        return ended
+
+
+@dataclass
+class Books:
+    """What `drive` reported."""
+
+    done: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    troubled: int = 0
+
+
+def run(queue: ShardQueue, pool: InMemory, control: Control | None = None) -> Books:
+    books = Books()
+
+    def note_failed(shard: Shard, _why: Failure, _attempts: int) -> None:
+        books.failed += [row.id for row in shard.rows]
+
+    def note_trouble(_shard: Shard, _why: Failure) -> None:
+        books.troubled += 1
+
+    drive(
+        queue,
+        pool,
+        control or Control(),
+        committed=lambda receipt: books.done.extend(row.id for row in receipt.rows),
+        failed=note_failed,
+        troubled=note_trouble,
+    )
+    return books
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses of seconds become milliseconds, except where they are what is tested."""
+    if "pauses" not in request.node.name:
+        monkeypatch.setattr("batchgen.queue._FIRST_PAUSE", 0.001)
+
+
+def holds(*numbers: int) -> Callable[[Shard], bool]:
+    return lambda shard: any(row.number in numbers for row in shard.rows)
+
+
+def test_all_shards_are_run_once() -> None:
+    """Without trouble every shard is run exactly once."""
+    shards = [make_shard(first, 4) for first in range(0, 40, 4)]
+    pool = InMemory(lambda _: None, [Process(), Process(), Process()])
+    books = run(ShardQueue(iter(shards)), pool)
+    assert sorted(books.done) == sorted(row.id for shard in shards for row in shard.rows)
+    assert (books.failed, books.troubled, len(pool.attempts)) == ([], 0, 10)
+
+
+@pytest.mark.parametrize("cause", [Cause.GENERATION, Cause.WORKER])
+@pytest.mark.parametrize("poison", [0, 5, 15])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_one_poison_row_is_isolated(cause: Cause, poison: int, workers: int) -> None:
+    """DESIGN: the poison row is isolated by bisection and recorded, and its batch-mates are unharmed.
+
+    A row that kills the process also kills what is beside it: that must not be held against the neighbour.
+    """
+    poisonous = holds(poison)
+    pool = InMemory(lambda shard: cause if poisonous(shard) else None, [Process() for _ in range(workers)])
+    books = run(ShardQueue(iter([make_shard(0, 16), make_shard(16, 16), make_shard(32, 6)])), pool)
+    assert books.failed == [f"row-{poison}"]
+    assert sorted(books.done) == sorted(f"row-{n}" for n in range(38) if n != poison)
+    assert len(pool.attempts) < 60
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 30), st.sets(st.integers(0, 29), max_size=4), st.integers(1, 5))
+def test_any_poison_rows_are_isolated(count: int, poison: set[int], batch_size: int) -> None:
+    """done + failed = planned, and only poison rows are failed, when the pipeline raises on them."""
+    poisonous = holds(*poison)
+    pool = InMemory(lambda shard: Cause.GENERATION if poisonous(shard) else None)
+    books = run(ShardQueue(iter([make_shard(0, count, batch_size)])), pool)
+    expected = {number for number in poison if number < count}
+    assert sorted(books.failed) == sorted(f"row-{n}" for n in expected)
+    assert sorted(books.done) == sorted(f"row-{n}" for n in range(count) if n not in expected)
+
+
+@pytest.mark.parametrize("cause", list(Cause))
+def test_passing_trouble_harms_nobody(cause: Cause) -> None:
+    """A worker that dies once, a store that fails once: the shard is run again, whole, and nothing is recorded."""
+    left = [1]
+
+    def breaks(_shard: Shard) -> Cause | None:
+        return cause if left and left.pop() else None
+
+    pool = InMemory(breaks)
+    books = run(ShardQueue(iter([make_shard(0, 8)])), pool)
+    assert (len(books.done), books.failed, books.troubled) == (8, [], 1)
+    assert [len(tried.shard.rows) for tried in pool.attempts] == [8, 8]
+
+
+@pytest.mark.parametrize(("cause", "error"), [(Cause.STORE, StoreError), (Cause.MODEL, ModelLoadError)])
+def test_store_and_model_failures_end_the_run(cause: Cause, error: type[InfrastructureError]) -> None:
+    """No row is to blame for a store that is down: the run ends with exit 4, and no row is recorded as failed."""
+    pool = InMemory(lambda _: cause)
+    with pytest.raises(error, match="trouble of the .*tried"):
+        run(ShardQueue(iter([make_shard(0, 8)])), pool)
+    assert 1 < len(pool.attempts) <= 5
+
+
+def test_one_model_failure_after_other_trouble_is_tried_again() -> None:
+    """Tries are counted for each cause apart: a model that failed once, after the worker died once, gets its second."""
+    queue = ShardQueue(iter([make_shard(0, 4)]))
+    tried = queue.take(0.0)
+    assert tried is not None
+    for now, cause in ((0.0, Cause.WORKER), (100.0, Cause.MODEL)):
+        assert queue.failed(tried, failure(cause), now) is None
+        tried = queue.take(now + 60)
+        assert tried is not None
+
+
+def test_pauses_double_up_to_a_bound() -> None:
+    """Backoff: each pause is at least as long as the one before, none is longer than half a minute."""
+    queue = ShardQueue(iter([make_shard(0, 8)]))
+    tried = queue.take(0.0)
+    assert tried is not None
+    now, pauses = 0.0, []
+    for _ in range(4):
+        assert queue.failed(tried, failure(Cause.STORE), now) is None
+        step = next(s / 10 for s in range(1, 400) if (again := queue.take(now + s / 10)) is not None)
+        assert again is not None
+        pauses.append(step)
+        now, tried = now + step, again
+    assert pauses == sorted(pauses)
+    assert pauses[0] >= 1
+    assert pauses[-1] > pauses[0]
+    assert max(pauses) <= 30
+
+
+def test_what_waits_does_not_hold_up_the_rest() -> None:
+    """During a pause new shards go out; the queue is not empty while something waits."""
+    queue = ShardQueue(iter([make_shard(0, 4), make_shard(4, 4)]))
+    first = queue.take(0.0)
+    assert first is not None
+    queue.failed(first, failure(Cause.STORE), 0.0)
+    second = queue.take(0.0)
+    assert second is not None
+    assert second.shard.rows[0].number == 4
+    assert queue.take(0.0) is None
+    assert not queue.empty
+    again = queue.take(3600.0)
+    assert again is not None
+    assert (again.shard, again.failures) == (first.shard, 1)
+    assert queue.empty
+
+
+def test_shards_are_drawn_as_they_are_needed() -> None:
+    """The driver holds O(workers) shards: a manifest of any size is not cut in advance."""
+    drawn: list[int] = []
+
+    def endless() -> Iterator[Shard]:
+        for number in range(1000):
+            drawn.append(number)
+            yield make_shard(4 * number, 4)
+
+    queue = ShardQueue(endless())
+    for _ in range(3):
+        queue.take(0.0)
+    assert len(drawn) <= 5
+
+
+def test_a_stop_lets_what_is_in_work_finish() -> None:
+    """After a stop nothing new is handed out, and what was in work is committed."""
+    control = Control()
+    pool = InMemory(lambda _: None, [Process(), Process()])
+    shards = [make_shard(first, 4) for first in range(0, 400, 4)]
+
+    def stop_at_third(shard: Shard) -> Cause | None:
+        if len(pool.attempts) >= 6:
+            control.signal = "stopped"
+        return None
+
+    pool.breaks = stop_at_third
+    books = run(ShardQueue(iter(shards)), pool, control)
+    assert pool.in_work == 0
+    assert len(books.done) == 4 * len(pool.attempts)
+    assert len(pool.attempts) < 12
+
+
+def test_a_deadline_stops_as_a_signal_does() -> None:
+    """The limit max_hours: a run past it hands out nothing."""
+    control = Control(deadline=time.monotonic() - 1)
+    pool = InMemory(lambda _: None)
+    assert run(ShardQueue(iter([make_shard(0, 4)])), pool, control) == Books()
+    assert control.reason is not None
+    assert "max_hours" in control.reason
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_stop_gently_and_then_at_once(number: signal.Signals) -> None:
+    """The first signal is noted, the second raises, and the handlers that were there come back."""
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    control, told = Control(), list[str]()
+    with pytest.raises(KeyboardInterrupt), signals(control, told.append):
+        os.kill(os.getpid(), number)
+        assert control.reason == f"stopped by {number.name}"
+        assert len(told) == 1
+        os.kill(os.getpid(), number)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before

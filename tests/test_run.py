@@ -1,0 +1,366 @@
+"""The main job through the real command line, Ray and store, on a tiny model with the real code."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import RunCli, WriteManifest
+from PIL import Image
+
+Rows = list[dict[str, Any]]
+
+LONG = 60  # steps; the tiny model then works long enough on its shards for a signal to meet them
+BATCH = ("--batch-size", "4")  # the tiny model's pictures are so small that 16 would go into one call
+
+
+def prompts(count: int, steps: int = 3) -> Rows:
+    """Rows that differ in everything that may differ within a micro-batch, in two batch keys."""
+    return [
+        {
+            "id": f"row-{number:03d}",
+            "prompt": f'a "thing" {number}, 猫\nwith é',
+            "negative_prompt": "" if number % 2 else "blurry",
+            "seed": number,
+            "num_inference_steps": steps,
+            "guidance_scale": 1.0 if number % 5 == 0 else 4.0 + number % 3,
+            "label": number % 7,
+        }
+        for number in range(count)
+    ]
+
+
+def images(output: Path) -> dict[str, str]:
+    """sha256 of each row's picture by id; every row is there once."""
+    found = duckdb.sql(f"SELECT id, sha256 FROM '{output}/data/*/metadata.parquet'").fetchall()
+    assert len(found) == len(dict(found))
+    return dict(found)
+
+
+def common_arguments(manifest: Path, model: Path, output: Path) -> list[str]:
+    return [str(manifest), "--model", str(model), "--output", str(output), "--shard-rows", "4", *BATCH]
+
+
+def run_records(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(output.glob(".batchgen/runs/*/run.json"))]
+
+
+@contextmanager
+def running(arguments: list[str], log: Path, until: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A run in its own process group, once `until` stands in its log."""
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "batchgen", "run", *arguments], stderr=stream, start_new_session=True
+        )
+        try:
+            deadline = time.monotonic() + 240
+            while until not in log.read_text():
+                assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+                time.sleep(0.05)
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def reference(
+    tmp_path_factory: pytest.TempPathFactory, batchgen: RunCli, tiny_model: Path, ray_address: str
+) -> tuple[Path, Path]:
+    """A manifest of 40 rows and its uninterrupted output."""
+    folder = tmp_path_factory.mktemp("reference")
+    manifest = folder / "rows.parquet"
+    pq.write_table(pa.Table.from_pylist(prompts(40, LONG)), manifest)
+    output = folder / "out"
+    done = batchgen(
+        "run", manifest, "--model", tiny_model, "--output", output, "--shard-rows", 8, *BATCH, "--address", ray_address
+    )
+    assert done.returncode == 0, done.stderr
+    return manifest, output
+
+
+def test_every_row_is_in_the_metadata_once_and_verifies(reference: tuple[Path, Path], batchgen: RunCli) -> None:
+    """Ids, prompts with quotes and newlines, carried columns and what was applied arrive unchanged."""
+    manifest, output = reference
+    rows = {row["id"]: row for row in pq.read_table(manifest).to_pylist()}
+    table = duckdb.sql(f"SELECT * FROM '{output}/data/*/metadata.parquet'").arrow()
+    made = {row["id"]: row for row in table.read_all().to_pylist()}
+    assert made.keys() == rows.keys()
+    for name, row in rows.items():
+        assert {column: made[name][column] for column in row} == row
+        assert made[name]["status"] == "done" and made[name]["batch_size"] > 0
+    report = batchgen("verify", output, "--deep", "--json")
+    assert json.loads(report.stdout) == {
+        "shards": 5, "rows": 40, "images": 40, "decoded": 40, "failed_rows": 0, "strays": 0, "removed": 0,
+        "faults": [], "ok": True,
+    }  # fmt: skip
+    status = json.loads(batchgen("status", output, "--json").stdout)
+    assert (status["rows"], status["done"], status["failed"], status["left"]) == (40, 40, 0, 0)
+
+
+def test_a_second_run_does_nothing_and_starts_nothing(
+    reference: tuple[Path, Path], batchgen: RunCli, tiny_model: Path
+) -> None:
+    """No Ray, no model: a finished output answers within seconds, and no run is recorded."""
+    manifest, output = reference
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("data/*/*")}
+    started = time.monotonic()
+    done = batchgen("run", manifest, "--model", tiny_model, "--output", output, "--address", "127.0.0.1:1")
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - started < 10
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("data/*/*")} == before
+    assert len(run_records(output)) == 1
+
+
+def test_workers_shards_and_order_do_not_change_a_pixel(
+    reference: tuple[Path, Path],
+    batchgen: RunCli,
+    write_manifest: WriteManifest,
+    tiny_model: Path,
+    ray_address: str,
+    tmp_path: Path,
+) -> None:
+    """One worker and shards of 16 on shuffled rows, in JSONL, give the bytes of two workers and shards of 8."""
+    rows = prompts(40, LONG)
+    random.Random(3).shuffle(rows)
+    manifest = write_manifest("shuffled.jsonl", rows)
+    shards = ["--shard-rows", 16, *BATCH, "--workers", 1]
+    done = batchgen(
+        "run", manifest, "--model", tiny_model, "--output", tmp_path / "out", *shards, "--address", ray_address
+    )
+    assert done.returncode == 0, done.stderr
+    assert images(tmp_path / "out") == images(reference[1])
+
+
+def test_appended_and_edited_rows_are_made_and_nothing_else(
+    batchgen: RunCli, write_manifest: WriteManifest, tiny_model: Path, ray_address: str, tmp_path: Path
+) -> None:
+    """A row edited under its id replaces the old image; a changed label alone is no reason to make a row again."""
+    output = tmp_path / "out"
+    common = ["--model", tiny_model, "--output", output, "--address", ray_address]
+    rows = prompts(6)
+    assert batchgen("run", write_manifest("a.parquet", rows), *common).returncode == 0
+    before = images(output)
+    rows[2]["prompt"] = "something else"
+    rows[3]["label"] = 99
+    done = batchgen("run", write_manifest("b.parquet", [*rows, prompts(7)[6]]), *common)
+    assert done.returncode == 0, done.stderr
+    assert "2 of 7 rows to make, 5 done before" in done.stderr
+    after = images(output)
+    assert after.keys() == {f"row-{number:03d}" for number in range(7)}
+    assert {name for name in before if before[name] != after[name]} == {"row-002"}
+    assert batchgen("verify", output).returncode == 0
+
+
+def test_killed_by_force_and_resumed(
+    reference: tuple[Path, Path], batchgen: RunCli, tiny_model: Path, tmp_path: Path
+) -> None:
+    """SIGKILL of the driver in the middle: the same command makes only what is not committed, byte for byte."""
+    manifest, expected = reference
+    output = tmp_path / "out"
+    arguments = common_arguments(manifest, tiny_model, output)
+    with running(arguments, tmp_path / "log", until="shard ") as process:
+        process.kill()
+        process.wait()
+    assert json.loads(batchgen("status", output, "--json").stdout)["outcome"] == "killed"
+    committed = {path.parent.name for path in output.glob("data/*/metadata.parquet")}
+    done = batchgen("run", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert images(output) == images(expected)
+    second = [json.loads(path.read_text()) for path in output.glob(".batchgen/receipts/*.json")]
+    made_again = {receipt["shard"] for receipt in second if receipt["run"] == run_records(output)[-1]["run"]}
+    assert not made_again & committed
+
+
+def test_interrupted_finishes_what_is_in_work(
+    reference: tuple[Path, Path], batchgen: RunCli, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Ctrl-C, sent to the whole group as a terminal does, commits the shards in work and exits with 3."""
+    manifest, expected = reference
+    output = tmp_path / "out"
+    arguments = [*common_arguments(manifest, tiny_model, output), "--workers", "1"]
+    with running(arguments, tmp_path / "log", until="shard ") as process:
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=120) == 3
+    log = (tmp_path / "log").read_text()
+    assert "finishing the shards in work" in log and "the same command goes on" in log
+    assert not [path for path in output.glob("data/*") if not (path / "metadata.parquet").exists()]
+    assert batchgen("run", *arguments).returncode == 0
+    assert images(output) == images(expected)
+
+
+def test_a_killed_worker_is_replaced(reference: tuple[Path, Path], tiny_model: Path, tmp_path: Path) -> None:
+    """SIGKILL of a worker process costs its shards one more try, and nothing else."""
+    manifest, expected = reference
+    output = tmp_path / "out"
+    arguments = [*common_arguments(manifest, tiny_model, output), "--workers", "2"]
+    with running(arguments, tmp_path / "log", until="shard ") as process:
+        workers = [
+            child for child in psutil.Process(process.pid).children(recursive=True) if "ray::_Actor" in child.name()
+            or "ray::_Actor" in " ".join(child.cmdline())
+        ]  # fmt: skip
+        assert workers
+        workers[0].kill()
+        assert process.wait(timeout=240) == 0
+    assert images(output) == images(expected)
+
+
+def test_a_row_that_breaks_the_pipeline_is_isolated(
+    batchgen: RunCli, write_manifest: WriteManifest, tiny_model: Path, ray_address: str, tmp_path: Path
+) -> None:
+    """Options that only the scheduler itself can refuse: that row is in the ledger, its shard-mates are made."""
+    rows = prompts(6)
+    for row in rows:
+        row["guidance_scale"] = 5.0
+        row["scheduler_kwargs"] = None
+    rows[3]["scheduler_kwargs"] = '{"beta_schedule": "no such schedule"}'
+    output = tmp_path / "out"
+    manifest = write_manifest("rows.parquet", rows)
+    done = batchgen("run", manifest, "--model", tiny_model, "--output", output, "--address", ray_address)
+    assert done.returncode == 1, done.stderr
+    assert images(output).keys() == {row["id"] for row in rows} - {"row-003"}
+    ledger = duckdb.sql(f"SELECT id, status, attempts, error FROM '{output}/failures/*.parquet'").fetchall()
+    assert [row[:2] for row in ledger] == [("row-003", "failed")]
+    assert "no such schedule" in ledger[0][3]
+    again = batchgen("run", manifest, "--model", tiny_model, "--output", output, "--address", "127.0.0.1:1")
+    assert again.returncode == 1, again.stderr
+    status = json.loads(batchgen("status", output, "--json").stdout)
+    assert (status["done"], status["failed"], status["left"]) == (5, 1, 0)
+    assert batchgen("verify", output).returncode == 0
+
+
+def test_image_to_image_and_inpainting_share_a_manifest(
+    batchgen: RunCli, write_manifest: WriteManifest, tiny_model: Path, ray_address: str, tmp_path: Path
+) -> None:
+    """Tasks are inferred row by row; strength 0 gives the init image back up to the autoencoder."""
+    Image.effect_noise((72, 64), 80).convert("RGB").save(tmp_path / "start.png")
+    mask = Image.new("L", (72, 64))
+    mask.paste(255, (0, 0, 36, 64))
+    mask.save(tmp_path / "mask.png")
+    rows: Rows = [
+        {"id": "t", "prompt": "a", "seed": 1, "steps": 4, "image": None, "mask_image": None, "strength": None},
+        {"id": "i", "prompt": "a", "seed": 1, "steps": 4, "image": "start.png", "mask_image": None, "strength": 0.5},
+        {
+            "id": "m",
+            "prompt": "a",
+            "seed": 1,
+            "steps": 4,
+            "image": "start.png",
+            "mask_image": "mask.png",
+            "strength": 1,
+        },
+        {"id": "z", "prompt": "a", "seed": 1, "steps": 4, "image": "start.png", "mask_image": None, "strength": 0},
+    ]
+    output = tmp_path / "out"
+    manifest = write_manifest("rows.jsonl", rows)
+    stored = ["--output", output, "--layout", "parquet", "--format", "webp"]
+    done = batchgen("run", manifest, "--model", tiny_model, *stored, "--address", ray_address)
+    assert done.returncode == 0, done.stderr
+    made = {row["id"]: row for path in output.glob("data/*.parquet") for row in pq.read_table(path).to_pylist()}
+    assert {name: row["task"] for name, row in made.items()} == {
+        "t": "text-to-image", "i": "image-to-image", "m": "inpainting", "z": "image-to-image",
+    }  # fmt: skip
+    assert (made["i"]["width"], made["i"]["height"]) == (72, 64)
+    assert made["m"]["mask_image_sha256"] and made["t"]["image_uri"] is None
+    assert len({row["sha256"] for row in made.values()}) == 4
+    assert batchgen("verify", output, "--deep").returncode == 0
+
+
+def test_a_second_live_run_is_kept_away(
+    reference: tuple[Path, Path], batchgen: RunCli, tiny_model: Path, tmp_path: Path
+) -> None:
+    """The lease names its holder; the holder is not disturbed."""
+    manifest, expected = reference
+    output = tmp_path / "out"
+    arguments = common_arguments(manifest, tiny_model, output)
+    with running(arguments, tmp_path / "log", until="rows to make") as process:
+        second = batchgen("run", *arguments)
+        assert second.returncode == 4
+        assert f"process {process.pid}" in second.stderr
+        assert process.wait(timeout=240) == 0
+    assert images(output) == images(expected)
+
+
+def test_limits_stop_a_run_and_the_next_goes_on(
+    batchgen: RunCli, write_manifest: WriteManifest, tiny_model: Path, ray_address: str, tmp_path: Path
+) -> None:
+    """max_images of a job ends a run with 3, resumable; --limit is what the user asked for, and ends with 0."""
+    write_manifest("rows.parquet", prompts(9))
+    job = tmp_path / "job.toml"
+    job.write_text(f'manifest = "rows.parquet"\nmodel = "{tiny_model}"\noutput = "out"\n[limits]\nmax_images = 4\n')
+    first = batchgen("run", job, "--address", ray_address)
+    assert first.returncode == 3, first.stderr
+    assert "max_images" in first.stderr and len(images(tmp_path / "out")) == 4
+    second = batchgen("run", job, "--limit", 2, "--address", ray_address)
+    assert second.returncode == 0, second.stderr
+    assert "6 of 9 rows done, 3 left" in second.stderr
+    third = batchgen("run", job, "--address", ray_address)
+    assert third.returncode == 0 and len(images(tmp_path / "out")) == 9
+
+
+def test_plan_and_dry_run_write_nothing(
+    batchgen: RunCli, write_manifest: WriteManifest, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Counts before the first run, without touching the output."""
+    manifest = write_manifest("rows.parquet", prompts(40))
+    common = [
+        manifest,
+        "--model",
+        tiny_model,
+        "--output",
+        tmp_path / "out",
+        "--shard-rows",
+        8,
+        "--device",
+        "cpu",
+        *BATCH,
+    ]
+    plan = json.loads(batchgen("plan", *common, "--json").stdout)
+    assert (plan["rows"], plan["pending"], plan["keys"], plan["shards"]) == (40, 40, 2, 5)
+    assert batchgen("run", *common, "--dry-run").returncode == 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_layout_or_other_columns_are_refused(
+    reference: tuple[Path, Path], batchgen: RunCli, write_manifest: WriteManifest, tiny_model: Path, tmp_path: Path
+) -> None:
+    """One output has one schema; what would break its readers ends with 2 before anything is written."""
+    manifest, output = reference
+    common = ["--model", tiny_model, "--output", output]
+    other = batchgen("run", manifest, *common, "--layout", "parquet")
+    assert other.returncode == 2 and "layout" in other.stderr
+    rows = [{**row, "extra": "x"} for row in prompts(2)]
+    wider = batchgen("run", write_manifest("wider.parquet", rows), *common)
+    assert wider.returncode == 2 and "extra" in wider.stderr
+
+
+@pytest.mark.s3
+def test_a_run_on_s3_resumes_and_opens_elsewhere(
+    reference: tuple[Path, Path], batchgen: RunCli, tiny_model: Path, s3_bucket: str
+) -> None:
+    """A part, then the rest, on a server that enforces credentials; the bytes are those of the local run."""
+    import polars
+
+    manifest, expected = reference
+    output = f"{s3_bucket}/set"
+    common = ["run", manifest, "--model", tiny_model, "--output", output, "--shard-rows", 8, *BATCH]
+    first = batchgen(*common, "--limit", 16)
+    assert first.returncode == 0, first.stderr
+    second = batchgen(*common)
+    assert second.returncode == 0 and "16 done before" in second.stderr, second.stderr
+    frame = polars.read_parquet(f"{output}/data/*/metadata.parquet")
+    assert dict(frame.select("id", "sha256").iter_rows()) == images(expected)
+    assert batchgen("verify", output, "--deep").returncode == 0
