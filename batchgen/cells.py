@@ -58,9 +58,11 @@ class CellSorter:
             meaning = self._meanings.get((record.file, name)) or self._meaning(record, name)
             if meaning.refused:
                 spoiled.add(meaning.column or name)
+            elif _is_empty_struct(cell):
+                continue
             elif meaning.column is None:
                 carried[name] = cell
-                self._kinds.setdefault(name, set()).add(type(cell))
+                self._kinds.setdefault(name, set()).add(_kind(cell))
             else:
                 try:
                     cells[meaning.column] = parse_cell(COLUMNS[meaning.column], cell, from_text=record.from_text)
@@ -127,9 +129,14 @@ class CellSorter:
         self.notices.setdefault(line)
 
 
+def _is_empty_struct(cell: Any) -> bool:
+    """A struct of nulls, as an image column holds where a row has no image."""
+    return isinstance(cell, dict) and bool(cell) and all(value is None for value in cell.values())
+
+
 def _missing_prompt(record: Record) -> str:
     if record.columns & {"prompt", "text", "caption"}:
-        return "is null; write a prompt, if only an empty text, or set one in the job's [defaults]"
+        return "is null; write a prompt, or set one in the job's [defaults]"
     folded = {name.strip().lower(): name for name in record.columns}
     near = get_close_matches("prompt", folded, n=1, cutoff=0.5)
     hint = f"rename {folded[near[0]]!r}" if near else f"the file has {_listed(record.columns)}"
@@ -139,6 +146,11 @@ def _missing_prompt(record: Record) -> str:
 def _listed(names: Iterable[str]) -> str:
     shown = sorted(names)
     return ", ".join(shown[:8]) + (", ..." if len(shown) > 8 else "")
+
+
+def _kind(cell: Any) -> type:
+    too_large = isinstance(cell, int) and not -(2**63) <= cell < 2**63  # for Arrow's widest integer
+    return object if too_large else type(cell)
 
 
 def _seen_type(kinds: set[type]) -> pa.DataType:

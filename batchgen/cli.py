@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from batchgen import __version__
-from batchgen.errors import BatchgenError, Interrupted
+from batchgen.errors import BatchgenError, InputError, Interrupted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -133,19 +133,22 @@ def validate(source: str, as_json: bool, **flags: Any) -> None:
       batchgen validate prompts.csv
       batchgen validate jobs/nightly.toml --json
     """
-    from batchgen.problems import ManifestProblems
+    from batchgen.problems import ManifestProblems, ProblemLog
     from batchgen.run import check
 
     try:
         with check(_job(source, flags)) as (index, resolved):
             rows = index.counts().total
-    except ManifestProblems as error:
+    except InputError as error:
+        log = error.log if isinstance(error, ManifestProblems) else ProblemLog.of(source, str(error))
         if as_json:
-            problems = [asdict(problem) for problem in error.log.shown]
-            click.echo(json.dumps({"ok": False, "problems": problems, "count": error.log.total}, ensure_ascii=False))
+            problems = [asdict(problem) for problem in log.shown]
+            click.echo(json.dumps({"ok": False, "problems": problems, "count": log.total}, ensure_ascii=False))
+        elif not isinstance(error, ManifestProblems):
+            raise
         else:
-            click.echo("\n".join(error.log.lines()))
-            click.echo(f"{error.log.total:,} problem{'s' * (error.log.total > 1)} in {source}", err=True)
+            click.echo("\n".join(log.lines()))
+            click.echo(f"{log.total:,} problem{'s' * (log.total > 1)} in {source}", err=True)
         sys.exit(error.exit_code)
     if as_json:
         click.echo(json.dumps({"ok": True, "rows": rows, "files": resolved.files, "notices": resolved.notices}))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-__all__ = ["ALIASES", "COLUMNS", "RESERVED", "CellError", "Column", "Kind", "parse_cell"]
+__all__ = ["ALIASES", "COLUMNS", "MAX_SEED", "RESERVED", "CellError", "Column", "Kind", "parse_cell"]
 
 
 class Kind(StrEnum):
@@ -43,7 +43,7 @@ class Column:
     shared: bool = False
 
 
-_MAX_SEED = 2**63 - 1  # torch takes 64 bits, the metadata's int64 one less
+MAX_SEED = 2**63 - 1  # torch takes 64 bits, the metadata's int64 one less
 _MAX_SIDE = 8192  # pixels; the largest that a tiled VAE is known to decode, and a guard against typing errors
 
 
@@ -76,7 +76,7 @@ COLUMNS: Mapping[str, Column] = {
         _text("negative_prompt", default=""),
         _text("prompt_2"),
         _text("negative_prompt_2"),
-        _integer("seed", low=0, high=_MAX_SEED),
+        _integer("seed", low=0, high=MAX_SEED),
         _integer("num_images_per_prompt", default=1, low=1, high=10_000, pixels=False),
         _integer("width", low=8, high=_MAX_SIDE, multiple_of=8, shared=True),
         _integer("height", low=8, high=_MAX_SIDE, multiple_of=8, shared=True),
@@ -173,7 +173,7 @@ def _parse_number(column: Column, cell: Any, from_text: bool) -> int | float:
     whole = column.kind is Kind.INTEGER
     if from_text and isinstance(cell, str):
         try:
-            cell = int(cell) if whole else float(cell)
+            cell = int(cell) if whole and "." not in cell else float(cell)
         except ValueError:
             raise CellError(f"is {_shown(cell)}, not {column.kind}") from None
     if isinstance(cell, bool) or not isinstance(cell, (int, float)):

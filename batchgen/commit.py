@@ -8,7 +8,7 @@ import io
 import json
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 from uuid import uuid4
 
@@ -19,7 +19,7 @@ from batchgen.errors import AlreadyExists, StoreError
 from batchgen.images import ImageFormat
 from batchgen.job import Layout
 from batchgen.layouts import FAILURES, marker_key, picture_name
-from batchgen.receipts import rebuild_receipt, write_receipt
+from batchgen.receipts import read_marker, rebuild_receipt, write_receipt
 from batchgen.rows import Receipt, Row, RowOutcome, Shard, Status
 from batchgen.schema import failures_table, metadata_schema, metadata_table
 from batchgen.storage import Store
@@ -72,8 +72,6 @@ class Attempt:
             seconds: time on the device.
             device: its name.
         """
-        if failed:
-            write_failures(self._store, self._shard.id, failed)
         finished = time.time()
         rows = [RowOutcome(id=c["id"], fingerprint=c["fingerprint"], status=Status.DONE) for c in done]
         receipt = Receipt(
@@ -88,14 +86,22 @@ class Attempt:
             images=len(done) if self._output.layout is Layout.FILES else 0,
             bytes=size,
         )
-        if done:
-            about = {"attempt": self.id, "run": self._run, "key": self._shard.key, "finished": finished, "bytes": size}
-            table = metadata_table(self._output.schema, done)
-            try:
-                self._store.create(self._marker, encode_table(table, about))
-            except AlreadyExists:
-                receipt = self._receipt_of_winner(receipt)
-        write_receipt(self._store, receipt)
+        if not done:
+            return _commit_without_marker(self._store, self._output, receipt)
+        about = {
+            "attempt": self.id,
+            "run": self._run,
+            "key": self._shard.key,
+            "finished": finished,
+            "bytes": size,
+            "failed": [asdict(row) for row in failed],
+        }
+        table = metadata_table(self._output.schema, done)
+        try:
+            self._store.create(self._marker, encode_table(table, about))
+        except AlreadyExists:
+            receipt = self._receipt_of_winner(receipt)
+        _write_books(self._store, receipt)
         return receipt
 
     @property
@@ -110,9 +116,13 @@ class Attempt:
         return mine if winner.attempt == self.id else winner
 
 
-def commit_failures(store: Store, shard: Shard, run: str, failed: Sequence[RowOutcome]) -> Receipt:
-    """Record that no row of a shard could be made: ledger and receipt, and no marker."""
-    write_failures(store, shard.id, failed)
+def commit_failures(
+    store: Store, output: OutputFormat, shard: Shard, run: str, failed: Sequence[RowOutcome]
+) -> Receipt:
+    """Record that no row of a shard could be made: ledger and receipt, and no marker.
+
+    Where the shard is committed after all, nothing changes and its receipt comes back.
+    """
     receipt = Receipt(
         shard=shard.id,
         attempt="none",
@@ -123,15 +133,23 @@ def commit_failures(store: Store, shard: Shard, run: str, failed: Sequence[RowOu
         seconds=0.0,
         finished=time.time(),
     )
-    write_receipt(store, receipt)
+    return _commit_without_marker(store, output, receipt)
+
+
+def _commit_without_marker(store: Store, output: OutputFormat, receipt: Receipt) -> Receipt:
+    receipt = rebuild_receipt(store, output.layout, receipt.shard) or receipt
+    _write_books(store, receipt)
     return receipt
 
 
-def write_failures(store: Store, shard: str, failed: Sequence[RowOutcome]) -> None:
-    """Write the failure ledger of a shard."""
-    stream = io.BytesIO()
-    pq.write_table(failures_table(failed), stream, compression="zstd")
-    store.write(f"{FAILURES}/{shard}.parquet", stream.getvalue())
+def _write_books(store: Store, receipt: Receipt) -> None:
+    """Failure ledger and receipt; both say what the marker says, so that whoever writes them last changes nothing."""
+    failed = [row for row in receipt.rows if row.status is Status.FAILED]
+    if failed:
+        stream = io.BytesIO()
+        pq.write_table(failures_table(failed), stream, compression="zstd")
+        store.write(f"{FAILURES}/{receipt.shard}.parquet", stream.getvalue())
+    write_receipt(store, receipt)
 
 
 def drop_rows(store: Store, output: OutputFormat, receipt: Receipt, dropped: Collection[tuple[str, str]]) -> Receipt:
@@ -141,7 +159,10 @@ def drop_rows(store: Store, output: OutputFormat, receipt: Receipt, dropped: Col
     its marker: readers cannot take a table without rows.
     """
     key = marker_key(output.layout, receipt.shard)
-    table = pq.read_table(io.BytesIO(store.read(key)))
+    marker = read_marker(store, output.layout, receipt.shard, pictures=True)
+    if marker is None:
+        return receipt
+    table = marker.table
     pairs = zip(table["id"].to_pylist(), table["fingerprint"].to_pylist(), strict=True)
     kept = table.filter(pa.array([pair not in dropped for pair in pairs]))
     if kept.num_rows:
@@ -169,5 +190,6 @@ def encode_table(table: pa.Table, about: Mapping[str, Any]) -> bytes:
         compression=dict.fromkeys(plain, "zstd"),
         use_dictionary=plain,
         write_page_index=True,
+        write_page_checksum=True,
     )
     return stream.getvalue()

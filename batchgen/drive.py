@@ -32,7 +32,7 @@ class Workers(Protocol):
 
     @property
     def in_work(self) -> int: ...
-    def has_room(self) -> bool: ...
+    def has_room(self, tried: ShardTry, /) -> bool: ...
     def submit(self, tried: ShardTry, /) -> None: ...
     def wait(self, seconds: float, /) -> Sequence[Finished]: ...
 
@@ -59,6 +59,7 @@ def drive(
     workers: Workers,
     control: Control,
     *,
+    recovered: Callable[[Shard], Receipt | None],
     committed: Callable[[Receipt], None],
     failed: Callable[[Shard, Failure, int], None],
     troubled: Callable[[Shard, Failure], None],
@@ -69,6 +70,7 @@ def drive(
         queue: what to run; takes back what failed.
         workers: who runs it.
         control: says when to stop.
+        recovered: the receipt of a shard that is committed although its attempt failed.
         committed: called with the receipt of each committed shard.
         failed: called with a shard of one row that is beyond help, why, and after how many attempts.
         troubled: called with a shard that will be tried again.
@@ -77,20 +79,23 @@ def drive(
         InfrastructureError: store, model or workers keep failing.
     """
     while workers.in_work or not (queue.empty or control.reason):
-        while workers.has_room() and not control.reason:
-            tried = queue.take(time.monotonic())
-            if tried is None:
-                break
+        now = time.monotonic()
+        while not control.reason and (tried := queue.peek(now)) is not None and workers.has_room(tried):
+            queue.take(now)
             workers.submit(tried)
         for finished in workers.wait(HEARTBEAT):
-            if isinstance(finished.result, Receipt):
-                committed(finished.result)
+            receipt = finished.result
+            if isinstance(receipt, Failure):
+                # a worker may have died between its commit and its answer
+                receipt = recovered(finished.tried.shard) or receipt
+            if isinstance(receipt, Receipt):
+                committed(receipt)
                 continue
-            hopeless = queue.failed(finished.tried, finished.result, time.monotonic())
+            hopeless = queue.failed(finished.tried, receipt, time.monotonic())
             if hopeless is None:
-                troubled(finished.tried.shard, finished.result)
+                troubled(finished.tried.shard, receipt)
             else:
-                failed(hopeless, finished.result, finished.tried.failures + 1)
+                failed(hopeless, receipt, sum(finished.tried.failures.values()) + 1)
 
 
 @contextmanager

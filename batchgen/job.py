@@ -15,8 +15,17 @@ from batchgen.columns import ALIASES, COLUMNS, CellError, Kind, parse_cell
 from batchgen.errors import InputError
 from batchgen.images import ImageFormat
 from batchgen.storage import is_remote, join
+from batchgen.tasks import TASKS
 
 __all__ = ["Device", "Dtype", "Job", "Layout", "Limits", "WorkerResources", "load_job"]
+
+
+_DEFAULTS = frozenset().union(*(task.columns for task in TASKS.values())) - {
+    "id",
+    "task",
+    *(column.name for column in COLUMNS.values() if column.kind is Kind.IMAGE),
+}
+"""Columns that [defaults] may set: what some task applies, and that does not make a row another row."""
 
 
 class Layout(StrEnum):
@@ -141,7 +150,7 @@ def _checked(kind: type, table: Mapping[str, Any], prefix: str, wrong: list[str]
     for key, value in table.items():
         if key not in known:
             near = get_close_matches(key, known, n=1)
-            hint = f"did you mean {prefix}{near[0]!r}?" if near else f"known are {', '.join(known)}"
+            hint = f"did you mean {prefix + near[0]!r}?" if near else f"known are {', '.join(known)}"
             wrong.append(f"unknown key {prefix + key!r}; {hint}")
             continue
         try:
@@ -175,7 +184,7 @@ def _typed(hint: Any, value: Any, name: str, wrong: list[str]) -> Any:
         value = float(value)
     if not isinstance(value, wanted) or isinstance(value, bool):
         raise ValueError(f"is {value!r}; wants {'text' if wanted is str else 'a number'}")
-    if wanted in (int, float) and value <= 0 and name != "worker.num_gpus":
+    if wanted in (int, float) and (value < 0 or (value == 0 and name != "worker.num_gpus")):
         raise ValueError(f"is {value}; wants more than 0")
     return value
 
@@ -185,7 +194,7 @@ def _checked_defaults(table: Any, wrong: list[str]) -> dict[str, Any]:
     defaults: dict[str, Any] = {}
     for key, value in table.items() if isinstance(table, dict) else ():
         column = COLUMNS.get(ALIASES.get(key, key))
-        if column is None or column.name == "id" or column.kind in (Kind.IMAGE, Kind.ADAPTER):
+        if column is None or column.name not in _DEFAULTS:
             near = get_close_matches(key, COLUMNS, n=1)
             hint = f"; did you mean {near[0]!r}?" if near and near[0] != key else ""
             wrong.append(f"[defaults] takes no {key!r}{hint}")

@@ -78,6 +78,10 @@ def records(file: str, problems: ProblemLog) -> Iterator[Record]:
                 yield from _json_records(file, stream, problems)
     except pa.ArrowException as error:
         problems.add(file, None, None, f"is not readable as Parquet: {str(error).splitlines()[0]}")
+    except OSError as error:
+        if error.errno is not None:  # the store's; pyarrow's own, for damaged pages, has none
+            raise StoreError(f"{file}: {error.strerror or error}") from error
+        problems.add(file, None, None, f"is damaged: {str(error).splitlines()[0]}")
     except UnicodeDecodeError as error:
         problems.add(file, None, None, f"is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8")
 
@@ -140,17 +144,36 @@ def _json_records(file: str, stream: IO[bytes], problems: ProblemLog) -> Iterato
             continue
         number += 1
         try:
-            cells = json.loads(line)
+            cells = json.loads(line, parse_constant=_constant)
         except ValueError as error:
             problems.add(file, number, None, f"is not JSON: {error}")
             continue
         if not isinstance(cells, dict):
             problems.add(file, number, None, "is not a JSON object; write one {...} a line")
             continue
+        if "\\ud" in line.lower() and (column := _broken_text(cells)) is not None:
+            problems.add(file, number, column, "holds one half of a surrogate pair, which is no character; remove it")
+            continue
         columns = frozenset(cells)
         yield Record(file=file, number=number, cells=_without_nulls(cells), columns=columns, from_text=False)
     if number == 0:
         problems.add(file, None, None, "has no rows")
+
+
+def _broken_text(cells: Mapping[str, Any]) -> str | None:
+    """The first column whose text cannot be written as UTF-8, which JSON escapes can spell."""
+    for name, cell in cells.items():
+        try:
+            json.dumps(cell, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            return name
+    return None
+
+
+def _constant(name: str) -> None:
+    """NaN is a null, as pandas means it; infinity is a mistake."""
+    if name != "NaN":
+        raise ValueError(f"{name} is no JSON number")
 
 
 def column_types(files: list[str]) -> dict[str, pa.DataType]:

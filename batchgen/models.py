@@ -178,7 +178,8 @@ def _fingerprint_folder(path: Path) -> str:
 def _loaded_files(path: Path) -> Iterator[Path]:
     kinds = {".json", ".safetensors", ".bin", ".txt", ".model"}
     for file in sorted(path.rglob("*")):
-        if file.is_file() and file.suffix in kinds and not any(part.startswith(".") for part in file.parts[-3:]):
+        hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
+        if file.is_file() and file.suffix in kinds and not hidden:
             yield file
 
 

@@ -94,7 +94,7 @@ def open_output(store: Store, wanted: OutputFormat, *, create: bool) -> OutputFo
                 f"{store.uri} was begun with {text} {stored[name]!r}, this run asks for {asked[name]!r}; "
                 "use the same, or another output"
             )
-    if stored["carried"] != asked["carried"]:
+    if stored["columns"] != asked["columns"]:
         raise InputError(
             f"{store.uri} was begun with the carried columns [{stored['columns']}], this manifest brings "
             f"[{asked['columns']}]; one output has one schema: bring the same columns, or use another output"

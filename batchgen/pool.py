@@ -5,6 +5,7 @@ replaced, and its shards come back as failures.
 """
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
@@ -80,7 +81,7 @@ def cluster(address: str | None, workers: int | None) -> Iterator[Capacity]:
     except SystemExit:  # Ray's own answer to a SIGTERM while it starts
         raise KeyboardInterrupt from None
     except (RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = " ".join(str(error).split()) or type(error).__name__
         if address is None:
             raise ClusterError(f"Ray did not start: {reason}") from error
         raise ClusterError(
@@ -137,6 +138,12 @@ class _Place:
     starting: Any  # the reference that is ready when the actor is; None afterwards
     running: dict[Any, ShardTry] = field(default_factory=dict)
 
+    def has_room(self, tried: ShardTry) -> bool:
+        """Whether the worker is up and free; one that runs a shard alone is not."""
+        if self.starting is not None or any(other.alone for other in self.running.values()):
+            return False
+        return len(self.running) < (1 if tried.alone else SHARDS_IN_WORK)
+
 
 class Pool:
     """A fixed number of places for workers; shards go to the one with least in work."""
@@ -164,13 +171,13 @@ class Pool:
         """Workers that are up."""
         return sum(place.starting is None for place in self._places)
 
-    def has_room(self) -> bool:
+    def has_room(self, tried: ShardTry) -> bool:
         """Whether a worker that is up could take a shard."""
-        return any(self._has_room(place) for place in self._places)
+        return any(place.has_room(tried) for place in self._places)
 
     def submit(self, tried: ShardTry) -> None:
         """Give a shard to the worker with least in work; only when `has_room`."""
-        place = min(filter(self._has_room, self._places), key=lambda place: len(place.running))
+        place = min((p for p in self._places if p.has_room(tried)), key=lambda place: len(place.running))
         place.running[place.actor.run_shard.remote(tried.shard)] = tried
 
     def wait(self, seconds: float) -> list[Finished]:
@@ -180,6 +187,9 @@ class Pool:
             ClusterError: workers keep dying before they are up.
         """
         references = [ref for place in self._places for ref in (place.starting, *place.running) if ref is not None]
+        if not references:  # all shards are paused; Ray would answer at once
+            time.sleep(seconds)
+            return []
         ready, _ = ray.wait(references, num_returns=1, timeout=seconds)
         if ready:  # take whatever else is there, too
             ready, _ = ray.wait(references, num_returns=len(references), timeout=0)
@@ -191,6 +201,7 @@ class Pool:
             results = [self._result(place, ref) for ref in list(place.running) if ref in ready]
             finished += [found for found in results if found is not None]
             if len(results) > sum(found is not None for found in results):
+                ray.kill(place.actor)  # it may only have been out of reach, and must not commit later
                 finished += [_died(tried) for tried in place.running.values()]
                 self._places[number] = self._start()
         return finished
@@ -199,9 +210,6 @@ class Pool:
         """Stop all workers at once; what they have in work is lost and was not committed."""
         for place in self._places:
             ray.kill(place.actor)
-
-    def _has_room(self, place: _Place) -> bool:
-        return place.starting is None and len(place.running) < SHARDS_IN_WORK
 
     def _start(self) -> _Place:
         actor = self._actor_class.remote(self._settings)

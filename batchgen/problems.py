@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Self
 
 from batchgen.errors import InputError
 
@@ -48,6 +49,13 @@ class ProblemLog:
         self.counts[kind] += 1
         if self.counts[kind] <= EQUAL_SHOWN:
             self.shown.append(problem)
+
+    @classmethod
+    def of(cls, file: str, message: str) -> Self:
+        """A log of one problem that concerns a source as a whole."""
+        log = cls()
+        log.add(file, None, None, message)
+        return log
 
     @property
     def total(self) -> int:

@@ -5,8 +5,8 @@ and those are recorded as failed. A store or a model that keeps failing ends the
 """
 
 import heapq
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from batchgen.errors import ClusterError, InfrastructureError, ModelLoadError, StoreError
@@ -25,6 +25,7 @@ class Cause(StrEnum):
     MODEL = "model"
 
 
+# Of one cause. A worker's first death may be its other shard's doing; from then on a shard runs alone, and is to blame.
 _TRIES = {Cause.WORKER: 3, Cause.GENERATION: 2, Cause.STORE: 5, Cause.MODEL: 2}
 _FATAL: dict[Cause, type[InfrastructureError]] = {Cause.STORE: StoreError, Cause.MODEL: ModelLoadError}
 _FIRST_PAUSE = 1.0  # seconds before the second try, doubled for each further one
@@ -42,10 +43,11 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardTry:
-    """A shard to run, and how often that was tried before."""
+    """A shard to run, how often that failed before, by cause, and whether it wants a worker for itself."""
 
     shard: Shard
-    failures: int = 0
+    failures: Mapping[Cause, int] = field(default_factory=dict)
+    alone: bool = False
 
 
 class ShardQueue:
@@ -56,6 +58,12 @@ class ShardQueue:
         self._next = next(shards, None)
         self._again: list[tuple[float, int, ShardTry]] = []
         self._serial = 0
+
+    def peek(self, now: float) -> ShardTry | None:
+        """What `take` would give at the time `now`; None where nothing is ready."""
+        if self._again and self._again[0][0] <= now:
+            return self._again[0][2]
+        return None if self._next is None else ShardTry(shard=self._next)
 
     def take(self, now: float) -> ShardTry | None:
         """The next shard to run at the time `now` (seconds of any clock); None where nothing is ready."""
@@ -75,19 +83,22 @@ class ShardQueue:
         Raises:
             InfrastructureError: trying on is pointless.
         """
-        failures = tried.failures + 1
-        if failures < _TRIES[failure.cause]:
-            pause = min(_FIRST_PAUSE * 2 ** (failures - 1), _LONGEST_PAUSE)
-            self._put(ShardTry(shard=tried.shard, failures=failures), now + pause)
+        cause = failure.cause
+        failures = {**tried.failures, cause: tried.failures.get(cause, 0) + 1}
+        alone = tried.alone or cause is Cause.WORKER
+        if failures[cause] < _TRIES[cause]:
+            pause = min(_FIRST_PAUSE * 2 ** (failures[cause] - 1), _LONGEST_PAUSE)
+            self._put(ShardTry(shard=tried.shard, failures=failures, alone=alone), now + pause)
             return None
-        if failure.cause in _FATAL:
-            raise _FATAL[failure.cause](f"{failure.message} (tried {failures} times)")
-        halves = split_shard(tried.shard)
-        if not halves:
+        if cause in _FATAL:
+            raise _FATAL[cause](f"{failure.message} (tried {failures[cause]} times)")
+        parts = split_shard(tried.shard)
+        if not parts:
             return tried.shard
-        for half in halves:
-            # a part of a shard that failed has used up its tries but one
-            self._put(ShardTry(shard=half, failures=_TRIES[failure.cause] - 1), now)
+        for part in parts:
+            # one try for a part that can be cut further, two for a row: what is recorded failed twice by itself
+            left = 1 if len(part.rows) > 1 else 2
+            self._put(ShardTry(shard=part, failures={cause: _TRIES[cause] - left}, alone=alone), now)
         return None
 
     def _put(self, again: ShardTry, when: float) -> None:

@@ -7,20 +7,21 @@
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchgen.errors import NotFound, StoreError
 from batchgen.job import Layout
-from batchgen.layouts import FAILURES, RECEIPTS, SNAPSHOTS, marker_key, shard_of_name
+from batchgen.layouts import RECEIPTS, SNAPSHOTS, marker_key, shard_of_name
 from batchgen.rows import Receipt, RowOutcome, Status
 from batchgen.storage import Store
 
-__all__ = ["fold_receipts", "read_marker", "read_receipts", "rebuild_receipt", "write_receipt"]
+__all__ = ["Marker", "fold_receipts", "read_marker", "read_receipts", "rebuild_receipt", "write_receipt"]
 
 READERS = 16  # receipts fetched side by side: at 20 ms a GET, 800 a second
 FOLD_ABOVE = 1000  # loose receipts; reading so many takes 1 to 2 seconds from an object store
@@ -71,28 +72,46 @@ def fold_receipts(store: Store) -> None:
         list(pool.map(lambda shard: store.delete(f"{RECEIPTS}/{shard}.json"), loose))
 
 
-def read_marker(store: Store, layout: Layout, shard: str) -> pa.Table | None:
-    """The metadata that a shard was committed with, without pictures; None where the shard is not committed.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Marker:
+    """A shard's metadata, and what its writer said of itself."""
+
+    table: pa.Table
+    about: Mapping[str, Any]
+
+
+def read_marker(store: Store, layout: Layout, shard: str, *, pictures: bool = False) -> Marker | None:
+    """What a shard was committed with; None where it is not committed.
+
+    Args:
+        store: the output.
+        layout: its layout.
+        shard: name of the shard.
+        pictures: with the bytes of the pictures, where the layout keeps them in the marker.
 
     Raises:
-        StoreError: the marker is there and no Parquet file.
+        StoreError: the marker is there and damaged.
     """
     key = marker_key(layout, shard)
     try:
-        parquet = pq.ParquetFile(io.BytesIO(store.read(key)))
+        data = store.read(key)
     except NotFound:
         return None
-    except pa.ArrowException as error:
+    try:
+        parquet = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
+        table = parquet.read(columns=[n for n in parquet.schema_arrow.names if pictures or n != "image"])
+        table.validate(full=True)
+        return Marker(table=table, about=json.loads(table.schema.metadata[b"batchgen"]))
+    except Exception as error:  # on damaged bytes pyarrow raises its own errors, OSError, UnicodeDecodeError and more
         raise StoreError(f"{store.uri}/{key} is damaged: {str(error).splitlines()[0]}") from error
-    return parquet.read(columns=[name for name in parquet.schema_arrow.names if name != "image"])
 
 
 def rebuild_receipt(store: Store, layout: Layout, shard: str) -> Receipt | None:
-    """What a shard's receipt said, from its marker and its failure ledger; None where it is not committed."""
-    table = read_marker(store, layout, shard)
-    if table is None:
+    """What a shard's receipt said, from its marker alone; None where it is not committed."""
+    marker = read_marker(store, layout, shard)
+    if marker is None:
         return None
-    about = json.loads(table.schema.metadata[b"batchgen"])
+    table, about = marker.table, marker.about
     rows = [
         RowOutcome(id=row["id"], fingerprint=row["fingerprint"], status=Status.DONE)
         for row in table.select(["id", "fingerprint"]).to_pylist()
@@ -101,7 +120,7 @@ def rebuild_receipt(store: Store, layout: Layout, shard: str) -> Receipt | None:
         shard=shard,
         attempt=about["attempt"],
         run=about["run"],
-        rows=[*rows, *_read_failures(store, shard)],
+        rows=[*rows, *map(_outcome, about["failed"])],
         key=about["key"],
         device=table["device"][0].as_py(),
         seconds=sum(table["seconds"].to_pylist()),
@@ -111,12 +130,8 @@ def rebuild_receipt(store: Store, layout: Layout, shard: str) -> Receipt | None:
     )
 
 
-def _read_failures(store: Store, shard: str) -> Sequence[RowOutcome]:
-    try:
-        table = pq.read_table(io.BytesIO(store.read(f"{FAILURES}/{shard}.parquet")))
-    except NotFound:
-        return []
-    return [RowOutcome(**{**row, "status": Status(row["status"])}) for row in table.to_pylist()]
+def _outcome(row: Mapping[str, Any]) -> RowOutcome:
+    return RowOutcome(**{**row, "status": Status(row["status"])})
 
 
 def _read_loose(store: Store, shard: str) -> Receipt:
@@ -130,5 +145,5 @@ def _to_json(receipt: Receipt) -> str:
 def _from_json(text: str) -> Receipt:
     content = json.loads(text)
     content.pop("version")
-    rows = [RowOutcome(**{**row, "status": Status(row["status"])}) for row in content.pop("rows")]
+    rows = [_outcome(row) for row in content.pop("rows")]
     return Receipt(rows=rows, **content)

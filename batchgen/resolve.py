@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from batchgen.cells import CellSorter, Parsed
-from batchgen.columns import COLUMNS, Kind
+from batchgen.columns import COLUMNS, MAX_SEED, Kind
 from batchgen.errors import InputError, StoreError
 from batchgen.identity import canonical, derive_seed, fingerprint, row_id
 from batchgen.images import ImageError, decode
@@ -68,9 +68,9 @@ def resolve(job: Job, index: Index, problems: ProblemLog) -> Resolved:
             while chunk := list(islice(rows, CHUNK_ROWS)):
                 for parsed, inputs in images.read([sorter.parse(record) for record in chunk], problems):
                     builder.add(parsed, inputs)
-    return Resolved(
-        files=files, models=builder.models, carried=sorter.carried_types(files), notices=list(sorter.notices)
-    )
+    # a file with problems may not even have a schema
+    carried = {} if problems.total else sorter.carried_types(files)
+    return Resolved(files=files, models=builder.models, carried=carried, notices=list(sorter.notices))
 
 
 class _ImageReader:
@@ -148,11 +148,13 @@ class _RowBuilder:
         task = _task_of(parsed, complaints)
         model = self._model_of(parsed.cells, complaints)
         values = self._applied(parsed.cells, task, model, inputs, complaints) if model is not None else {}
+        copies = parsed.cells.get("num_images_per_prompt") or self._job.defaults.get("num_images_per_prompt", 1)
+        if (values.get("seed") or 0) + copies - 1 > MAX_SEED:
+            complaints.add("seed", f"is {values['seed']}, and {copies} images would count it past {MAX_SEED}")
         for column, message in complaints:
             self._note(parsed.record, column, message)
         if complaints or parsed.spoiled or model is None:
             return
-        copies = parsed.cells.get("num_images_per_prompt") or self._job.defaults.get("num_images_per_prompt", 1)
         for copy in range(copies):
             self._add_row(parsed, task, model, values, inputs, copy if copies > 1 else None)
 

@@ -21,7 +21,7 @@ from batchgen.output import RunRecord, new_run_name, open_output, write_card, wr
 from batchgen.plan import Sizing, make_shards
 from batchgen.problems import ManifestProblems, ProblemLog
 from batchgen.queue import Failure, ShardQueue
-from batchgen.receipts import fold_receipts, read_receipts, rebuild_receipt
+from batchgen.receipts import fold_receipts, read_receipts, rebuild_receipt, write_receipt
 from batchgen.resolve import Resolved, resolve
 from batchgen.rows import Receipt, Shard, failed_row
 from batchgen.storage import Store, open_store, probe
@@ -170,6 +170,7 @@ class _Run:
                     queue,
                     pool,
                     control,
+                    recovered=self._recovered,
                     committed=lambda receipt: self._committed(receipt, reporter),
                     failed=lambda shard, failure, attempts: self._hopeless(shard, failure, attempts, reporter),
                     troubled=lambda shard, failure: reporter.notice(
@@ -227,9 +228,15 @@ class _Run:
         self.index.mark(_entries(receipt))
         reporter.committed(receipt)
 
+    def _recovered(self, shard: Shard) -> Receipt | None:
+        receipt = rebuild_receipt(self.store, self.output.layout, shard.id)
+        if receipt is not None:
+            write_receipt(self.store, receipt)
+        return receipt
+
     def _hopeless(self, shard: Shard, failure: Failure, attempts: int, reporter: Reporter) -> None:
         outcomes = [failed_row(row, failure.error_class, failure.message, attempts) for row in shard.rows]
-        self._committed(commit_failures(self.store, shard, self.name, outcomes), reporter)
+        self._committed(commit_failures(self.store, self.output, shard, self.name, outcomes), reporter)
 
 
 def _reach(job: Job) -> Store:

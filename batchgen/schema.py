@@ -43,7 +43,7 @@ FAILURES = pa.schema(
 
 
 def metadata_schema(layout: Layout, carried: Mapping[str, pa.DataType]) -> pa.Schema:
-    """Schema of every shard of an output: result columns, what was applied, then the carried columns."""
+    """Schema of every shard of an output: result columns, what was applied, then the carried columns by name."""
     picture = ("file_name", pa.string()) if layout is Layout.FILES else ("image", _IMAGE)
     columns: list[tuple[str, pa.DataType]] = [
         ("id", pa.string()),
@@ -65,7 +65,7 @@ def metadata_schema(layout: Layout, carried: Mapping[str, pa.DataType]) -> pa.Sc
         ("seconds", pa.float64()),
         ("torch_version", pa.string()),
         ("diffusers_version", pa.string()),
-        *carried.items(),
+        *sorted(carried.items()),
     ]
     about = {"batchgen": json.dumps({"schema_version": VERSION})}
     if layout is Layout.PARQUET:

@@ -7,7 +7,7 @@ Credentials, profiles and endpoints are left to s3fs and boto3, which read the e
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -149,7 +149,8 @@ class _LocalStore:
             for folder, _, files in os.walk(self.root / prefix):
                 for name in files:
                     path = Path(folder, name)
-                    yield Entry(key=path.relative_to(self.root).as_posix(), size=path.stat().st_size)
+                    with suppress(FileNotFoundError):  # a temporary file of a run that is going on
+                        yield Entry(key=path.relative_to(self.root).as_posix(), size=path.stat().st_size)
 
     def delete(self, key: str) -> None:
         with _named(f"{self.uri}/{key}"):
@@ -300,7 +301,9 @@ def open_input(uri: str) -> IO[bytes]:
         if not is_remote(uri):
             return _local(uri).open("rb")
         protocol, _, path = uri.partition("://")
-        stream: IO[bytes] = _filesystem(protocol, _Frozen(), False).open(path if protocol != "https" else uri, "rb")
+        stream: IO[bytes] = _filesystem(protocol, _Frozen(), False).open(
+            path if not protocol.startswith("http") else uri, "rb"
+        )
         return stream
 
 
@@ -320,10 +323,10 @@ def expand(uri: str, suffixes: Iterable[str]) -> list[str]:
         else:
             import fsspec
 
-            fs, prefix, path = fsspec.filesystem("file"), "", str(_local(uri))
-        if any(c in path for c in "*?["):
-            return [prefix + found for found in sorted(fs.glob(path))]
+            fs, prefix, path = fsspec.filesystem("file"), "", str(_local(uri).absolute())
         if fs.isdir(path):
             below = sorted(fs.find(path))
             return [prefix + p for p in below if p.endswith(wanted) and "/." not in p[len(path.rstrip("/")) :]]
-        return [uri] if fs.exists(path) else []
+        if fs.exists(path):
+            return [uri]
+        return [prefix + found for found in sorted(fs.glob(path))] if any(c in path for c in "*?[") else []

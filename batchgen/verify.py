@@ -1,22 +1,18 @@
 """Checks on the stored bytes what an output promises: markers, receipts, hashes, uniqueness, schema, strays."""
 
 import hashlib
-import io
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from batchgen.commit import OutputFormat
-from batchgen.errors import NotFound, StoreError
+from batchgen.errors import StoreError
 from batchgen.images import ImageError, decode
 from batchgen.job import Layout
 from batchgen.layouts import marker_key, shard_of_name
 from batchgen.output import read_output
-from batchgen.receipts import read_receipts
+from batchgen.receipts import read_marker, read_receipts
 from batchgen.rows import Receipt, Status
 from batchgen.storage import Entry, Store, open_store
 
@@ -75,9 +71,7 @@ def verify_output(uri: str, *, deep: bool = False, clean: bool = False) -> Verif
             shard = shard_of_name(output.layout, name)
             _verify_shard(_Check(store, output, pool, deep, clean, found), shard, receipts.pop(shard, None), places)
     for receipt in receipts.values():
-        found.failed_rows += receipt.failed
-        if receipt.done:
-            found.faults.append(f"shard {receipt.shard}: its receipt names {receipt.done} images, its marker is gone")
+        _verify_absent(found, receipt)
     return found
 
 
@@ -96,13 +90,15 @@ def _verify_shard(check: _Check, shard: str, receipt: Receipt | None, places: di
     key = marker_key(output.layout, shard)
     stored = list(check.store.entries(f"data/{shard}")) if output.layout is Layout.FILES else []
     try:
-        table = pq.read_table(io.BytesIO(check.store.read(key)))
-    except NotFound:
+        marker = read_marker(check.store, output.layout, shard, pictures=True)
+    except StoreError as error:
+        found.faults.append(str(error))
+        return
+    if marker is None:
         found.strays += len(stored)  # of an attempt that died, or that is under way
+        _verify_absent(found, receipt)
         return
-    except pa.ArrowException as error:
-        found.faults.append(f"{key}: is not readable as Parquet: {str(error).splitlines()[0]}")
-        return
+    table = marker.table
     found.shards += 1
     found.rows += table.num_rows
     if table.num_rows == 0:
@@ -120,6 +116,15 @@ def _verify_shard(check: _Check, shard: str, receipt: Receipt | None, places: di
     found.images += len(rows)
     found.decoded += len(rows) if check.deep else 0
     _strays(check, key, stored, rows)
+
+
+def _verify_absent(found: Verification, receipt: Receipt | None) -> None:
+    """A shard without a marker: fine where nothing was committed, or where all its rows failed."""
+    if receipt is None:
+        return
+    found.failed_rows += receipt.failed
+    if receipt.done:
+        found.faults.append(f"shard {receipt.shard}: its receipt names {receipt.done} images, its marker is gone")
 
 
 def _verify_receipt(

@@ -22,7 +22,7 @@ from batchgen.commit import Attempt, OutputFormat, commit_failures, drop_rows
 from batchgen.errors import NotFound, StoreError
 from batchgen.images import ImageFormat, encode
 from batchgen.job import Layout
-from batchgen.layouts import marker_key
+from batchgen.layouts import RECEIPTS, SNAPSHOTS, marker_key
 from batchgen.output import open_output, read_output
 from batchgen.plan import batch_key
 from batchgen.receipts import fold_receipts, read_receipts, rebuild_receipt, write_receipt
@@ -160,7 +160,7 @@ def test_a_late_attempt_changes_no_row(
     assert second.rows == first.rows
     (kept,) = read_receipts(store, output.layout, mend=False)
     assert kept.rows == first.rows
-    store.delete(f"{receipts.RECEIPTS}/{shard.id}.json")
+    store.delete(f"{RECEIPTS}/{shard.id}.json")
     (rebuilt,) = read_receipts(store, output.layout, mend=False)
     assert rebuilt.rows == first.rows
     found = verify_output(store_uri)
@@ -171,8 +171,8 @@ def test_giving_up_on_a_committed_shard_changes_nothing(store: Store, store_uri:
     """A worker that commits and dies before it can say so, three times over: the row is done, not failed."""
     shard = make_shard(rows=1)
     first = attempt(store, output, shard)
-    store.delete(f"{receipts.RECEIPTS}/{shard.id}.json")
-    commit_failures(store, shard, "run-1", [failed_row(shard.rows[0], "worker-died", "died", 3)])
+    store.delete(f"{RECEIPTS}/{shard.id}.json")
+    commit_failures(store, output, shard, "run-1", [failed_row(shard.rows[0], "worker-died", "died", 3)])
     (kept,) = read_receipts(store, output.layout, mend=False)
     assert kept.rows == first.rows
     assert verify_output(store_uri).faults == []
@@ -182,12 +182,12 @@ def test_a_receipt_is_rebuilt_from_the_marker(store: Store, output: OutputFormat
     """Killed between marker and receipt: the rebuilt receipt says the same, and is stored only when asked."""
     shard = make_shard()
     receipt = attempt(store, output, shard, failed=(1,))
-    place = f"{receipts.RECEIPTS}/{shard.id}.json"
+    place = f"{RECEIPTS}/{shard.id}.json"
     store.delete(place)
     for mend in (False, True):
         (rebuilt,) = read_receipts(store, output.layout, mend=mend)
         assert replace(rebuilt, seconds=receipt.seconds) == receipt
-        assert (place.rpartition("/")[2] in store.names(receipts.RECEIPTS)) is mend
+        assert (place.rpartition("/")[2] in store.names(RECEIPTS)) is mend
 
 
 def test_all_failed_leaves_no_marker(store: Store, store_uri: str, output: OutputFormat) -> None:
@@ -226,8 +226,8 @@ def test_folded_receipts_say_the_same(store: Store, output: OutputFormat, monkey
     monkeypatch.setattr(receipts, "FOLD_ABOVE", 3)
     made = [attempt(store, output, make_shard(2, f"{n:016x}", first=2 * n)) for n in range(5)]
     fold_receipts(store)
-    assert store.names(receipts.RECEIPTS) == []
-    assert len(store.names(receipts.SNAPSHOTS)) == 1
+    assert store.names(RECEIPTS) == []
+    assert len(store.names(SNAPSHOTS)) == 1
     made.append(attempt(store, output, make_shard(2, f"{9:016x}", first=18)))
     newer = replace(made[0], rows=made[0].rows[:1])
     write_receipt(store, newer)
@@ -321,7 +321,7 @@ def test_killed_at_every_step(store: Store, store_uri: str, output: OutputFormat
 @pytest.mark.s3
 @pytest.mark.parametrize("layout", list(Layout))
 def test_a_lost_answer_is_one_committed_shard(s3_bucket: str, s3_server: S3Server, layout: Layout) -> None:
-    """The marker was created and the answer lost: the client's retry is refused, and the attempt knows it was itself."""
+    """Marker created, answer lost: the client's retry is refused, and the attempt knows it was its own."""
     shard = make_shard()
     with fault_proxy(
         s3_server, [Fault(kind=Kind.LOST_ANSWER, method="PUT", key=f"*{marker_key(layout, shard.id)}")]
@@ -394,7 +394,7 @@ def flip(file: Path, place: int) -> None:
 def test_a_damaged_marker_is_a_store_error(local: tuple[Path, Store, OutputFormat]) -> None:
     """Resume meets a damaged marker without its receipt: an error that names it, not a traceback."""
     root, store, output = local
-    store.delete(f"{receipts.RECEIPTS}/{0:016x}.json")
+    store.delete(f"{RECEIPTS}/{0:016x}.json")
     marker = root / marker_key(output.layout, f"{0:016x}")
     for place in range(8, marker.stat().st_size, max(1, marker.stat().st_size // 40)):
         flip(marker, place)

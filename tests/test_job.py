@@ -1,4 +1,4 @@
-"""Jobs: every mistake in a file is named at once, paths start from the file's folder, and the repository's jobs load."""
+"""Jobs: every mistake in a file is named at once, paths start from the file's folder, and our jobs load."""
 
 from pathlib import Path
 

@@ -54,7 +54,7 @@ def png(width: int = 16, height: int = 8, mode: str = "RGB") -> bytes:
 @pytest.mark.parametrize("name", ["m.parquet", "m.pq", "m.csv", "m.jsonl", "m.ndjson"])
 def test_every_format_gives_the_same_rows(name: str, write_manifest: WriteManifest, model_configs: Path) -> None:
     """The same table in any format is the same rows: same values, fingerprints, ids and seeds."""
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"prompt": prompt, "width": 64, "guidance_scale": 3.5, "scheduler_kwargs": '{"steps_offset": 1}'}
         for prompt in HARD_PROMPTS
         if prompt
@@ -79,7 +79,7 @@ def test_null_is_the_default(name: str, write_manifest: WriteManifest, model_con
     """Null, NaN and an empty CSV cell take the job's default, then the contract's, then the model's."""
     empty = "" if name.endswith("csv") else None
     nan = "" if name.endswith("csv") else float("nan")
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"prompt": "a", "steps": 7, "guidance_scale": 2.0, "width": 128, "negative_prompt": "n"},
         {"prompt": "b", "steps": empty, "guidance_scale": nan, "width": nan, "negative_prompt": empty},
     ]
@@ -92,7 +92,10 @@ def test_null_is_the_default(name: str, write_manifest: WriteManifest, model_con
 def test_a_struct_of_nulls_is_null(write_manifest: WriteManifest, model_configs: Path) -> None:
     """pandas and `datasets` write a missing image as a struct whose parts are null."""
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    rows = [{"prompt": "a", "image": {"bytes": None, "path": None}}, {"prompt": "b", "image": None}]
+    rows: list[dict[str, Any]] = [
+        {"prompt": "a", "image": {"bytes": None, "path": None}},
+        {"prompt": "b", "image": None},
+    ]
     found, _ = read(write_manifest("m.parquet", rows, image=kind), model_configs)
     assert [row.task for row in found] == ["text-to-image"] * 2
 
@@ -111,7 +114,7 @@ def test_aliases(alias: str, column: str, write_manifest: WriteManifest, model_c
     (tmp_path / "i.png").write_bytes(png())
     value: Any = {"scheduler": "Euler a", "image": "i.png", "prompt": "p", "strength": 0.5}.get(column, 3)
     extra = {"image": "i.png"} if column == "strength" else {}
-    rows = [{"prompt": "p", **extra, alias: value} if column != "prompt" else {alias: value}] * 3
+    rows: list[dict[str, Any]] = [{"prompt": "p", **extra, alias: value} if column != "prompt" else {alias: value}] * 3
     (first, *_), resolved = read(write_manifest("m.jsonl", rows), model_configs)
     assert resolved.notices == [f"column {alias!r} is read as {column!r}"]
     if column == "image":
@@ -139,7 +142,7 @@ def test_carried_types_of_csv_and_jsonl(write_manifest: WriteManifest, model_con
     """CSV holds text; JSONL columns get the type that was seen, JSON text where it was mixed or nested."""
     _, resolved = read(write_manifest("m.csv", [{"prompt": "a", "n": 1}]), model_configs)
     assert resolved.carried == {"n": pa.string()}
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"prompt": "a", "i": 1, "f": 1, "b": True, "mixed": 1, "nested": {"a": 1}},
         {"prompt": "b", "f": 0.5, "mixed": "x"},
     ]
@@ -209,7 +212,7 @@ def test_images_beside_the_manifest_and_inside_it(
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "i.png").write_bytes(png())
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"prompt": "a", "seed": 1, "image": {"bytes": png(), "path": "whatever.png"}},
         {"prompt": "a", "seed": 1, "image": {"bytes": None, "path": "i.png"}},
     ]
@@ -227,7 +230,7 @@ def test_images_beside_the_manifest_and_inside_it(
 
 def test_embedded_images_under_an_alias(write_manifest: WriteManifest, model_configs: Path) -> None:
     """A worker finds the bytes again under the name that the file has."""
-    rows = [{"prompt": str(n), "init_image": png(8 * (n + 1))} for n in range(3)]
+    rows: list[dict[str, Any]] = [{"prompt": str(n), "init_image": png(8 * (n + 1))} for n in range(3)]
     found, _ = read(write_manifest("m.parquet", rows), model_configs)
     for number, row in enumerate(found):
         ref = row.inputs["image"]
@@ -239,7 +242,7 @@ def test_tasks_are_inferred_or_said(write_manifest: WriteManifest, model_configs
     """The task follows from the inputs of a row; names and common spellings are understood."""
     (tmp_path / "i.png").write_bytes(png())
     (tmp_path / "m.png").write_bytes(png(mode="L"))
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"prompt": "a"},
         {"prompt": "a", "image": "i.png"},
         {"prompt": "a", "image": "i.png", "mask_image": "m.png"},
@@ -264,7 +267,7 @@ def by_prompt(rows: Sequence[Row]) -> Mapping[str, list[tuple[int, str, str]]]:
 
 def test_derived_seeds_survive_shuffle_and_append(write_manifest: WriteManifest, model_configs: Path) -> None:
     """Equal rows without seeds give different images, the same ones every time, in any order, and with rows added."""
-    rows = [{"prompt": prompt} for prompt in ["a", "b", "a", "c", "a", "b"]]
+    rows: list[dict[str, Any]] = [{"prompt": prompt} for prompt in ["a", "b", "a", "c", "a", "b"]]
     first, _ = read(write_manifest("m.jsonl", rows), model_configs)
     assert len({row.fingerprint for row in first}) == len({row.id for row in first}) == 6
     assert all(0 <= row.values["seed"] < 2**32 for row in first)
@@ -279,7 +282,7 @@ def test_derived_seeds_survive_shuffle_and_append(write_manifest: WriteManifest,
 
 def test_named_rows_keep_their_seed_wherever_they_stand(write_manifest: WriteManifest, model_configs: Path) -> None:
     """With an id the seed belongs to the row, not to its place among equal ones."""
-    rows = [{"prompt": "a", "id": name} for name in "xyz"]
+    rows: list[dict[str, Any]] = [{"prompt": "a", "id": name} for name in "xyz"]
     first, _ = read(write_manifest("m.jsonl", rows), model_configs)
     again, _ = read(write_manifest("m.jsonl", rows[::-1]), model_configs)
     assert {row.id: row.values["seed"] for row in first} == {row.id: row.values["seed"] for row in again}
@@ -295,7 +298,7 @@ def test_equal_rows_with_equal_seeds_are_rows_of_their_own(write_manifest: Write
 
 def test_several_images_a_prompt(write_manifest: WriteManifest, model_configs: Path) -> None:
     """num_images_per_prompt expands to rows: seeds count up from a given one, ids get the sample's number."""
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"prompt": "a", "id": "x", "seed": 5, "num_images_per_prompt": 3},
         {"prompt": "a", "num_images_per_prompt": 2},
         {"prompt": "b", "id": "y", "num_images_per_prompt": 1},
@@ -318,11 +321,12 @@ def test_a_defaults_number_of_images(write_manifest: WriteManifest, model_config
 def test_every_column_has_its_place(model_configs: Path, write_manifest: WriteManifest) -> None:
     """DESIGN's columns are all known, so that none is carried along by mistake."""
     listed = """id prompt negative_prompt prompt_2 negative_prompt_2 seed num_images_per_prompt width height
-        num_inference_steps guidance_scale guidance_rescale eta clip_skip scheduler scheduler_kwargs model vae task image
+        num_inference_steps guidance_scale guidance_rescale eta clip_skip scheduler scheduler_kwargs model vae task
+        image
         strength mask_image control_image controlnet controlnet_conditioning_scale control_guidance_start
         control_guidance_end depth_map ip_adapter_image ip_adapter_scale image_guidance_scale loras embeddings
         hypernetwork denoising_start denoising_end class_label""".split()
     assert set(listed) == set(COLUMNS)
-    rows = [json.loads('{"prompt": "a", "class_label": null}')]
+    rows: list[dict[str, Any]] = [json.loads('{"prompt": "a", "class_label": null}')]
     _, resolved = read(write_manifest("m.jsonl", rows), model_configs)
     assert resolved.carried == {}

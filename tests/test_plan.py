@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -104,7 +105,7 @@ def test_model_switches_are_rare(cells: list[dict[str, Any]], sizing: Sizing) ->
         fill(index, [make_row(number, **values) for number, values in enumerate(cells)])
         shards = shards_of(index, sizing)
     for keys in ([key_model(shard.key) for shard in shards], [shard.key for shard in shards]):
-        switches = sum(a != b for a, b in zip(keys, keys[1:], strict=False))
+        switches = sum(a != b for a, b in pairwise(keys))
         assert switches == len(set(keys)) - 1
 
 
@@ -228,7 +229,7 @@ def test_fingerprint_is_frozen() -> None:
 
 
 def test_names_and_seeds() -> None:
-    """Seeds fit 32 bits and differ by occurrence; ids of equal rows are told apart; shard names follow rows and order."""
+    """Seeds fit 32 bits and differ by occurrence; equal rows get their own ids; shard names follow rows and order."""
     seeds = [derive_seed("content", occurrence) for occurrence in range(100)]
     assert len(set(seeds)) == 100
     assert all(0 <= seed < 2**32 for seed in seeds)

@@ -88,10 +88,9 @@ ORDER = """
     worker_settings
     commit
     diffusion lease receipts
-    queue
-    resolve
-    schema
-    cells drive
+    drive
+    queue resolve schema
+    cells
     index layouts manifest plan
     job
     models problems tasks
@@ -123,7 +122,9 @@ def test_one_door_a_library(library: str) -> None:
 
 def loaded_by(statement: str) -> set[str]:
     script = f"import sys\n{statement}\nprint(*{{m.split('.')[0] for m in sys.modules}})"
-    return set(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split())
+    return set(
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    )
 
 
 def test_the_command_line_is_cheap_to_import() -> None:

@@ -47,7 +47,9 @@ def export_stage(shop: Workshop, target: Path, *, note: str = "") -> None:
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         shutil.rmtree(partial, ignore_errors=True)
-        pipeline.to(dtype=torch.float16).save_pretrained(partial)
+        for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
+            part.half()
+        pipeline.save_pretrained(partial)
         _declare_float32(partial / "text_encoder" / "config.json")
         (partial / "README.md").write_text(render_card(_card(shop, partial, note)))
         for sheet in sorted(shop.folders.root.glob("sheet-guidance-5*.png")):

@@ -33,7 +33,7 @@ from typing import Any
 import corpus
 from dataset import attempts, compare, count_pictures, read
 from machine import batchgen, describe, describe_line
-from processes import family, kill, kill_all, start, survivors, workers
+from processes import family, kill, kill_all, start, survivors, title, workers
 
 __all__ = ["Round", "Soak", "Victim", "main"]
 
@@ -62,14 +62,14 @@ class Round:
     went_on: int | None  # exit code of the run that lost a worker; None where the driver was killed
     resumed: int  # exit code of the same command given again
     seconds: float  # the resumed run took
-    lingering: int  # processes of the killed run alive after the resumed one's end and GRACE; they are killed
+    lingering: tuple[str, ...]  # processes of the killed run alive GRACE after the resumed one's end; they are killed
     differences: tuple[str, ...]
 
     def line(self) -> str:
         """The round in one line."""
         how = f"killed {self.victim} after {self.after:.1f} s" if self.killed else f"ended before {self.after:.1f} s"
         went_on = "" if self.went_on is None else f"went on to exit {self.went_on}, "
-        lingering = f", {self.lingering} processes of the killed run left over" if self.lingering else ""
+        lingering = f", left over: {', '.join(self.lingering)}" if self.lingering else ""
         verdict = f"{len(self.differences)} DIFFERENCES" if self.differences else "same"
         return (
             f"round {self.number}: {how}, {self.done} rows done; {went_on}resumed with exit {self.resumed} in "
@@ -153,9 +153,9 @@ class Soak:
         candidates = sorted(workers(family(run)), key=lambda member: member.pid)
         if victim is Victim.WORKER and candidates:
             chosen = self.draw.choice(candidates)
-            title = " ".join(chosen.cmdline()) or "gone"
+            name = title(chosen)
             kill(chosen)
-            return f"{victim} {title}"
+            return f"{victim} {name}"
         run.kill()
         run.wait()
         return Victim.DRIVER if victim is Victim.DRIVER else f"{Victim.DRIVER} (there was no worker yet)"
@@ -192,14 +192,15 @@ def _verify(output: Path) -> list[str]:
     return []
 
 
-def _bury(members: list[Any]) -> int:
-    """How many of a killed run's processes outlive it; they get `GRACE` and are then killed."""
+def _bury(members: list[Any]) -> tuple[str, ...]:
+    """What of a killed run outlives it by more than `GRACE` seconds, by name; it is killed then."""
     patience = time.monotonic() + GRACE
     while (left := survivors(members)) and time.monotonic() < patience:
         time.sleep(0.5)
+    names = tuple(title(member) for member in left)
     for member in left:
         kill(member)
-    return len(left)
+    return names
 
 
 def _victims(draw: random.Random) -> Iterator[Victim]:

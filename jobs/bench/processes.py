@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil  # comes with accelerate
 
-__all__ = ["family", "kill", "kill_all", "start", "survivors", "workers"]
+__all__ = ["family", "kill", "kill_all", "start", "survivors", "title", "workers"]
 
 _SYSTEM_ACTORS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")  # Ray's own, not workers of the run
 
@@ -33,13 +33,19 @@ def family(run: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 def workers(members: list[psutil.Process]) -> list[psutil.Process]:
     """Ray's worker processes among them: the actors of the run, and idle ones."""
-    found = []
-    for member in members:
-        with suppress(psutil.Error):
-            title = " ".join(member.cmdline())
-            if title.startswith("ray::") and not title.startswith(_SYSTEM_ACTORS):
-                found.append(member)
-    return found
+    titles = [(member, title(member)) for member in members]
+    return [member for member, name in titles if name.startswith("ray::") and not name.startswith(_SYSTEM_ACTORS)]
+
+
+def title(member: psutil.Process) -> str:
+    """A process by the name that says most: a Ray worker's title, a Python script's or a program's file name."""
+    with suppress(psutil.Error):
+        words = [word for word in member.cmdline() if word]
+        if words and words[0].startswith("ray::"):
+            return words[0]
+        scripts = [Path(word).name for word in words[:4] if word.endswith(".py")]
+        return scripts[0] if scripts else str(member.name())
+    return "gone"
 
 
 def kill(victim: psutil.Process) -> None:

@@ -1,0 +1,285 @@
+"""Bad input of every kind ends in exit 2 with file, row, column and what to try, all at once, with nothing written."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from conftest import RunCli, WriteManifest, write_model_configs
+from test_manifest import png, read
+
+from batchgen.columns import RESERVED
+from batchgen.errors import InputError
+from batchgen.problems import EQUAL_SHOWN, ManifestProblems, Problem
+
+BOTH = ["m.parquet", "m.csv", "m.jsonl"]
+
+
+def problems(path: Path | str, model: Path, **job: Any) -> list[Problem]:
+    with pytest.raises(ManifestProblems) as error:
+        read(path, model, **job)
+    return error.value.log.shown
+
+
+BAD_CELLS: list[tuple[str, Any, str]] = [
+    ("width", 65, "64 or 72"),
+    ("height", 4, "between 8 and 8192"),
+    ("width", 80_000, "between 8 and 8192"),
+    ("steps", 0, "between 1 and 1000"),
+    ("num_inference_steps", 2.5, "a whole number"),
+    ("num_inference_steps", "many", "a whole number"),
+    ("guidance_scale", -1.0, "between 0 and 100"),
+    ("cfg", "high", "a number"),
+    ("seed", -1, "leave it null"),
+    ("seed", -5, "between 0"),
+    ("seed", 2**63, "between 0"),
+    ("strength", 1.5, "between 0 and 1"),
+    ("scheduler", "Eulr a", "did you mean"),
+    ("scheduler_kwargs", "{karras", "not JSON"),
+    ("scheduler_kwargs", "[1]", "a JSON object"),
+    ("scheduler_kwargs", '{"use_karas_sigmas": true}', "no option 'use_karas_sigmas'"),
+    ("task", "text-to-imag", "did you mean 'text-to-image'"),
+    ("task", "inpainting", "needs it"),
+    ("task", "img2img", "needs it"),
+    ("image", "absent.png", "absent.png"),
+    ("image", "text.png", "no image format"),
+    ("image", "cut.png", "truncated"),
+    ("model", "./absent", "neither 'builtin'"),
+    ("control_image", "i.png", "not supported by any task"),
+    ("clip_skip", 0, "between 1"),
+    ("prompt", "a\x00b", "NUL"),
+    ("id", "   ", "blank"),
+    ("num_images_per_prompt", 0, "between 1"),
+]
+
+
+@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize(("column", "value", "said"), BAD_CELLS)
+def test_a_bad_cell_is_named(
+    name: str, column: str, value: Any, said: str, write_manifest: WriteManifest, model_configs: Path, tmp_path: Path
+) -> None:
+    """File, row, column, what is wrong and what to try, in every format."""
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "cut.png").write_bytes(png(64, 64)[:60])
+    (tmp_path / "i.png").write_bytes(png())
+    good: dict[str, Any] = {"prompt": "a"} | ({"image": "i.png"} if column == "strength" else {})
+    types = {column: pa.uint64()} if value == 2**63 else {}
+    path = write_manifest(name, [good, {**good, column: value}], **types)
+    found = problems(path, model_configs)
+    assert any(said in problem.message for problem in found), found
+    assert {(problem.file, problem.row) for problem in found} == {(str(path), 2)}
+    if said != "needs it":
+        assert found[0].column == column
+
+
+def test_all_problems_of_all_rows_at_once(write_manifest: WriteManifest, model_configs: Path) -> None:
+    """STYLE 10: validate everything, then report everything."""
+    rows: list[dict[str, Any]] = [
+        {"prompt": "a", "width": 65, "scheduler": "nope", "seed": -2},
+        {"prompt": None, "steps": 0},
+        {"prompt": "c"},
+        {"prompt": "d", "image": "absent.png", "height": 3},
+    ]
+    found = problems(write_manifest("m.jsonl", rows), model_configs)
+    assert {(problem.row, problem.column) for problem in found} == {
+        (1, "width"), (1, "scheduler"), (1, "seed"), (2, "prompt"), (2, "steps"), (4, "image"), (4, "height"),
+    }  # fmt: skip
+
+
+def test_equal_problems_are_capped(write_manifest: WriteManifest, model_configs: Path) -> None:
+    """A million rows with the same mistake are twenty lines and a count; another mistake is not lost in them."""
+    rows: list[dict[str, Any]] = [{"prompt": "a", "width": 8 * n + 1} for n in range(1, 301)] + [
+        {"prompt": "b", "seed": -3}
+    ]
+    with pytest.raises(ManifestProblems) as error:
+        read(write_manifest("m.jsonl", rows), model_configs)
+    lines = list(error.value.log.lines())
+    assert error.value.log.total == 301
+    assert len(lines) == EQUAL_SHOWN + 2
+    assert any("280 more like" in line for line in lines)
+    assert any("'seed'" in line for line in lines)
+
+
+@pytest.mark.parametrize("name", sorted(RESERVED))
+def test_reserved_names_are_refused(name: str, write_manifest: WriteManifest, model_configs: Path) -> None:
+    """Result columns cannot be brought along; one problem for the file, however many rows."""
+    (found,) = problems(write_manifest("m.jsonl", [{"prompt": "a", name: "x"}] * 3), model_configs)
+    assert (found.row, found.column) == (None, name)
+    assert "rename" in found.message
+
+
+def test_two_names_for_one_column(write_manifest: WriteManifest, model_configs: Path) -> None:
+    """An alias beside its column, or two aliases, are refused; a caption beside a prompt is carried."""
+    (found,) = problems(write_manifest("a.csv", [{"prompt": "a", "steps": 3, "num_inference_steps": 4}]), model_configs)
+    assert "so does" in found.message
+    assert problems(write_manifest("b.csv", [{"prompt": "a", "cfg": 3, "cfg_scale": 4}]), model_configs)
+    ((row,), resolved) = read(write_manifest("c.csv", [{"prompt": "a", "caption": "b"}]), model_configs)
+    assert (row.values["prompt"], row.carried) == ("a", {"caption": "b"})
+    assert len(resolved.notices) == 1
+
+
+def test_no_prompt(write_manifest: WriteManifest, model_configs: Path) -> None:
+    """A manifest without prompts says which column looks like one."""
+    for column, hint in (("Prompt", "rename 'Prompt'"), ("words", "the file has words")):
+        (found,) = problems(write_manifest("m.csv", [{column: "a"}]), model_configs)
+        assert (found.column, hint in found.message) == ("prompt", True)
+    ((row,), _) = read(write_manifest("m.csv", [{"words": "a"}]), model_configs, defaults={"prompt": "b"})
+    assert row.values["prompt"] == "b"
+
+
+def test_duplicate_ids_name_both_places(write_manifest: WriteManifest, model_configs: Path) -> None:
+    """Across files, too; and expanded ids count."""
+    first = write_manifest("d/a.jsonl", [{"prompt": "a", "id": "x"}])
+    second = write_manifest("d/b.jsonl", [{"prompt": "b"}, {"prompt": "c", "id": "x"}])
+    (found,) = problems(first.parent, model_configs)
+    assert (found.file, found.row, found.column) == (str(second), 2, "id")
+    assert f"{first}, row 1" in found.message
+    rows: list[dict[str, Any]] = [{"prompt": "a", "id": "x", "num_images_per_prompt": 2}, {"prompt": "b", "id": "x-1"}]
+    assert problems(write_manifest("m.jsonl", rows), model_configs)[0].row == 2
+
+
+def test_seeds_that_count_past_the_end(write_manifest: WriteManifest, model_configs: Path) -> None:
+    """The largest seed times several images leaves 64 bits; the row is at fault before anything starts."""
+    rows: list[dict[str, Any]] = [{"prompt": "a", "seed": 2**63 - 1, "num_images_per_prompt": 2}]
+    assert problems(write_manifest("m.jsonl", rows), model_configs)[0].row == 1
+
+
+def test_images_that_do_not_fit(write_manifest: WriteManifest, model_configs: Path, tmp_path: Path) -> None:
+    """A mask of another size, and embedded bytes that are no picture."""
+    (tmp_path / "i.png").write_bytes(png(16, 16))
+    (tmp_path / "m.png").write_bytes(png(16, 8, "L"))
+    (found,) = problems(
+        write_manifest("m.jsonl", [{"prompt": "a", "image": "i.png", "mask_image": "m.png"}]), model_configs
+    )
+    assert (found.column, "16x8" in found.message, "16x16" in found.message) == ("mask_image", True, True)
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    rows: list[dict[str, Any]] = [{"prompt": "a", "image": {"bytes": b"nothing", "path": None}}]
+    (found,) = problems(write_manifest("m.parquet", rows, image=kind), model_configs)
+    assert (found.row, found.column) == (1, "image")
+
+
+def test_a_model_made_for_inpainting(write_manifest: WriteManifest, tmp_path: Path) -> None:
+    """A UNet of nine channels cannot do text-to-image; that shows before it is loaded."""
+    model = write_model_configs(tmp_path / "model", in_channels=9)
+    (found,) = problems(write_manifest("m.jsonl", [{"prompt": "a"}]), model)
+    assert "inpainting" in found.message
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\udfffb"])
+@pytest.mark.parametrize("column", ["prompt", "id", "note"])
+def test_half_characters(text: str, column: str, tmp_path: Path, model_configs: Path) -> None:
+    """JSON can spell half a surrogate pair, which no Parquet file can hold: the row is at fault, not the run."""
+    (tmp_path / "m.jsonl").write_text(json.dumps({"prompt": "a", column: text}) + "\n")
+    (found,) = problems(tmp_path / "m.jsonl", model_configs)
+    assert (found.row, found.column) == (1, column)
+
+
+def test_numbers_that_no_column_can_hold(tmp_path: Path, model_configs: Path) -> None:
+    """A carried JSON number beyond 64 bits is carried as text, or refused; it must not fail in a worker."""
+    (tmp_path / "m.jsonl").write_text('{"prompt": "a", "big": 123456789012345678901234567890}\n')
+    try:
+        (row,), resolved = read(tmp_path / "m.jsonl", model_configs)
+    except ManifestProblems:
+        return
+    from batchgen.cells import carried_cell
+
+    kind = resolved.carried["big"]
+    assert pa.array([carried_cell(row.carried["big"], kind)], kind).null_count == 0
+
+
+FILES: list[tuple[str, bytes, str]] = [
+    ("m.csv", b"", "no rows"),
+    ("m.csv", b"prompt,seed\n", "no rows"),
+    ("m.csv", b"prompt,seed\na,1,2\n", "3 cells where the header has 2"),
+    ("m.csv", b"prompt,prompt\na,b\n", "twice"),
+    ("m.csv", b'prompt\n"open\n', "CSV"),
+    ("m.csv", "prompt\nü\n".encode("latin-1"), "UTF-8"),
+    ("m.jsonl", b"", "no rows"),
+    ("m.jsonl", b"{\n", "not JSON"),
+    ("m.jsonl", b"[1]\n", "not a JSON object"),
+    ("m.jsonl", '{"prompt": "ü"}\n'.encode("utf-16"), "UTF-8"),
+    ("m.parquet", b"", "Parquet"),
+    ("m.parquet", b"PAR1 this is none PAR1", "Parquet"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "said"), FILES)
+def test_a_bad_file_is_named(name: str, content: bytes, said: str, tmp_path: Path, model_configs: Path) -> None:
+    """Empty, cut, wrongly encoded or malformed: the file and what is wrong with it, never a traceback."""
+    (tmp_path / name).write_bytes(content)
+    found = problems(tmp_path / name, model_configs)
+    assert any(said in problem.message for problem in found)
+    assert {problem.file for problem in found} == {str(tmp_path / name)}
+
+
+def test_a_damaged_parquet_file(write_manifest: WriteManifest, model_configs: Path) -> None:
+    """Whatever byte of a Parquet manifest is damaged, the file is named, or nothing noticed; never a traceback."""
+    path = write_manifest("m.parquet", [{"prompt": f"prompt {n}"} for n in range(50)])
+    whole = path.read_bytes()
+    refused = 0
+    for place in range(4, len(whole), 23):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            read(path, model_configs)
+        except InputError as error:
+            refused += 1
+            assert "m.parquet" in str(error)
+    assert refused > 5
+
+
+@pytest.mark.parametrize("source", ["absent.csv", "absent/*.csv", ".", "x.txt", "absent.toml", "nothing"])
+def test_no_manifest(source: str, tmp_path: Path, batchgen: RunCli) -> None:
+    """Nothing there, or no manifest: one line with the name, exit 2."""
+    (tmp_path / "x.txt").write_text("x")
+    done = batchgen("validate", source, cwd=tmp_path)
+    assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1)
+    assert source in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def tree(folder: Path) -> Sequence[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("command", ["validate", "run", "plan"])
+def test_commands_refuse_and_write_nothing(
+    command: str, write_manifest: WriteManifest, model_configs: Path, tmp_path: Path, batchgen: RunCli
+) -> None:
+    """Exit 2, the places on the terminal, and not a file more than before."""
+    path = write_manifest("m.csv", [{"prompt": "a", "width": 65}, {"prompt": "b", "seed": -4}])
+    before = tree(tmp_path)
+    output = () if command == "validate" else ("--output", tmp_path / "out")
+    done = batchgen(command, path, "--model", model_configs, *output)
+    said = done.stdout + done.stderr
+    assert done.returncode == 2
+    assert f"{path}, row 1, column 'width'" in said
+    assert f"{path}, row 2, column 'seed'" in said
+    assert "Traceback" not in said
+    assert tree(tmp_path) == before
+
+
+def test_json_for_machines(
+    write_manifest: WriteManifest, model_configs: Path, tmp_path: Path, batchgen: RunCli
+) -> None:
+    """`validate --json`: one JSON document on stdout, good or bad, with the same facts as the lines."""
+    bad = write_manifest("bad.csv", [{"prompt": "ü", "width": 65}])
+    done = batchgen("validate", bad, "--model", model_configs, "--json")
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["ok"], found["count"]) == (2, False, 1)
+    assert found["problems"][0] | {"message": ""} == {"file": str(bad), "row": 1, "column": "width", "message": ""}
+    good = write_manifest("good.csv", [{"prompt": "a"}, {"text": "b", "prompt": "c"}])
+    done = batchgen("validate", good, "--model", model_configs, "--json")
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["ok"], found["rows"], found["files"]) == (0, True, 2, [str(good)])
+    done = batchgen("validate", tmp_path / "absent.csv", "--json")
+    assert (done.returncode, json.loads(done.stdout)["ok"]) == (2, False)
+
+
+def test_an_absent_model_is_told_at_once(write_manifest: WriteManifest, batchgen: RunCli) -> None:
+    """A folder that is not there looks like a hub id; offline that must not take long, nor end in a traceback."""
+    path = write_manifest("m.csv", [{"prompt": "a"}])
+    done = batchgen("validate", path, "--model", "no/such-model", timeout=30)
+    assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1)
+    assert "no/such-model" in done.stderr
