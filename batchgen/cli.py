@@ -221,6 +221,23 @@ def verify(output: str, deep: bool, clean: bool, as_json: bool) -> None:
     sys.exit(OK if report.ok else ROWS_FAILED)
 
 
+@main.command()
+@click.argument("output")
+@click.option("--class", "classes", multiple=True, metavar="C", help="Only rows of this error class; may be repeated.")
+def retry(output: str, classes: tuple[str, ...]) -> None:
+    """Open failed rows again for the next run.
+
+    \b
+    Examples:
+      batchgen retry out/quickstart
+      batchgen retry s3://bucket/dataset --class worker-died --class conditioning
+    """
+    from batchgen.run import retry as retry_rows
+
+    rows = retry_rows(output, classes)
+    click.echo(f"{rows:,} row{'s' * (rows != 1)} will be tried again by the next run", err=True)
+
+
 def _job(source: str, flags: dict[str, Any]) -> "Job":
     """The job that SOURCE names, with the flags that were given laid over it."""
     from batchgen.images import ImageFormat

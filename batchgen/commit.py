@@ -24,7 +24,7 @@ from batchgen.rows import Receipt, Row, RowOutcome, Shard, Status
 from batchgen.schema import failures_table, metadata_schema, metadata_table
 from batchgen.storage import Store
 
-__all__ = ["Attempt", "OutputFormat", "commit_failures", "drop_rows"]
+__all__ = ["Attempt", "OutputFormat", "commit_failures", "drop_rows", "reopen_rows"]
 
 HF_ROW_GROUP = 100  # rows; `datasets` writes image sets so, and random access then reads at most some tens of MiB
 
@@ -150,6 +150,21 @@ def _write_books(store: Store, receipt: Receipt) -> None:
         pq.write_table(failures_table(failed), stream, compression="zstd")
         store.write(f"{FAILURES}/{receipt.shard}.parquet", stream.getvalue())
     write_receipt(store, receipt)
+
+
+def reopen_rows(store: Store, receipt: Receipt, classes: Collection[str]) -> int:
+    """Forget the failed rows of a shard, so that the next run tries them again; returns how many.
+
+    Args:
+        store: the output.
+        receipt: of the shard.
+        classes: error classes to forget; all where empty.
+    """
+    kept = [row for row in receipt.rows if row.status is Status.DONE or (classes and row.error_class not in classes)]
+    if len(kept) < len(receipt.rows):
+        store.delete(f"{FAILURES}/{receipt.shard}.parquet")
+        _write_books(store, replace(receipt, rows=kept))
+    return len(receipt.rows) - len(kept)
 
 
 def drop_rows(store: Store, output: OutputFormat, receipt: Receipt, dropped: Collection[tuple[str, str]]) -> Receipt:

@@ -3,21 +3,21 @@
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Literal, Protocol
 
-from batchgen.commit import OutputFormat, commit_failures, drop_rows
+from batchgen.commit import OutputFormat, commit_failures, drop_rows, reopen_rows
 from batchgen.drive import Control, drive, signals
 from batchgen.errors import Interrupted
 from batchgen.estimate import Measured, PlanSummary, summarize
 from batchgen.index import Committed, Counts, Index
 from batchgen.job import Device, Dtype, Job, Layout
 from batchgen.lease import Lease
-from batchgen.output import RunRecord, new_run_name, open_output, write_card, write_run
+from batchgen.output import RunRecord, new_run_name, open_output, read_output, write_card, write_run
 from batchgen.plan import Sizing, make_shards
 from batchgen.problems import ManifestProblems, ProblemLog
 from batchgen.queue import Failure, ShardQueue
@@ -27,7 +27,7 @@ from batchgen.rows import Receipt, Shard, failed_row
 from batchgen.storage import Store, open_store, probe
 from batchgen.worker_settings import WorkerSettings
 
-__all__ = ["Reporter", "check", "plan", "run"]
+__all__ = ["Reporter", "check", "plan", "retry", "run"]
 
 
 _DTYPES: Mapping[Dtype, Literal["float16", "bfloat16", "float32"]] = {
@@ -126,6 +126,24 @@ def run(job: Job, *, source: str, limit: int | None, reporter: Reporter) -> Coun
     if counts.pending and reason is not None:
         raise Interrupted(f"{reason}; {counts.done:,} of {counts.total:,} rows are done; the same command goes on")
     return counts
+
+
+def retry(uri: str, classes: Collection[str]) -> int:
+    """Open an output's failed rows again for the next run; returns how many.
+
+    Args:
+        uri: the output.
+        classes: error classes; all where empty.
+
+    Raises:
+        InputError: there is no output.
+        OutputBusy: a run is writing to it.
+    """
+    store = open_store(uri)
+    output = read_output(store)
+    with Lease(store, new_run_name(time.time())):
+        receipts = list(read_receipts(store, output.layout, mend=True))
+        return sum(reopen_rows(store, receipt, classes) for receipt in receipts if receipt.failed)
 
 
 @dataclass(kw_only=True, slots=True)
