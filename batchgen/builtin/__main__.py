@@ -1,5 +1,6 @@
 """The recipe's command line: `python -m batchgen.builtin STAGE`."""
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,7 @@ def main(context: click.Context, /, **options: Any) -> None:
     python -m batchgen.builtin --work /tmp/work --scale 0.3 train
     python -m batchgen.builtin --work /tmp/work evaluate --count 64
     """
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # a bar a file would drown the progress lines
     context.obj = options
 
 

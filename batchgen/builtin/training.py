@@ -233,8 +233,10 @@ def _work(rank: int, job: Job, port: int) -> None:
         distributed.init_process_group("gloo", rank=rank, world_size=job.hardware.processes)
     run = Run(job, rank)
     loss_of = job.task.open(run.device)
-    mark, mark_step = time.monotonic(), run.step
+    mark, mark_step, parent = time.monotonic(), run.step, os.getppid()
     while run.step < job.training.steps:
+        if parallel and os.getppid() != parent:
+            return  # the command was killed: an orphan must not write beside the run that resumes
         start = time.monotonic()
         run.advance(loss_of, autocast=job.bfloat16)
         run.seconds += time.monotonic() - start

@@ -33,11 +33,11 @@ from typing import Any
 import corpus
 from dataset import attempts, compare, count_pictures, read
 from machine import batchgen, describe, describe_line
-from processes import family, kill, kill_all, start, survivors, title, workers
+from processes import family, is_rays_own, kill, kill_all, start, survivors, title, workers
 
 __all__ = ["Round", "Soak", "Victim", "main"]
 
-GRACE = 30.0  # seconds after a resumed run's end in which what is left of the killed one may still be dying
+GRACE = 10.0  # seconds after a resumed run's end in which what is left of the killed one may still be dying
 TOO_LATE = 2  # rounds for each wanted kill, at most: a run may end before its moment comes
 
 
@@ -193,12 +193,12 @@ def _verify(output: Path) -> list[str]:
 
 
 def _bury(members: list[Any]) -> tuple[str, ...]:
-    """What of a killed run outlives it by more than `GRACE` seconds, by name; it is killed then."""
+    """What of a killed run outlives it by more than `GRACE` seconds, by name, without Ray's agents; all of it is killed."""
     patience = time.monotonic() + GRACE
-    while (left := survivors(members)) and time.monotonic() < patience:
+    while (left := [one for one in survivors(members) if not is_rays_own(one)]) and time.monotonic() < patience:
         time.sleep(0.5)
     names = tuple(title(member) for member in left)
-    for member in left:
+    for member in survivors(members):
         kill(member)
     return names
 
