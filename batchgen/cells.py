@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from batchgen.columns import ALIASES, COLUMNS, RESERVED, CellError, parse_cell
+from batchgen.errors import InputError
 from batchgen.identity import canonical
 from batchgen.manifest import Record, column_types
 from batchgen.problems import ProblemLog
@@ -47,7 +48,8 @@ class CellSorter:
         self._problems = problems
         self._has_default_prompt = "prompt" in defaults
         self._meanings: dict[tuple[str, str], _Meaning] = {}
-        self._kinds: dict[str, set[type]] = {}
+        self._carried: set[str] = set()
+        self._kinds: dict[str, set[type]] = {}  # of the cells of JSONL, which declares no types
 
     def parse(self, record: Record) -> Parsed:
         """The record's cells sorted and parsed; those that do not fit become problems."""
@@ -62,7 +64,9 @@ class CellSorter:
                 continue
             elif meaning.column is None:
                 carried[name] = cell
-                self._kinds.setdefault(name, set()).add(_kind(cell))
+                self._carried.add(name)
+                if not record.declared:
+                    self._kinds.setdefault(name, set()).add(_kind(cell))
             else:
                 try:
                     cells[meaning.column] = parse_cell(COLUMNS[meaning.column], cell, from_text=record.from_text)
@@ -82,8 +86,14 @@ class CellSorter:
         declared = {
             name: pa.string() if pa.types.is_null(kind) else kind
             for name, kind in column_types(files).items()
-            if name not in COLUMNS and (name not in ALIASES or name in self._kinds) and name not in RESERVED
+            if name not in COLUMNS and name not in RESERVED and (name not in ALIASES or name in self._carried)
         }
+        for name, kind in declared.items():
+            seen = _seen_type(self._kinds[name]) if name in self._kinds else kind
+            if not _fits(seen, kind):
+                raise InputError(
+                    f"manifest column {name!r} is {kind} in one file and {seen} in JSONL; write it with one type"
+                )
         return declared | {
             name: _seen_type(kinds) for name, kinds in sorted(self._kinds.items()) if name not in declared
         }
@@ -139,6 +149,8 @@ def _missing_prompt(record: Record) -> str:
         return "is null; write a prompt, or set one in the job's [defaults]"
     folded = {name.strip().lower(): name for name in record.columns}
     near = get_close_matches("prompt", folded, n=1, cutoff=0.5)
+    if len(record.columns) == 1 and ";" in next(iter(record.columns)):
+        return "is missing; the file is separated by semicolons, write it with commas"
     hint = f"rename {folded[near[0]]!r}" if near else f"the file has {_listed(record.columns)}"
     return f"is missing; {hint}"
 
@@ -151,6 +163,15 @@ def _listed(names: Iterable[str]) -> str:
 def _kind(cell: Any) -> type:
     too_large = isinstance(cell, int) and not -(2**63) <= cell < 2**63  # for Arrow's widest integer
     return object if too_large else type(cell)
+
+
+def _fits(seen: pa.DataType, declared: pa.DataType) -> bool:
+    """Whether cells of JSONL can stand in a column that another file declares."""
+    if pa.types.is_floating(declared):
+        return bool(pa.types.is_floating(seen) or pa.types.is_integer(seen))
+    if pa.types.is_integer(declared):
+        return bool(pa.types.is_integer(seen))
+    return bool(seen == declared)
 
 
 def _seen_type(kinds: set[type]) -> pa.DataType:

@@ -4,6 +4,7 @@ Data goes to stdout, talk and progress to stderr. Errors are mapped to exit code
 """
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from batchgen import __version__
-from batchgen.errors import BatchgenError, InputError, Interrupted
+from batchgen.errors import BatchgenError, InfrastructureError, InputError, Interrupted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,6 +43,16 @@ class _Group(click.Group):
         except KeyboardInterrupt:
             click.echo("stopped; the same command goes on", err=True)
             ctx.exit(Interrupted.exit_code)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, SystemExit):
+            raise
+        except Exception as error:  # a mistake of ours: one line for the user, all of it for a report
+            if os.environ.get("BATCHGEN_TRACEBACK"):
+                raise
+            text = " ".join(str(error).split())
+            click.echo(
+                f"error: {type(error).__name__}: {text} (unexpected; BATCHGEN_TRACEBACK=1 shows where)", err=True
+            )
+            ctx.exit(InfrastructureError.exit_code)
 
 
 def _generation_options(command: _Command) -> _Command:
@@ -247,6 +258,8 @@ def _job(source: str, flags: dict[str, Any]) -> "Job":
     given: dict[str, Any] = {
         name: kinds[name](value) if name in kinds else value for name, value in flags.items() if value is not None
     }
+    if given.get("output") == "":
+        raise InputError("--output is empty; is a variable unset?")
     return replace(load_job(source), **given)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-__all__ = ["ALIASES", "COLUMNS", "MAX_SEED", "RESERVED", "CellError", "Column", "Kind", "parse_cell"]
+__all__ = ["ALIASES", "COLUMNS", "MAX_SEED", "MAX_SIDE", "RESERVED", "CellError", "Column", "Kind", "parse_cell"]
 
 
 class Kind(StrEnum):
@@ -29,8 +29,8 @@ class Kind(StrEnum):
 class Column:
     """One column of the contract.
 
-    `low` and `high` are inclusive bounds. `pixels` says that the value decides the image, so it enters the
-    fingerprint and is recorded; `shared` that all rows of a micro-batch must agree on it, so it enters the batch key.
+    `low` and `high` are inclusive bounds. `shared` says that all rows of a micro-batch must agree on the value, so that
+    it enters the batch key.
     """
 
     name: str
@@ -39,12 +39,11 @@ class Column:
     low: float | None = None
     high: float | None = None
     multiple_of: int | None = None
-    pixels: bool = True
     shared: bool = False
 
 
 MAX_SEED = 2**63 - 1  # torch takes 64 bits, the metadata's int64 one less
-_MAX_SIDE = 8192  # pixels; the largest that a tiled VAE is known to decode, and a guard against typing errors
+MAX_SIDE = 8192  # pixels; the largest that a tiled VAE is known to decode, and a guard against typing errors
 
 
 def _text(name: str, **kwargs: Any) -> Column:
@@ -70,16 +69,16 @@ def _adapter(name: str) -> Column:
 COLUMNS: Mapping[str, Column] = {
     column.name: column
     for column in (
-        _text("id", pixels=False),
-        _text("task", pixels=False),
+        _text("id"),
+        _text("task"),
         _text("prompt"),
         _text("negative_prompt", default=""),
         _text("prompt_2"),
         _text("negative_prompt_2"),
         _integer("seed", low=0, high=MAX_SEED),
-        _integer("num_images_per_prompt", default=1, low=1, high=10_000, pixels=False),
-        _integer("width", low=8, high=_MAX_SIDE, multiple_of=8, shared=True),
-        _integer("height", low=8, high=_MAX_SIDE, multiple_of=8, shared=True),
+        _integer("num_images_per_prompt", default=1, low=1, high=10_000),
+        _integer("width", low=8, high=MAX_SIDE, multiple_of=8, shared=True),
+        _integer("height", low=8, high=MAX_SIDE, multiple_of=8, shared=True),
         _integer("num_inference_steps", default=25, low=1, high=1000, shared=True),
         _number("guidance_scale", default=7.5, low=0, high=100),
         _number("guidance_rescale", low=0, high=1, shared=True),
@@ -160,6 +159,8 @@ def _shown(cell: Any) -> str:
 
 
 def _parse_text(column: Column, cell: Any) -> str:
+    if column.name == "id" and isinstance(cell, int) and not isinstance(cell, bool):
+        return str(cell)  # what pandas makes of an index
     if not isinstance(cell, str):
         raise CellError(f"is {_shown(cell)}, not text; write the column as strings")
     if "\x00" in cell:
@@ -174,10 +175,12 @@ def _parse_number(column: Column, cell: Any, from_text: bool) -> int | float:
     if from_text and isinstance(cell, str):
         try:
             cell = int(cell) if whole and "." not in cell else float(cell)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise CellError(f"is {_shown(cell)}, not {column.kind}") from None
     if isinstance(cell, bool) or not isinstance(cell, (int, float)):
         raise CellError(f"is {_shown(cell)}, not {column.kind}; write the column as {'int64' if whole else 'float64'}")
+    if isinstance(cell, int) and abs(cell) > 2**64:
+        raise CellError(f"is {_shown(cell)}, too large")
     if not math.isfinite(cell):
         raise CellError(f"is {cell}; give a finite number")
     if whole and cell != int(cell):

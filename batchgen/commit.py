@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from batchgen.errors import AlreadyExists, StoreError
 from batchgen.images import ImageFormat
 from batchgen.job import Layout
-from batchgen.layouts import FAILURES, marker_key, picture_name
+from batchgen.layouts import FAILURES, RECEIPTS, marker_key, picture_name
 from batchgen.receipts import read_marker, rebuild_receipt, write_receipt
 from batchgen.rows import Receipt, Row, RowOutcome, Shard, Status
 from batchgen.schema import failures_table, metadata_schema, metadata_table
@@ -167,27 +167,25 @@ def reopen_rows(store: Store, receipt: Receipt, classes: Collection[str]) -> int
     return len(receipt.rows) - len(kept)
 
 
-def drop_rows(store: Store, output: OutputFormat, receipt: Receipt, dropped: Collection[tuple[str, str]]) -> Receipt:
+def drop_rows(store: Store, output: OutputFormat, shard: str, dropped: Collection[tuple[str, str]]) -> None:
     """Take superseded rows, by id and fingerprint, out of a committed shard; pictures stay behind as strays.
 
     The marker is replaced in one write, so a reader sees the shard before or after. A shard with no row left loses
-    its marker: readers cannot take a table without rows.
+    its marker: readers cannot take a table without rows. A kill in between is mended by doing it again.
     """
-    key = marker_key(output.layout, receipt.shard)
-    marker = read_marker(store, output.layout, receipt.shard, pictures=True)
-    if marker is None:
-        return receipt
-    table = marker.table
-    pairs = zip(table["id"].to_pylist(), table["fingerprint"].to_pylist(), strict=True)
-    kept = table.filter(pa.array([pair not in dropped for pair in pairs]))
+    key = marker_key(output.layout, shard)
+    marker = read_marker(store, output.layout, shard, pictures=True)
+    receipt = rebuild_receipt(store, output.layout, shard)
+    if marker is None or receipt is None:
+        store.delete(f"{RECEIPTS}/{shard}.json")
+        return
+    pairs = zip(marker.table["id"].to_pylist(), marker.table["fingerprint"].to_pylist(), strict=True)
+    kept = marker.table.filter(pa.array([pair not in dropped for pair in pairs]))
     if kept.num_rows:
         store.write(key, encode_table(kept, {}))
     else:
         store.delete(key)
-    left = [row for row in receipt.rows if (row.id, row.fingerprint) not in dropped]
-    receipt = replace(receipt, rows=left)
-    write_receipt(store, receipt)
-    return receipt
+    write_receipt(store, replace(receipt, rows=[r for r in receipt.rows if (r.id, r.fingerprint) not in dropped]))
 
 
 def encode_table(table: pa.Table, about: Mapping[str, Any]) -> bytes:

@@ -10,21 +10,12 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Protocol
 
-from batchgen.queue import Failure, ShardQueue, ShardTry
+from batchgen.queue import Cause, Failure, Finished, ShardQueue, ShardTry
 from batchgen.rows import Receipt, Shard
 
-__all__ = ["Control", "Finished", "Workers", "drive", "signals"]
+__all__ = ["Control", "Workers", "drive", "signals"]
 
 HEARTBEAT = 0.5  # seconds between looks at signals and limits
-
-
-class Finished(Protocol):
-    """An attempt at a shard that ended."""
-
-    @property
-    def tried(self) -> ShardTry: ...
-    @property
-    def result(self) -> Receipt | Failure: ...
 
 
 class Workers(Protocol):
@@ -72,7 +63,7 @@ def drive(
         control: says when to stop.
         recovered: the receipt of a shard that is committed although its attempt failed.
         committed: called with the receipt of each committed shard.
-        failed: called with a shard of one row that is beyond help, why, and after how many attempts.
+        failed: called with a shard whose rows are beyond help, why, and after how many attempts.
         troubled: called with a shard that will be tried again.
 
     Raises:
@@ -85,7 +76,7 @@ def drive(
             workers.submit(tried)
         for finished in workers.wait(HEARTBEAT):
             receipt = finished.result
-            if isinstance(receipt, Failure):
+            if isinstance(receipt, Failure) and receipt.cause is Cause.WORKER:
                 # a worker may have died between its commit and its answer
                 receipt = recovered(finished.tried.shard) or receipt
             if isinstance(receipt, Receipt):

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 __all__ = ["ImageError", "ImageFormat", "decode", "encode", "fit"]
 
 MAX_PIXELS = 16384 * 16384  # more is a decompression bomb or a mistake
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit warns on stderr and raises an error of another kind
 
 
 class ImageError(ValueError):
@@ -56,6 +57,8 @@ def decode(data: bytes) -> Image.Image:
         image = Image.open(io.BytesIO(data))
         if image.width * image.height > MAX_PIXELS:
             raise ImageError(f"is {image.width}x{image.height}; at most {MAX_PIXELS:,} pixels")
+        if image.mode == "F":
+            raise ImageError("holds floating-point numbers, whose white is not known; save it with 8 bits a channel")
         image.load()
         return ImageOps.exif_transpose(image)
     except UnidentifiedImageError:
@@ -67,7 +70,14 @@ def decode(data: bytes) -> Image.Image:
 
 
 def fit(image: Image.Image, mode: str, width: int, height: int) -> Image.Image:
-    """The picture in a Pillow mode and a size in pixels; transparency is laid over white, masks stay hard-edged."""
+    """The picture in a Pillow mode and a size in pixels.
+
+    Transparency is laid over white (in a mask that means: repainted), 16 bits a channel become 8, masks stay
+    hard-edged.
+    """
+    if image.mode.startswith("I"):
+        levels = np.asarray(image).astype(np.float64) / 257  # 65535 is white
+        image = Image.fromarray(levels.round().clip(0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)

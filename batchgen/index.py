@@ -35,13 +35,11 @@ CREATE TABLE row (
 CREATE INDEX row_by_key ON row (key, ordinal);
 CREATE TABLE committed (
     id TEXT NOT NULL, fingerprint TEXT NOT NULL, shard TEXT NOT NULL, done INTEGER NOT NULL,
-    PRIMARY KEY (id, fingerprint)
+    PRIMARY KEY (id, fingerprint, shard)
 ) WITHOUT ROWID;
 """
-_PENDING = """
-FROM key JOIN row ON row.key = key.number
-WHERE NOT EXISTS (SELECT 1 FROM committed c WHERE c.id = row.id AND c.fingerprint = row.fingerprint)
-"""
+_KNOWN = "EXISTS (SELECT 1 FROM committed c WHERE c.id = row.id AND c.fingerprint = row.fingerprint)"
+_DONE = "EXISTS (SELECT 1 FROM committed c WHERE c.id = row.id AND c.fingerprint = row.fingerprint AND c.done)"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,31 +121,35 @@ class Index:
         return number
 
     def mark(self, rows: Iterable[Committed]) -> None:
-        """Note what the output already holds; of several entries for one row a done one counts."""
+        """Note what the output already holds; a row that one shard made and another failed to make is done."""
         self._db.executemany(
-            "INSERT INTO committed VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET shard = excluded.shard, done = 1 "
-            "WHERE excluded.done",
+            "INSERT INTO committed VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET done = MAX(done, excluded.done)",
             ((row.id, row.fingerprint, row.shard, row.status is Status.DONE) for row in rows),
         )
 
     def counts(self) -> Counts:
         """Totals over the manifest's rows; rows that only the output has are not counted."""
-        total = self._db.execute("SELECT COUNT(*) FROM row").fetchone()[0]
-        done, known = self._db.execute(
-            "SELECT COALESCE(SUM(c.done), 0), COUNT(*) FROM committed c JOIN row ON row.id = c.id "
-            "AND row.fingerprint = c.fingerprint"
+        total, done, known = self._db.execute(
+            f"SELECT COUNT(*), COALESCE(SUM({_DONE}), 0), COALESCE(SUM({_KNOWN}), 0) FROM row"
         ).fetchone()
         return Counts(total=total, done=done, failed=known - done, pending=total - known)
 
     def images(self) -> int:
         """How many done rows the output holds, whether the manifest still names them or not."""
-        return int(self._db.execute("SELECT COUNT(*) FROM committed WHERE done").fetchone()[0])
+        distinct = "SELECT DISTINCT id, fingerprint FROM committed WHERE done"
+        return int(self._db.execute(f"SELECT COUNT(*) FROM ({distinct})").fetchone()[0])
+
+    def forget(self, rows: Iterable[Committed]) -> None:
+        """Note that shards no longer hold these rows."""
+        self._db.executemany(
+            "DELETE FROM committed WHERE id = ? AND fingerprint = ? AND shard = ?",
+            ((row.id, row.fingerprint, row.shard) for row in rows),
+        )
 
     def groups(self) -> Iterator[Group]:
         """Batch keys in the order in which they will run."""
         for key, total, pending in self._db.execute(
-            "SELECT key.text, COUNT(*), SUM(c.id IS NULL) FROM key JOIN row ON row.key = key.number "
-            "LEFT JOIN committed c ON c.id = row.id AND c.fingerprint = row.fingerprint "
+            f"SELECT key.text, COUNT(*), SUM(NOT {_KNOWN}) FROM key JOIN row ON row.key = key.number "
             "GROUP BY key.text ORDER BY key.text"
         ):
             yield Group(key=key, total=total, pending=pending)
@@ -155,17 +157,25 @@ class Index:
     def pending(self, limit: int | None = None) -> Iterator[tuple[str, Row]]:
         """Rows that are neither done nor failed, by batch key and then in the manifest's order."""
         rows = self._db.cursor().execute(
-            f"SELECT key.text, row.pickled {_PENDING} ORDER BY key.text, row.ordinal LIMIT ?",
+            f"SELECT key.text, row.pickled FROM key JOIN row ON row.key = key.number WHERE NOT {_KNOWN} "
+            "ORDER BY key.text, row.ordinal LIMIT ?",
             (-1 if limit is None else limit,),
         )
         for key, pickled in rows:
             yield key, pickle.loads(pickled)
 
     def superseded(self) -> Iterator[Committed]:
-        """Done rows of the output whose id now stands for another fingerprint that is done as well."""
+        """Done rows that the output holds besides: by shard, so that each shard is mended once.
+
+        An id that now stands for another fingerprint, which is done as well; or the same row in two shards, which two
+        runs can leave that cut their shards differently and did not see each other's lease.
+        """
         for id_, fingerprint, shard in self._db.execute(
             "SELECT old.id, old.fingerprint, old.shard FROM committed old JOIN row ON row.id = old.id "
             "AND row.fingerprint <> old.fingerprint JOIN committed new ON new.id = row.id "
-            "AND new.fingerprint = row.fingerprint WHERE old.done AND new.done ORDER BY old.shard"
+            "AND new.fingerprint = row.fingerprint WHERE old.done AND new.done "
+            "UNION SELECT late.id, late.fingerprint, late.shard FROM committed late JOIN committed first "
+            "ON first.id = late.id AND first.fingerprint = late.fingerprint AND first.shard < late.shard "
+            "WHERE late.done AND first.done ORDER BY 3"
         ):
             yield Committed(id=id_, fingerprint=fingerprint, shard=shard, status=Status.DONE)

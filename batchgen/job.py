@@ -3,6 +3,7 @@
 Paths in a job file resolve against the file's own folder; those on the command line against the current one.
 """
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -115,7 +116,7 @@ def load_job(source: str) -> Job:
     """
     if not source.endswith(".toml"):
         return Job(manifest=source)
-    path = Path(source)
+    path = Path(source).expanduser()
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -132,6 +133,8 @@ def load_job(source: str) -> Job:
     for name in ("manifest", "output", "model", "model_config"):
         if settings.get(name):
             settings[name] = _resolved(name, settings[name], path.parent)
+    if "model" in settings["defaults"]:
+        settings["defaults"]["model"] = _resolved("model", settings["defaults"]["model"], path.parent)
     return Job(**settings)
 
 
@@ -184,6 +187,8 @@ def _typed(hint: Any, value: Any, name: str, wrong: list[str]) -> Any:
         value = float(value)
     if not isinstance(value, wanted) or isinstance(value, bool):
         raise ValueError(f"is {value!r}; wants {'text' if wanted is str else 'a number'}")
+    if wanted is float and not math.isfinite(value):
+        raise ValueError(f"is {value}; wants a finite number")
     if wanted in (int, float) and (value < 0 or (value == 0 and name != "worker.num_gpus")):
         raise ValueError(f"is {value}; wants more than 0")
     return value

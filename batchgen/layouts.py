@@ -1,5 +1,6 @@
 """Where an output's objects lie: keys of markers and pictures in each layout. Pure."""
 
+import hashlib
 import re
 
 from batchgen.images import ImageFormat
@@ -27,8 +28,9 @@ def shard_of_name(layout: Layout, name: str) -> str:
 
 
 def picture_name(row: Row, image_format: ImageFormat) -> str:
-    """File name of a row's picture; an id that is no safe name everywhere is cut down, and its fingerprint added."""
+    """File name of a row's picture; an id that is no safe name everywhere is cut down, and a hash of it added."""
     stem = row.id
     if not _SAFE_NAME.fullmatch(stem):
-        stem = "-".join(filter(None, [re.sub(r"[^A-Za-z0-9_-]+", "-", stem)[:60].strip("-"), row.fingerprint[:16]]))
+        own = hashlib.sha256(stem.encode()).hexdigest()[:16]
+        stem = "-".join(filter(None, [re.sub(r"[^A-Za-z0-9_-]+", "-", stem)[:60].strip("-"), own]))
     return f"{stem}.{image_format.value}"

@@ -5,18 +5,20 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from batchgen.errors import AlreadyExists, NotFound, OutputBusy, StoreError
-from batchgen.storage import Store
+from batchgen.errors import AlreadyExists, OutputBusy, StoreError
+from batchgen.storage import Store, read_json
 
 __all__ = ["Lease", "is_held"]
 
 KEY = ".batchgen/lease"
 RENEW_EVERY = 20.0  # seconds
 WATCH_EVERY = 2.0  # seconds
+_FIELDS = {"run", "host", "boot", "pid", "process_started", "renewed", "released"}
 EXPIRES_AFTER = 90.0  # seconds; four renewals missed: the holder is dead, or its store is
 
 
@@ -26,9 +28,10 @@ class Lease:
     A holder on this machine whose process is gone is replaced at once, one elsewhere after `EXPIRES_AFTER`.
     """
 
-    def __init__(self, store: Store, run: str) -> None:
+    def __init__(self, store: Store, run: str, *, told: Callable[[str], None] = lambda _: None) -> None:
         self._store = store
         self._run = run
+        self._told = told
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
@@ -59,15 +62,18 @@ class Lease:
         Raises:
             OutputBusy: it is alive.
         """
-        first = holder = json.loads(self._store.read(KEY))
-        while _is_live(holder):
-            if _is_here(holder) or holder["renewed"] != first["renewed"]:
-                raise OutputBusy(
-                    f"{self._store.uri}: run {holder['run']} (process {holder['pid']} on {holder['host']}) is writing "
-                    "to this output; wait for it, or stop it"
-                )
+        first = holder = _holder(self._store)
+        watched = time.monotonic()
+        while holder is not None and _is_live(holder):
+            who = f"run {holder['run']} (process {holder['pid']} on {holder['host']})"
+            if _is_here(holder) or holder != first:
+                raise OutputBusy(f"{self._store.uri}: {who} is writing to this output; wait for it, or stop it")
+            if time.monotonic() - watched > EXPIRES_AFTER:
+                return  # by this machine's clock, whatever the holder's said
+            if time.monotonic() - watched < WATCH_EVERY:
+                self._told(f"{who} held this output last; waiting up to {EXPIRES_AFTER:.0f} s for a sign of it")
             time.sleep(WATCH_EVERY)
-            holder = json.loads(self._store.read(KEY))
+            holder = _holder(self._store)
 
     def _renew(self) -> None:
         while not self._stop.wait(RENEW_EVERY):
@@ -91,10 +97,17 @@ class Lease:
 
 def is_held(store: Store) -> bool:
     """Whether a live run holds the output's lease."""
+    holder = _holder(store)
+    return holder is not None and _is_live(holder)
+
+
+def _holder(store: Store) -> dict[str, Any] | None:
+    """Who wrote the lease last; None where there is none, or one that nobody can read."""
     try:
-        return _is_live(json.loads(store.read(KEY)))
-    except NotFound:
-        return False
+        holder = read_json(store, KEY)
+    except StoreError:
+        return None
+    return holder if holder.keys() >= _FIELDS else None
 
 
 def _is_live(holder: dict[str, Any]) -> bool:

@@ -36,6 +36,7 @@ class Record:
     cells: Mapping[str, Any]
     columns: frozenset[str]  # names of all columns of the file (JSONL: of this line), null here or not
     from_text: bool  # the format has no types of its own
+    declared: bool = True  # the file says which columns it has
 
 
 def manifest_files(uri: str) -> list[str]:
@@ -53,7 +54,7 @@ def manifest_files(uri: str) -> list[str]:
     if not found:
         raise InputError(f"manifest {uri}: nothing there; give a {', '.join(SUFFIXES)} file, a folder or a glob")
     for file in found:
-        if not file.endswith(SUFFIXES):
+        if not file.lower().endswith(SUFFIXES):
             raise InputError(f"manifest {file}: not one of {', '.join(SUFFIXES)}")
     return found
 
@@ -70,9 +71,9 @@ def records(file: str, problems: ProblemLog) -> Iterator[Record]:
     """The rows of one manifest file in order; what cannot be read goes to `problems`, with its place."""
     try:
         with open_input(file) as stream:
-            if file.endswith((".parquet", ".pq")):
+            if file.lower().endswith((".parquet", ".pq")):
                 yield from _parquet_records(file, stream, problems)
-            elif file.endswith(".csv"):
+            elif file.lower().endswith(".csv"):
                 yield from _csv_records(file, stream, problems)
             else:
                 yield from _json_records(file, stream, problems)
@@ -145,7 +146,7 @@ def _json_records(file: str, stream: IO[bytes], problems: ProblemLog) -> Iterato
         number += 1
         try:
             cells = json.loads(line, parse_constant=_constant)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             problems.add(file, number, None, f"is not JSON: {error}")
             continue
         if not isinstance(cells, dict):
@@ -155,7 +156,9 @@ def _json_records(file: str, stream: IO[bytes], problems: ProblemLog) -> Iterato
             problems.add(file, number, column, "holds one half of a surrogate pair, which is no character; remove it")
             continue
         columns = frozenset(cells)
-        yield Record(file=file, number=number, cells=_without_nulls(cells), columns=columns, from_text=False)
+        yield Record(
+            file=file, number=number, cells=_without_nulls(cells), columns=columns, from_text=False, declared=False
+        )
     if number == 0:
         problems.add(file, None, None, "has no rows")
 
@@ -164,9 +167,9 @@ def _broken_text(cells: Mapping[str, Any]) -> str | None:
     """The first column whose text cannot be written as UTF-8, which JSON escapes can spell."""
     for name, cell in cells.items():
         try:
-            json.dumps(cell, ensure_ascii=False).encode()
+            json.dumps([name, cell], ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            return name
+            return name.encode("ascii", "backslashreplace").decode()
     return None
 
 
@@ -196,10 +199,10 @@ def column_types(files: list[str]) -> dict[str, pa.DataType]:
 
 
 def _schema(file: str) -> dict[str, pa.DataType]:
-    if file.endswith((".parquet", ".pq")):
+    if file.lower().endswith((".parquet", ".pq")):
         with open_input(file) as stream:
             return {column.name: column.type for column in pq.read_schema(stream)}
-    if file.endswith(".csv"):
+    if file.lower().endswith(".csv"):
         with open_input(file) as stream:
             header = next(csv.reader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")), [])
             return dict.fromkeys(header, pa.string())
@@ -221,13 +224,22 @@ def embedded_bytes(file: str, column: str, numbers: Iterable[int]) -> dict[int, 
         first = 1
         for group in range(parquet.num_row_groups):
             after = first + parquet.metadata.row_group(group).num_rows
-            here = [number for number in wanted if first <= number < after]
-            if here:
-                cells = parquet.read_row_group(group, columns=[column]).column(column)
-                for number in here:
-                    cell = cells[number - first].as_py()
-                    found[number] = cell["bytes"] if isinstance(cell, dict) else cell
+            if any(first <= number < after for number in wanted):
+                batches = parquet.iter_batches(_IMAGE_BATCH_ROWS, row_groups=[group], columns=[column])
+                found |= _wanted_bytes(batches, first, set(wanted))
             first = after
     if missing := set(wanted) - found.keys():
         raise StoreError(f"{file} has no row {min(missing)}; did it change since the run began?")
+    return found
+
+
+def _wanted_bytes(batches: Iterator[pa.RecordBatch], first: int, wanted: set[int]) -> dict[int, bytes]:
+    """The bytes of the wanted rows in a column's batches; `first` is the number of the first row."""
+    found: dict[int, bytes] = {}
+    for batch in batches:
+        cells = batch.column(0)
+        for number in wanted.intersection(range(first, first + len(cells))):
+            cell = cells[number - first].as_py()
+            found[number] = cell["bytes"] if isinstance(cell, dict) else cell
+        first += len(cells)
     return found

@@ -52,13 +52,12 @@ class Model:
     config: str | None = None  # folder or hub id with the layout of a single file
 
 
-def find_model(name: str, *, config: str | None = None, base: Path | None = None) -> Model:
+def find_model(name: str, *, config: str | None = None) -> Model:
     """Look a model up and fingerprint it.
 
     Args:
         name: as in the command line's MODEL.
         config: for a single file, a diffusers folder of the same architecture (else diffusers asks the hub).
-        base: folder against which a relative path resolves; the current one by default.
 
     Raises:
         InputError: no such model, or a folder or file that is not one.
@@ -68,7 +67,7 @@ def find_model(name: str, *, config: str | None = None, base: Path | None = None
             return _folder_model(name, builtin.model_path(name))
         except LookupError as error:
             raise InputError(f"model {name!r}: {error.args[0]}") from None
-    path = Path(name) if base is None else base / name
+    path = Path(name).expanduser()
     if path.is_dir():
         return _folder_model(name, path)
     if path.is_file():

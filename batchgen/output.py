@@ -3,20 +3,19 @@
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 
 from batchgen import __version__
 from batchgen.commit import OutputFormat
-from batchgen.errors import AlreadyExists, InputError, NotFound
+from batchgen.errors import AlreadyExists, InputError, NotFound, StoreError
 from batchgen.identity import LEFT_OUT
 from batchgen.images import ImageFormat
 from batchgen.job import Layout
 from batchgen.layouts import RUNS
 from batchgen.schema import VERSION
-from batchgen.storage import Store
+from batchgen.storage import Store, read_json
 
 __all__ = ["RunRecord", "latest_run", "open_output", "read_output", "write_card", "write_run"]
 
@@ -45,7 +44,6 @@ class RunRecord:
     done_before: int
     failed_before: int
     batchgen: str = __version__
-    settings: Mapping[str, Any] = field(default_factory=dict)
     finished: float | None = None
     outcome: str = "running"
 
@@ -57,7 +55,7 @@ def read_output(store: Store) -> OutputFormat:
         InputError: there is none.
     """
     try:
-        content = json.loads(store.read(KEY))
+        content = read_json(store, KEY)
     except NotFound:
         raise InputError(f"{store.uri} holds no batchgen output ({KEY} is missing); check the path") from None
     carried = pa.ipc.read_schema(pa.BufferReader(bytes.fromhex(content["carried"])))
@@ -84,8 +82,9 @@ def open_output(store: Store, wanted: OutputFormat, *, create: bool) -> OutputFo
         else:
             return wanted
     try:
-        stored = json.loads(store.read(KEY))
+        stored = read_json(store, KEY)
     except NotFound:
+        _require_empty(store)
         return wanted
     asked = json.loads(_to_json(wanted))
     for name, text in (("layout", "layout"), ("format", "image format"), ("schema_version", "schema version")):
@@ -100,6 +99,16 @@ def open_output(store: Store, wanted: OutputFormat, *, create: bool) -> OutputFo
             f"[{asked['columns']}]; one output has one schema: bring the same columns, or use another output"
         )
     return wanted
+
+
+def _require_empty(store: Store) -> None:
+    """A new output must not mix with what is there: its card, README.md, would replace another."""
+    foreign = [name for name in store.names("") if not name.startswith(".")]
+    if foreign:
+        raise InputError(
+            f"{store.uri} is no output of batchgen ({KEY} is missing) and not empty (it holds {foreign[0]!r}); "
+            "choose a new or empty folder"
+        )
 
 
 def _to_json(output: OutputFormat) -> str:
@@ -126,7 +135,11 @@ def latest_run(store: Store) -> RunRecord | None:
     names = store.names(RUNS)
     if not names:
         return None
-    return RunRecord(**json.loads(store.read(f"{RUNS}/{names[-1]}/run.json")))
+    key = f"{RUNS}/{names[-1]}/run.json"
+    try:
+        return RunRecord(**read_json(store, key))
+    except TypeError as error:
+        raise StoreError(f"{store.uri}/{key} is damaged: {error}") from error
 
 
 def new_run_name(now: float) -> str:

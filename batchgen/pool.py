@@ -5,6 +5,7 @@ replaced, and its shards come back as failures.
 """
 
 import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -17,13 +18,15 @@ from ray.exceptions import RayActorError, RayError
 
 from batchgen.errors import ClusterError, ModelLoadError, StoreError
 from batchgen.job import Device, WorkerResources
-from batchgen.queue import Cause, Failure, ShardTry, give_up
+from batchgen.machine import cores
+from batchgen.queue import Cause, Failure, Finished, ShardTry, give_up
 from batchgen.rows import Receipt, Shard
 from batchgen.worker_settings import SHARDS_IN_WORK, WorkerSettings
 
-__all__ = ["Capacity", "Finished", "Pool", "cluster"]
+__all__ = ["Capacity", "Pool", "cluster"]
 
 OBJECT_STORE_BYTES = 100 * 2**20  # nothing of ours goes through it; Ray's least is 75 MiB
+ANSWERS_WITHIN = 5.0  # seconds; for a cluster's head to accept a connection
 STARTS_IN_A_ROW = 3  # workers that die before they are ready; more of the same would not help
 
 
@@ -68,7 +71,7 @@ def cluster(address: str | None, workers: int | None) -> Iterator[Capacity]:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
         if address is None:
-            places = max(os.cpu_count() or 1, workers or 1)
+            places = max(cores(), workers or 1)
             ray.init(
                 address="local",
                 num_cpus=places,
@@ -77,6 +80,7 @@ def cluster(address: str | None, workers: int | None) -> Iterator[Capacity]:
                 **quiet,
             )
         else:
+            _knock(address)
             ray.init(address=address, **quiet)
     except SystemExit:  # Ray's own answer to a SIGTERM while it starts
         raise KeyboardInterrupt from None
@@ -89,13 +93,19 @@ def cluster(address: str | None, workers: int | None) -> Iterator[Capacity]:
         ) from error
     try:
         offered = ray.cluster_resources()
-        cores = os.cpu_count() or 1
-        cpus = int(offered.get("CPU", 1)) if address is not None else cores
+        cpus = int(offered.get("CPU", 1)) if address is not None else cores()
         # Ray prints a paragraph about every worker that dies on stdout, which is for data; the run says it in a line
         with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
             yield Capacity(cpus=cpus, gpus=int(offered.get("GPU", 0)))
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """See whether anything listens at host:port; Ray itself would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit() and "://" not in address:
+        socket.create_connection((host, int(port)), timeout=ANSWERS_WITHIN).close()
 
 
 class _Actor:
@@ -117,17 +127,19 @@ class _Actor:
         except ModelLoadError as error:
             return Failure(cause=Cause.MODEL, error_class="model", message=str(error))
         except Exception as error:  # whatever a pipeline raises belongs to the shard, and must not end the worker
-            text = str(error).strip().splitlines()
-            message = f"{type(error).__name__}: {text[0] if text else ''}"
-            return Failure(cause=Cause.GENERATION, error_class=type(error).__name__, message=message)
+            return _blame(error, shard)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Finished:
-    """An attempt at a shard that ended, one way or the other."""
-
-    tried: ShardTry
-    result: Receipt | Failure
+def _blame(error: Exception, shard: Shard) -> Failure:
+    """Whose fault an error of the pipeline looks like; after one that leaves CUDA unusable, the process ends."""
+    name = type(error).__name__
+    message = f"{name}: {' '.join(str(error).split())[:300]}"
+    if name == "OutOfMemoryError":
+        remedy = f"a call of {shard.batch_size} images does not fit on the device; try --batch-size"
+        return Failure(cause=Cause.MEMORY, error_class="out-of-memory", message=f"{remedy} ({message})")
+    if name == "AcceleratorError" or "CUDA error" in message:
+        os._exit(1)  # the context is lost, every later call would fail too
+    return Failure(cause=Cause.GENERATION, error_class=name, message=message)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -145,18 +157,44 @@ class _Place:
         return len(self.running) < (1 if tried.alone else SHARDS_IN_WORK)
 
 
+def require_place(settings: WorkerSettings, resources: WorkerResources) -> None:
+    """Make sure that some node of the cluster can hold a worker at all; Ray would wait for one without a word.
+
+    Raises:
+        ClusterError: none can, as the cluster is now.
+    """
+    wanted = {name: amount for name, amount in _resources(settings, resources).items() if amount}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in nodes):
+        asked = ", ".join(f"{amount:g} {name}" for name, amount in wanted.items())
+        raise ClusterError(
+            f"no node of the cluster can hold a worker that wants {asked}; change [worker], or add nodes"
+        )
+
+
+def _resources(settings: WorkerSettings, resources: WorkerResources) -> dict[str, float]:
+    """What Ray reserves for one worker, under Ray's names."""
+    gpus = 1.0 if settings.device == "cuda" else 0.0
+    return {
+        "CPU": 1.0 if resources.num_cpus is None else resources.num_cpus,
+        "GPU": gpus if resources.num_gpus is None else resources.num_gpus,
+        "memory": (resources.memory_gib or 0.0) * 2**30,
+    }
+
+
 class Pool:
     """A fixed number of places for workers; shards go to the one with least in work."""
 
     def __init__(self, settings: WorkerSettings, workers: int, resources: WorkerResources) -> None:
         self._settings = settings
-        on_gpu = settings.device == "cuda"
+        require_place(settings, resources)
+        reserved = _resources(settings, resources)
         self._actor_class = ray.remote(
             max_restarts=0,
             max_concurrency=SHARDS_IN_WORK,
-            num_cpus=1.0 if resources.num_cpus is None else resources.num_cpus,
-            num_gpus=(1.0 if on_gpu else 0.0) if resources.num_gpus is None else resources.num_gpus,
-            memory=None if resources.memory_gib is None else int(resources.memory_gib * 2**30),
+            num_cpus=reserved["CPU"],
+            num_gpus=reserved["GPU"],
+            memory=int(reserved["memory"]) or None,
         )(_Actor)
         self._deaths_in_a_row = 0
         self._places = [self._start() for _ in range(workers)]
@@ -165,11 +203,6 @@ class Pool:
     def in_work(self) -> int:
         """Shards that were given out and have not come back."""
         return sum(len(place.running) for place in self._places)
-
-    @property
-    def ready(self) -> int:
-        """Workers that are up."""
-        return sum(place.starting is None for place in self._places)
 
     def has_room(self, tried: ShardTry) -> bool:
         """Whether a worker that is up could take a shard."""

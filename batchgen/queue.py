@@ -11,9 +11,9 @@ from enum import StrEnum
 
 from batchgen.errors import ClusterError, InfrastructureError, ModelLoadError, StoreError
 from batchgen.plan import split_shard
-from batchgen.rows import Shard
+from batchgen.rows import Receipt, Shard
 
-__all__ = ["Cause", "Failure", "ShardQueue", "ShardTry"]
+__all__ = ["Cause", "Failure", "Finished", "ShardQueue", "ShardTry", "give_up"]
 
 
 class Cause(StrEnum):
@@ -21,12 +21,13 @@ class Cause(StrEnum):
 
     WORKER = "worker"  # the process died
     GENERATION = "generation"  # the pipeline raised
+    MEMORY = "memory"  # the micro-batch does not fit on the device
     STORE = "store"
     MODEL = "model"
 
 
 # Of one cause. A worker's first death may be its other shard's doing; from then on a shard runs alone, and is to blame.
-_TRIES = {Cause.WORKER: 3, Cause.GENERATION: 2, Cause.STORE: 5, Cause.MODEL: 2}
+_TRIES = {Cause.WORKER: 3, Cause.GENERATION: 2, Cause.MEMORY: 2, Cause.STORE: 5, Cause.MODEL: 2}
 _FATAL: dict[Cause, type[InfrastructureError]] = {Cause.STORE: StoreError, Cause.MODEL: ModelLoadError}
 _FIRST_PAUSE = 1.0  # seconds before the second try, doubled for each further one
 _LONGEST_PAUSE = 30.0  # seconds
@@ -48,6 +49,14 @@ class ShardTry:
     shard: Shard
     failures: Mapping[Cause, int] = field(default_factory=dict)
     alone: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finished:
+    """An attempt at a shard that ended, one way or the other."""
+
+    tried: ShardTry
+    result: Receipt | Failure
 
 
 class ShardQueue:
@@ -78,7 +87,10 @@ class ShardQueue:
         return self._next is None and not self._again
 
     def failed(self, tried: ShardTry, failure: Failure, now: float) -> Shard | None:
-        """Decide what becomes of a shard whose attempt failed; a shard that comes back is a row to record as failed.
+        """Decide what becomes of a shard whose attempt failed.
+
+        Returns:
+            A shard whose rows are to be recorded as failed; None where all of it will be tried again.
 
         Raises:
             InfrastructureError: trying on is pointless.
@@ -92,7 +104,8 @@ class ShardQueue:
             return None
         if cause in _FATAL:
             raise _FATAL[cause](f"{failure.message} (tried {failures[cause]} times)")
-        parts = split_shard(tried.shard)
+        # a padded micro-batch of one row takes as much memory as a full one: cutting would not help
+        parts = [] if cause is Cause.MEMORY else split_shard(tried.shard)
         if not parts:
             return tried.shard
         for part in parts:

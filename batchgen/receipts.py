@@ -4,12 +4,13 @@
 `.batchgen/snapshots/<name>.parquet`. One that is missing is rebuilt from the marker.
 """
 
-import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -32,44 +33,76 @@ def write_receipt(store: Store, receipt: Receipt) -> None:
     store.write(f"{RECEIPTS}/{receipt.shard}.json", _to_json(receipt).encode())
 
 
-def read_receipts(store: Store, layout: Layout, *, mend: bool) -> Iterator[Receipt]:
-    """One receipt for each committed shard; those that are missing are rebuilt from their markers.
+def read_receipts(
+    store: Store, layout: Layout, *, mend: bool, gone: bool = False, damaged: Callable[[str], None] | None = None
+) -> Iterator[Receipt]:
+    """One receipt for each committed shard; those that are missing or damaged are rebuilt from their markers.
 
     Args:
         store: the output.
         layout: its layout.
         mend: store what was rebuilt.
+        gone: give receipts of images whose shard is gone from data/, too; else what was removed can be made again.
+        damaged: told of markers that cannot be read.
+
+    Raises:
+        StoreError: a marker is damaged, and nobody is told.
     """
-    loose = [name.removesuffix(".json") for name in store.names(RECEIPTS) if name.endswith(".json")]
-    known = set(loose)
+    loose = _loose(store)
+    present = {shard_of_name(layout, name) for name in store.names("data") if not name.startswith(".")}
+    known: set[str] = set()
     with ThreadPoolExecutor(READERS) as pool:
-        yield from pool.map(lambda shard: _read_loose(store, shard), loose)
-        for name in store.names(SNAPSHOTS):
-            table = pq.read_table(io.BytesIO(store.read(f"{SNAPSHOTS}/{name}")))
-            for shard, text in zip(table["shard"].to_pylist(), table["receipt"].to_pylist(), strict=True):
-                if shard not in known:
-                    known.add(shard)
-                    yield _from_json(text)
-        unknown = {shard_of_name(layout, name) for name in store.names("data") if not name.startswith(".")} - known
-        for receipt in pool.map(lambda shard: rebuild_receipt(store, layout, shard), sorted(unknown)):
-            if receipt is not None:
+        read = pool.map(lambda shard: _read_loose(store, shard), loose)
+        for receipt in chain((one for one in read if one is not None), _read_snapshots(store)):
+            if receipt.shard not in known:
+                known.add(receipt.shard)
+                if gone or receipt.shard in present or not receipt.done:
+                    yield receipt
+        for rebuilt in pool.map(lambda shard: _rebuild(store, layout, shard, damaged), sorted(present - known)):
+            if rebuilt is not None:
                 if mend:
-                    write_receipt(store, receipt)
-                yield receipt
+                    write_receipt(store, rebuilt)
+                yield rebuilt
 
 
 def fold_receipts(store: Store) -> None:
-    """Gather loose receipts into one snapshot where there are many; a kill in between leaves both, without harm."""
-    loose = [name.removesuffix(".json") for name in store.names(RECEIPTS) if name.endswith(".json")]
+    """Gather receipts into one snapshot where many are loose; a kill in between leaves both, without harm."""
+    loose, older = _loose(store), store.names(SNAPSHOTS)
     if len(loose) <= FOLD_ABOVE:
         return
     with ThreadPoolExecutor(READERS) as pool:
-        texts = [_to_json(receipt) for receipt in pool.map(lambda shard: _read_loose(store, shard), loose)]
+        read = pool.map(lambda shard: _read_loose(store, shard), loose)
+        receipts = {receipt.shard: receipt for receipt in _read_snapshots(store)}
+        receipts |= {receipt.shard: receipt for receipt in read if receipt is not None}
+        table = pa.table({"shard": list(receipts), "receipt": [_to_json(receipt) for receipt in receipts.values()]})
         stream = io.BytesIO()
-        pq.write_table(pa.table({"shard": loose, "receipt": texts}), stream, compression="zstd")
-        name = hashlib.sha256("\n".join(loose).encode()).hexdigest()[:16]
-        store.write(f"{SNAPSHOTS}/{name}.parquet", stream.getvalue())
+        pq.write_table(table, stream, compression="zstd")
+        store.write(f"{SNAPSHOTS}/{time.time_ns():020d}.parquet", stream.getvalue())
         list(pool.map(lambda shard: store.delete(f"{RECEIPTS}/{shard}.json"), loose))
+        list(pool.map(lambda name: store.delete(f"{SNAPSHOTS}/{name}"), older))
+
+
+def _loose(store: Store) -> list[str]:
+    names = (name for name in store.names(RECEIPTS) if name.endswith(".json") and not name.startswith("."))
+    return [name.removesuffix(".json") for name in names]
+
+
+def _read_snapshots(store: Store) -> Iterator[Receipt]:
+    """Receipts of all snapshots, the newest snapshot first; names sort by time."""
+    names = [name for name in store.names(SNAPSHOTS) if name.endswith(".parquet") and not name.startswith(".")]
+    for name in reversed(names):
+        table = pq.read_table(io.BytesIO(store.read(f"{SNAPSHOTS}/{name}")))
+        yield from map(_from_json, table["receipt"].to_pylist())
+
+
+def _rebuild(store: Store, layout: Layout, shard: str, damaged: Callable[[str], None] | None) -> Receipt | None:
+    try:
+        return rebuild_receipt(store, layout, shard)
+    except StoreError as error:
+        if damaged is None:
+            raise
+        damaged(str(error))
+        return None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,7 +134,9 @@ def read_marker(store: Store, layout: Layout, shard: str, *, pictures: bool = Fa
         parquet = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
         table = parquet.read(columns=[n for n in parquet.schema_arrow.names if pictures or n != "image"])
         table.validate(full=True)
-        return Marker(table=table, about=json.loads(table.schema.metadata[b"batchgen"]))
+        own = (table.schema.metadata or {}).get(b"batchgen")
+        # a file without our own words in its schema was put there by somebody else, and is no marker
+        return None if own is None else Marker(table=table, about=json.loads(own))
     except Exception as error:  # on damaged bytes pyarrow raises its own errors, OSError, UnicodeDecodeError and more
         raise StoreError(f"{store.uri}/{key} is damaged: {str(error).splitlines()[0]}") from error
 
@@ -134,8 +169,12 @@ def _outcome(row: Mapping[str, Any]) -> RowOutcome:
     return RowOutcome(**{**row, "status": Status(row["status"])})
 
 
-def _read_loose(store: Store, shard: str) -> Receipt:
-    return _from_json(store.read(f"{RECEIPTS}/{shard}.json").decode())
+def _read_loose(store: Store, shard: str) -> Receipt | None:
+    """A receipt; None where it is damaged, or gone since it was listed."""
+    try:
+        return _from_json(store.read(f"{RECEIPTS}/{shard}.json").decode())
+    except (NotFound, ValueError, KeyError, TypeError):
+        return None
 
 
 def _to_json(receipt: Receipt) -> str:

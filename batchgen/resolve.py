@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from batchgen.cells import CellSorter, Parsed
-from batchgen.columns import COLUMNS, MAX_SEED, Kind
+from batchgen.columns import COLUMNS, MAX_SEED, MAX_SIDE, Kind
 from batchgen.errors import InputError, StoreError
 from batchgen.identity import canonical, derive_seed, fingerprint, row_id
 from batchgen.images import ImageError, decode
@@ -35,6 +35,7 @@ __all__ = ["Resolved", "resolve"]
 
 CHUNK_ROWS = 64  # rows whose images are fetched side by side
 IMAGE_THREADS = 16  # object stores answer in 20 to 100 ms: one at a time would be 10 to 50 images a second
+LONGEST_URI = 2048  # characters; what is longer is the picture itself in base64
 KNOWN_IMAGES = 10_000  # images whose facts are remembered: manifests repeat them
 
 _NOT_APPLIED = frozenset({"id", "task", "num_images_per_prompt"})  # columns of a task that are no argument of it
@@ -103,6 +104,8 @@ class _ImageReader:
             spelling = self._sorter.spelling(record, column)
             return replace(_examined(cell, "the embedded image"), uri=record.file, column=spelling, row=record.number)
         if isinstance(cell, str):
+            if len(cell) > LONGEST_URI:
+                raise ImageError(f"starts with {cell[:40]!r} and is {len(cell):,} characters long, which is no URI")
             return self._by_uri(join(folder_of(record.file), cell))
         raise ImageError(f"is {type(cell).__name__}, not {Kind.IMAGE}")
 
@@ -277,6 +280,9 @@ def _size(
         if image.width < 8 or image.height < 8:
             complaints.add("image", f"is {_wh(image)}; at least 8x8")
         native = (max(8, image.width // 8 * 8), max(8, image.height // 8 * 8))
+        for name, given, side in (("width", values["width"], native[0]), ("height", values["height"], native[1])):
+            if given is None and side > MAX_SIDE:
+                complaints.add(name, f"is null, and the image is {_wh(image)}; give a {name} of at most {MAX_SIDE}")
     return values["width"] or native[0], values["height"] or native[1]
 
 
@@ -293,7 +299,9 @@ def _scheduler(values: Mapping[str, Any], model: Model, complaints: _Complaints)
         return model.scheduler, {}
     options = {**sampler.kwargs, **(values["scheduler_kwargs"] or {})}
     for name in options:
-        if name not in OPTIONS[sampler.class_name]:
+        if name == "noise_sampler_seed":
+            complaints.add("scheduler_kwargs", "noise_sampler_seed follows from the row's seed; leave it out")
+        elif name not in OPTIONS[sampler.class_name]:
             near = get_close_matches(name, OPTIONS[sampler.class_name], n=1)
             hint = f"did you mean {near[0]!r}?" if near else "see diffusers' page of the class"
             complaints.add("scheduler_kwargs", f"{sampler.class_name} takes no option {name!r}; {hint}")

@@ -1,13 +1,11 @@
 """A run from source to dataset: check, subtract what is done, plan, drive the workers, close the books."""
 
-import os
 import socket
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from pathlib import Path
 from typing import Literal, Protocol
 
 from batchgen.commit import OutputFormat, commit_failures, drop_rows, reopen_rows
@@ -17,6 +15,7 @@ from batchgen.estimate import Measured, PlanSummary, summarize
 from batchgen.index import Committed, Counts, Index
 from batchgen.job import Device, Dtype, Job, Layout
 from batchgen.lease import Lease
+from batchgen.machine import cores, gpus
 from batchgen.output import RunRecord, new_run_name, open_output, read_output, write_card, write_run
 from batchgen.plan import Sizing, make_shards
 from batchgen.problems import ManifestProblems, ProblemLog
@@ -112,7 +111,7 @@ def run(job: Job, *, source: str, limit: int | None, reporter: Reporter) -> Coun
         output = open_output(store, wanted, create=True)
         store = open_store(job.require_output(), job.storage_options)  # from here on, ride out bad weather
         this = _Run(job=job, source=source, store=store, output=output, index=index, resolved=resolved)
-        with Lease(store, this.name):
+        with Lease(store, this.name, told=reporter.notice):
             _survey(store, output.layout, index, mend=True)
             pending = index.counts().pending
             to_make = min([pending, *(n for n in (limit, job.limits.max_images) if n is not None)])
@@ -204,12 +203,13 @@ class _Run:
 
     def supersede(self) -> None:
         """Take rows out of older shards whose id now stands for another picture that is done; fold receipts."""
-        replaced = list(self.index.superseded())
-        for shard, rows in groupby(replaced, key=lambda row: row.shard):
-            receipt = rebuild_receipt(self.store, self.output.layout, shard)
-            if receipt is not None:
-                drop_rows(self.store, self.output, receipt, {(row.id, row.fingerprint) for row in rows})
+        superseded = list(self.index.superseded())
+        for shard, rows in groupby(superseded, key=lambda row: row.shard):
+            drop_rows(self.store, self.output, shard, {(row.id, row.fingerprint) for row in rows})
+        self.index.forget(superseded)
         fold_receipts(self.store)
+        if superseded:
+            self._write_card()
 
     def _worker_settings(self, device: Literal["cpu", "cuda"]) -> WorkerSettings:
         automatic = Dtype.FLOAT16 if device == "cuda" else Dtype.FLOAT32
@@ -292,14 +292,8 @@ def _local_device(wanted: Device) -> str:
     """What `auto` would mean on this machine, without asking CUDA: whether the driver shows a GPU."""
     if wanted is not Device.AUTO:
         return wanted.value
-    return "cuda" if _local_gpus() else "cpu"
+    return "cuda" if gpus() else "cpu"
 
 
 def _local_workers(device: str) -> int:
-    return max(1, _local_gpus() if device == "cuda" else os.cpu_count() or 1)
-
-
-def _local_gpus() -> int:
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    present = len(list(Path("/dev").glob("nvidia[0-9]*")))
-    return present if visible is None else min(present, len([gpu for gpu in visible.split(",") if gpu.strip()]))
+    return max(1, gpus() if device == "cuda" else cores())

@@ -4,6 +4,7 @@ Knows nothing of rows, shards or models. Everything that leaves here is a `Store
 Credentials, profiles and endpoints are left to s3fs and boto3, which read the environment and the user's config files.
 """
 
+import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,9 +14,9 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
 
-from batchgen.errors import AlreadyExists, NotFound, StoreError
+from batchgen.errors import AlreadyExists, InputError, NotFound, StoreError
 
-__all__ = ["Entry", "Store", "expand", "is_remote", "join", "open_input", "open_store", "read_input"]
+__all__ = ["Entry", "Store", "expand", "is_remote", "join", "open_input", "open_store", "read_input", "read_json"]
 
 PROBE_KEY = ".batchgen/probe"
 SINGLE_PUT = 2 << 30  # bytes; s3fs would go over to multipart at 100 MB, where a server may ignore the create condition
@@ -62,13 +63,19 @@ def is_remote(uri: str) -> bool:
 
 
 def _local(uri: str) -> Path:
-    return Path(uri.split("://", 1)[1] if "://" in uri else uri).expanduser()
+    path = Path(uri.split("://", 1)[1] if "://" in uri else uri)
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError as error:
+        raise NotFound(f"{uri}: {error}") from error
 
 
 def join(base: str, relative: str) -> str:
     """The URI that `relative` names seen from the folder `base`; absolute paths and URIs stay as they are."""
-    if "://" in relative or relative.startswith(("/", "~")):
+    if is_remote(relative):
         return relative
+    if "://" in relative or relative.startswith(("/", "~")):
+        return str(_local(relative))
     if is_remote(base):
         protocol, _, path = base.partition("://")
         return f"{protocol}://{PurePosixPath(path, relative)}"
@@ -85,6 +92,8 @@ def open_store(uri: str, options: Mapping[str, Any] | None = None, *, quick: boo
     """
     if is_remote(uri):
         return _FsspecStore(uri.rstrip("/"), dict(options or {}), quick=quick)
+    if options:
+        raise InputError(f"storage_options ({', '.join(options)}) mean nothing for the local folder {uri}; drop them")
     return _LocalStore(_local(uri))
 
 
@@ -112,7 +121,7 @@ class _LocalStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
-        self.uri = str(root)
+        self.uri = str(self.root)  # workers have working directories of their own
 
     def read(self, key: str) -> bytes:
         with _named(f"{self.uri}/{key}"):
@@ -323,10 +332,35 @@ def expand(uri: str, suffixes: Iterable[str]) -> list[str]:
         else:
             import fsspec
 
-            fs, prefix, path = fsspec.filesystem("file"), "", str(_local(uri).absolute())
+            fs, prefix, path = fsspec.filesystem("file"), "", str(_local(uri))
         if fs.isdir(path):
-            below = sorted(fs.find(path))
-            return [prefix + p for p in below if p.endswith(wanted) and "/." not in p[len(path.rstrip("/")) :]]
+            return [prefix + found for found in _inputs_below(path, sorted(fs.find(path)), wanted)]
         if fs.exists(path):
-            return [uri]
+            return [prefix + path]
         return [prefix + found for found in sorted(fs.glob(path))] if any(c in path for c in "*?[") else []
+
+
+def _inputs_below(folder: str, found: list[str], suffixes: tuple[str, ...]) -> Iterator[str]:
+    """Files of a folder that can be inputs: nothing hidden, and nothing of an output that lies in it."""
+    start = len(folder.rstrip("/"))
+    outputs = tuple({path[: path.index("/.batchgen/", start) + 1] for path in found if "/.batchgen/" in path[start:]})
+    for path in found:
+        if path.lower().endswith(suffixes) and "/." not in path[start:] and not path.startswith(outputs):
+            yield path
+
+
+def read_json(store: Store, key: str) -> dict[str, Any]:
+    """A stored JSON object.
+
+    Raises:
+        NotFound: there is none.
+        StoreError: it is damaged.
+    """
+    data = store.read(key)
+    try:
+        content = json.loads(data)
+    except ValueError as error:
+        raise StoreError(f"{store.uri}/{key} is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise StoreError(f"{store.uri}/{key} is damaged: it holds no JSON object")
+    return content

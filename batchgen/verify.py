@@ -64,7 +64,10 @@ def verify_output(uri: str, *, deep: bool = False, clean: bool = False) -> Verif
     store = open_store(uri)
     output = read_output(store)
     found = Verification()
-    receipts = {receipt.shard: receipt for receipt in read_receipts(store, output.layout, mend=False)}
+    receipts = {
+        receipt.shard: receipt
+        for receipt in read_receipts(store, output.layout, mend=False, gone=True, damaged=lambda _: None)
+    }
     places: dict[str, str] = {}
     with ThreadPoolExecutor(READERS) as pool:
         for name in (name for name in store.names("data") if not name.startswith(".")):

@@ -18,7 +18,7 @@ from PIL.Image import Image
 
 from batchgen.commit import Attempt
 from batchgen.diffusion.host import Environment, PipelineHost
-from batchgen.errors import StoreError
+from batchgen.errors import NotFound
 from batchgen.images import ImageError, decode, encode, fit
 from batchgen.manifest import embedded_bytes
 from batchgen.models import Model
@@ -103,7 +103,7 @@ class Worker:
         for row in rows:
             try:
                 inputs[row.id] = futures[row.id].result()
-            except (ImageError, StoreError) as error:
+            except (ImageError, NotFound) as error:  # any other trouble of a store is not the row's
                 work.fail(row, "conditioning", str(error))
         return inputs
 

@@ -14,7 +14,7 @@ from test_plan import key_of, make_row
 from batchgen.drive import Control, drive, signals
 from batchgen.errors import InfrastructureError, ModelLoadError, StoreError
 from batchgen.identity import shard_id
-from batchgen.queue import Cause, Failure, ShardQueue, ShardTry
+from batchgen.queue import Cause, Failure, Finished, ShardQueue, ShardTry
 from batchgen.rows import Receipt, RowOutcome, Shard, Status
 
 
@@ -31,12 +31,6 @@ def failure(cause: Cause) -> Failure:
 def receipt_of(shard: Shard) -> Receipt:
     rows = [RowOutcome(id=row.id, fingerprint=row.fingerprint, status=Status.DONE) for row in shard.rows]
     return Receipt(shard=shard.id, attempt="a", run="r", rows=rows, key=shard.key, device="cpu", seconds=0, finished=0)
-
-
-@dataclass(frozen=True)
-class Ended:
-    tried: ShardTry
-    result: Receipt | Failure
 
 
 @dataclass
@@ -69,18 +63,18 @@ class InMemory:
         roomy = [process for process in self.processes if process.has_room(tried)]
         min(roomy, key=lambda process: len(process.held)).held.append(tried)
 
-    def wait(self, seconds: float, /) -> Sequence[Ended]:
-        ended: list[Ended] = []
+    def wait(self, seconds: float, /) -> Sequence[Finished]:
+        ended: list[Finished] = []
         for process in self.processes:
             if not process.held:
                 continue
             cause = self.breaks(process.held[0].shard)
             if cause is Cause.WORKER:
-                ended += [Ended(tried, failure(cause)) for tried in process.held]
+                ended += [Finished(tried=tried, result=failure(cause)) for tried in process.held]
                 process.held.clear()
             else:
                 tried = process.held.pop(0)
-                ended.append(Ended(tried, receipt_of(tried.shard) if cause is None else failure(cause)))
+                ended.append(Finished(tried=tried, result=receipt_of(tried.shard) if cause is None else failure(cause)))
         if not ended:
             time.sleep(min(seconds, 0.01))
         return ended

@@ -94,7 +94,7 @@ ORDER = """
     index layouts manifest plan
     job
     models problems tasks
-    columns identity images rows samplers storage builtin
+    columns identity images machine rows samplers storage builtin
     errors
     __init__
 """.strip().splitlines()

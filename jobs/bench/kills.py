@@ -193,7 +193,7 @@ def _verify(output: Path) -> list[str]:
 
 
 def _bury(members: list[Any]) -> tuple[str, ...]:
-    """What of a killed run outlives it by more than `GRACE` seconds, by name, without Ray's agents; all of it is killed."""
+    """What of a killed run outlives it by `GRACE` seconds, by name, without Ray's agents; all of it is killed."""
     patience = time.monotonic() + GRACE
     while (left := [one for one in survivors(members) if not is_rays_own(one)]) and time.monotonic() < patience:
         time.sleep(0.5)
