@@ -1,10 +1,11 @@
 """The harnesses in jobs/bench: each runs at its smallest, and each verdict is seen to turn when it should.
 
-Two real runs and a bare loop for the throughput, three runs for the soak: about 40 s on two idle cores.
+The slow ones are the throughput (a run and a bare loop) and what needs the `soak` (three runs): SLOW_SECONDS
 """
 
 import importlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -41,7 +42,8 @@ def _module(name: str) -> Any:
 
 def _bench(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(BENCH / script), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}  # two threads of a bare loop beside other tests wait for each other
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=env)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_throughput_measures_run_and_bare_loop(model: Path) -> None:
     done = _bench(
-        *("throughput.py", "--model", str(model), "--rows", "24", "--batch-size", "2", "--steps", "3"),
+        *("throughput.py", "--model", str(model), "--rows", "24", "--batch-size", "2", "--steps", "8"),
         *("--workers", "1", "--device", "cpu", "--repeats", "1", "--json"),
     )
     assert done.returncode == 0, done.stderr
@@ -63,7 +65,7 @@ def test_throughput_measures_run_and_bare_loop(model: Path) -> None:
     assert pair["run"]["images"] == pair["bare"]["images"] == 24
     assert sum(pair["run"]["steady"]["shards"]) == 12
     assert 0 < pair["run"]["first_commit"] < pair["run"]["total"]
-    assert 0 < pair["run"]["steady"]["busy"] <= 1.05
+    assert 0 < pair["run"]["steady"]["busy"] < 1.3
     assert found["ratio"] == pytest.approx(pair["run"]["steady"]["rate"] / pair["bare"]["rate"])
 
 
@@ -97,6 +99,15 @@ def test_steady_rate_charges_time_between_shards() -> None:
 def test_steady_rate_of_too_few_shards_is_refused() -> None:
     with pytest.raises(ValueError, match="3 at least"):
         _module("steady").steady([*_shards(0, 1, 1, 9), *_shards(0.5, 1, 5, 2)], 2)
+
+
+def test_commits_that_take_unequal_time_do_not_make_up_workers() -> None:
+    interval = _module("steady").Interval
+    late = [0.0, 0.6, 0.0, 0.0, 0.5, 0.0, 0.0, 0.0]  # seconds that the commit of a shard of one second took
+    shards = [interval(started=n + late[n], finished=n + 1 + late[n], images=4) for n in range(8)]
+    found = _module("steady").steady(shards, 1)
+    assert found.shards == (8,)
+    assert found.rate == pytest.approx(4.0)
 
 
 # --- planning

@@ -86,6 +86,8 @@ def chains(intervals: Sequence[Interval], workers: int) -> list[list[Interval]]:
     slack = CLOSE * min(one.finished - one.started for one in intervals)
     for interval in sorted(intervals, key=lambda one: one.started):
         free = [chain for chain in found if chain[-1].finished <= interval.started + slack]
+        if len(found) == workers:  # no other is left, however far a commit's delay has pushed the ends apart
+            free = free or found
         distance = {id(chain): abs(interval.started - chain[-1].finished) for chain in free}
         nearest = min(free, key=lambda chain: distance[id(chain)], default=None)
         if nearest is None or (len(found) < workers and distance[id(nearest)] > slack):
