@@ -41,7 +41,7 @@ class Recipe:
         default_factory=lambda: Training(steps=12_000, batch=32, learning_rate=2e-3, ema=0.998)
     )
     text: Training = field(default_factory=lambda: Training(steps=2_000, batch=128, learning_rate=1e-3, ema=0.99))
-    unet: Training = field(default_factory=lambda: Training(steps=40_000, batch=32, learning_rate=8e-4, ema=0.999))
+    unet: Training = field(default_factory=lambda: Training(steps=30_000, batch=32, learning_rate=8e-4, ema=0.999))
     scorer: Training = field(default_factory=lambda: Training(steps=1_500, batch=64, learning_rate=2e-3, ema=0.98))
 
     def scaled(self) -> "Recipe":

@@ -70,13 +70,13 @@ def _finish(folder: Path, save: Callable[[Path], None]) -> None:
     partial.rename(folder)
 
 
-def _note(folder: Path, outcome: Outcome, shop: Workshop, **scores: float) -> None:
+def _note(folder: Path, outcome: Outcome, shop: Workshop, *, scenes: int | None = None, **scores: float) -> None:
     note = {
         **asdict(outcome),
         "device": shop.hardware.device,
         "processes": shop.hardware.processes,
         "seed": shop.recipe.seed,
-        "scenes": shop.recipe.scenes,
+        "scenes": shop.recipe.scenes if scenes is None else scenes,
         **scores,
     }
     (folder / "result.json").write_text(json.dumps(note, indent=2) + "\n")
@@ -189,7 +189,7 @@ def run_scorer(shop: Workshop) -> None:
     outcome = train(
         ScorerTask(renders=renders), shop.recipe.scorer, folder, seed=seed, hardware=shop.hardware, log=shop.log
     )
-    _note(folder, outcome, shop, loss=outcome.loss)
+    _note(folder, outcome, shop, scenes=SCORER_SCENES, loss=outcome.loss)
 
 
 TRAINING = {
