@@ -1,7 +1,7 @@
 """The harnesses in jobs/bench: each runs at its smallest, and each verdict is seen to turn when it should.
 
-The slow ones are the throughput (a run and a bare loop) and what needs the `soak` (three runs). All of it took 110 s
-beside five busy processes on 2 cores.
+The slow ones are the throughput (a run and a bare loop) and what needs the `soak` (three runs). All of it took 50 s on
+2 cores with a load of 1 from others, 110 s with a load of 5.
 """
 
 import importlib

@@ -13,13 +13,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["batchgen", "describe", "describe_line"]
+__all__ = ["QUIET", "batchgen", "describe", "describe_line"]
 
 _PACKAGES = ("batchgen", "torch", "diffusers", "transformers", "ray", "pyarrow")
 
 # Beside two busy processes on 2 cores the bare loop's 2 threads waited for each other at every operation: 0.28 images/s
 # and, minutes later, 1.83, where one thread made 3.6; `run`, whose workers have one thread each, made 5.3.
-QUIET = 0.5
+QUIET = 0.5  # load over the last minute
 
 
 def batchgen(*arguments: str) -> list[str]:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import corpus
-from machine import batchgen, describe, describe_line
+from machine import QUIET, batchgen, describe, describe_line
 from steady import Interval, Steady, steady
 
 from batchgen.models import Source, find_model
@@ -182,7 +182,10 @@ def _spread(values: Sequence[float]) -> str:
 def _report(about: dict[str, Any], setting: Setting, pairs: Sequence[Pair]) -> str:
     ratio = statistics.median(pair.ratio for pair in pairs)
     runs = [pair.run for pair in pairs]
-    goal = f"; goal on CPU {GOAL}: {'met' if ratio >= GOAL else 'MISSED'}" if runs[0].device == "cpu" else ""
+    goal = ""
+    if runs[0].device == "cpu":
+        verdict = "not judged" if about["load_before"] > QUIET else "met" if ratio >= GOAL else "MISSED"
+        goal = f"; goal on CPU {GOAL}: {verdict}"
     return "\n".join(
         [
             describe_line(about),
