@@ -66,8 +66,18 @@ def _generation_options(command: _Command) -> _Command:
             ),
             click.option("--layout", type=click.Choice(["files", "parquet"]), help="Default: files."),
             click.option("--format", type=click.Choice(["png", "webp", "jpeg"]), help="Default: png."),
-            click.option("--shard-rows", type=click.IntRange(min=1), metavar="N", help="Rows of one shard."),
-            click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="Images of one pipeline call."),
+            click.option(
+                "--shard-rows",
+                type=click.IntRange(min=1),
+                metavar="N",
+                help="Rows of one shard. Default: 1 to 10 minutes of work.",
+            ),
+            click.option(
+                "--batch-size",
+                type=click.IntRange(min=1),
+                metavar="N",
+                help="Images of one pipeline call. Default: from size and device.",
+            ),
             click.option(
                 "--dtype",
                 type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
@@ -106,9 +116,11 @@ def main() -> None:
 @_generation_options
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Make at most N images in this run.")
 @click.option("--address", metavar="A", help="A running Ray cluster; without it Ray is started here and stopped.")
-@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+@click.option("--dry-run", is_flag=True, help="Print the plan of all rows and stop.")
 def run(source: str, limit: int | None, dry_run: bool, **flags: Any) -> None:
     """Generate what is not yet in the output.
+
+    SOURCE is a manifest (.parquet, .csv, .jsonl, a folder or a glob of them) or a job file (.toml).
 
     A second run of a finished output does nothing, after a kill it resumes, on a longer manifest it makes the new rows.
 
@@ -138,6 +150,8 @@ def run(source: str, limit: int | None, dry_run: bool, **flags: Any) -> None:
 @_json_option
 def validate(source: str, as_json: bool, **flags: Any) -> None:
     """Report every problem of every row, before any model is loaded.
+
+    SOURCE is a manifest or a job file.
 
     \b
     Examples:
@@ -175,6 +189,8 @@ def validate(source: str, as_json: bool, **flags: Any) -> None:
 @_json_option
 def plan(source: str, as_json: bool, **flags: Any) -> None:
     """Print what a run would do: rows, shards, switches, bytes, time.
+
+    SOURCE is a manifest or a job file.
 
     With an output, what it holds already is subtracted, and its measured rate gives the time.
 

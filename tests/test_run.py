@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,6 +124,22 @@ def test_a_second_run_does_nothing_and_starts_nothing(
     assert time.monotonic() - started < 10
     assert {path: path.stat().st_mtime_ns for path in output.rglob("data/*/*")} == before
     assert len(run_records(output)) == 1
+
+
+def test_the_output_opens_in_datasets_with_strays_in_it(reference: tuple[Path, Path], tmp_path: Path) -> None:
+    """The card tells `datasets` what to read; pictures of dead attempts, committed shard or not, are not rows."""
+    import datasets
+
+    output = tmp_path / "out"
+    shutil.copytree(reference[1], output)
+    committed = next(output.glob("data/*/metadata.parquet")).parent
+    for stray in (committed / "dead", output / "data" / "uncommitted" / "dead"):
+        stray.mkdir(parents=True)
+        Image.new("RGB", (64, 64)).save(stray / "stray.png")
+    dataset = datasets.load_dataset(str(output), split="train", cache_dir=str(tmp_path / "cache"))
+    assert len(dataset) == 40
+    row = dataset[0]
+    assert row["image"].size == (64, 64) and row["prompt"].startswith('a "thing"')
 
 
 def test_workers_shards_and_order_do_not_change_a_pixel(
@@ -280,6 +297,12 @@ def test_image_to_image_and_inpainting_share_a_manifest(
     assert (made["i"]["width"], made["i"]["height"]) == (72, 64)
     assert made["m"]["mask_image_sha256"] and made["t"]["image_uri"] is None
     assert len({row["sha256"] for row in made.values()}) == 4
+    import datasets
+
+    dataset = datasets.load_dataset(str(output), split="train", cache_dir=str(tmp_path / "cache"))
+    assert {row["id"]: row["image"].size for row in dataset} == {
+        row["id"]: (row["width"], row["height"]) for row in made.values()
+    }
     assert batchgen("verify", output, "--deep").returncode == 0
 
 
