@@ -51,6 +51,8 @@ def export_stage(shop: Workshop, target: Path, *, note: str = "") -> None:
             part.half()
         pipeline.save_pretrained(partial)
         _declare_float32(partial / "text_encoder" / "config.json")
+        for part in ("unet", "vae"):
+            _forget_origin(partial / part / "config.json")
         (partial / "README.md").write_text(render_card(_card(shop, partial, note)))
         for sheet in sorted(shop.folders.root.glob("sheet-guidance-5*.png")):
             shutil.copy(sheet, partial / "samples.png")
@@ -69,6 +71,13 @@ def _declare_float32(config: Path) -> None:
     """
     values = json.loads(config.read_text())
     values["dtype"] = "float32"
+    config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+
+
+def _forget_origin(config: Path) -> None:
+    """Drop the path of the training folder, which diffusers notes: the same weights make the same folder anywhere."""
+    values = json.loads(config.read_text())
+    values.pop("_name_or_path", None)
     config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
