@@ -19,7 +19,7 @@ from batchgen.errors import AlreadyExists, StoreError
 from batchgen.images import ImageFormat
 from batchgen.job import Layout
 from batchgen.layouts import FAILURES, RECEIPTS, marker_key, picture_name
-from batchgen.receipts import read_marker, rebuild_receipt, write_receipt
+from batchgen.receipts import read_marker, rebuild_receipt, receipt_of, write_receipt
 from batchgen.rows import Receipt, Row, RowOutcome, Shard, Status
 from batchgen.schema import failures_table, metadata_schema, metadata_table
 from batchgen.storage import Store
@@ -175,8 +175,7 @@ def drop_rows(store: Store, output: OutputFormat, shard: str, dropped: Collectio
     """
     key = marker_key(output.layout, shard)
     marker = read_marker(store, output.layout, shard, pictures=True)
-    receipt = rebuild_receipt(store, output.layout, shard)
-    if marker is None or receipt is None:
+    if marker is None:
         store.delete(f"{RECEIPTS}/{shard}.json")
         return
     pairs = zip(marker.table["id"].to_pylist(), marker.table["fingerprint"].to_pylist(), strict=True)
@@ -185,6 +184,7 @@ def drop_rows(store: Store, output: OutputFormat, shard: str, dropped: Collectio
         store.write(key, encode_table(kept, {}))
     else:
         store.delete(key)
+    receipt = receipt_of(marker, output.layout, shard)
     write_receipt(store, replace(receipt, rows=[r for r in receipt.rows if (r.id, r.fingerprint) not in dropped]))
 
 

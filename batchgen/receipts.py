@@ -22,7 +22,7 @@ from batchgen.layouts import RECEIPTS, SNAPSHOTS, marker_key, shard_of_name
 from batchgen.rows import Receipt, RowOutcome, Status
 from batchgen.storage import Store
 
-__all__ = ["Marker", "fold_receipts", "read_marker", "read_receipts", "rebuild_receipt", "write_receipt"]
+__all__ = ["Marker", "fold_receipts", "read_marker", "read_receipts", "rebuild_receipt", "receipt_of", "write_receipt"]
 
 READERS = 16  # receipts fetched side by side: at 20 ms a GET, 800 a second
 FOLD_ABOVE = 1000  # loose receipts; reading so many takes 1 to 2 seconds from an object store
@@ -144,8 +144,11 @@ def read_marker(store: Store, layout: Layout, shard: str, *, pictures: bool = Fa
 def rebuild_receipt(store: Store, layout: Layout, shard: str) -> Receipt | None:
     """What a shard's receipt said, from its marker alone; None where it is not committed."""
     marker = read_marker(store, layout, shard)
-    if marker is None:
-        return None
+    return None if marker is None else receipt_of(marker, layout, shard)
+
+
+def receipt_of(marker: Marker, layout: Layout, shard: str) -> Receipt:
+    """The receipt that a marker stands for."""
     table, about = marker.table, marker.about
     rows = [
         RowOutcome(id=row["id"], fingerprint=row["fingerprint"], status=Status.DONE)
