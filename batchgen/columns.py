@@ -6,12 +6,25 @@ this table, then what the model brings (size, scheduler).
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-__all__ = ["ALIASES", "COLUMNS", "MAX_SEED", "MAX_SIDE", "RESERVED", "CellError", "Column", "Kind", "parse_cell"]
+__all__ = [
+    "ALIASES",
+    "COLUMNS",
+    "MAX_SEED",
+    "MAX_SIDE",
+    "RESERVED",
+    "CellError",
+    "Column",
+    "Kind",
+    "image_column",
+    "input_name",
+    "parse_cell",
+]
 
 
 class Kind(StrEnum):
@@ -20,6 +33,9 @@ class Kind(StrEnum):
     TEXT = "text"
     INTEGER = "a whole number"
     NUMBER = "a number"
+    NUMBERS = "a number, or a list of them"
+    SIZE = "two whole numbers, as [height, width]"
+    FLAG = "true or false"
     OPTIONS = "a JSON object"
     IMAGE = "an image (a URI, or a struct of bytes and path)"
     ADAPTER = "an adapter (text, a list, or JSON)"
@@ -30,7 +46,7 @@ class Column:
     """One column of the contract.
 
     `low` and `high` are inclusive bounds. `shared` says that all rows of a micro-batch must agree on the value, so that
-    it enters the batch key.
+    it enters the batch key. `choices` are the texts it may hold; `listed` says that a cell may be a list as well.
     """
 
     name: str
@@ -40,6 +56,8 @@ class Column:
     high: float | None = None
     multiple_of: int | None = None
     shared: bool = False
+    choices: tuple[str, ...] = ()
+    listed: bool = False
 
 
 MAX_SEED = 2**63 - 1  # torch takes 64 bits, the metadata's int64 one less
@@ -58,12 +76,16 @@ def _integer(name: str, **kwargs: Any) -> Column:
     return Column(name=name, kind=Kind.INTEGER, **kwargs)
 
 
-def _image(name: str) -> Column:
-    return Column(name=name, kind=Kind.IMAGE)
+def _numbers(name: str, **kwargs: Any) -> Column:
+    return Column(name=name, kind=Kind.NUMBERS, shared=True, listed=True, **kwargs)
 
 
-def _adapter(name: str) -> Column:
-    return Column(name=name, kind=Kind.ADAPTER, shared=True)
+def _image(name: str, **kwargs: Any) -> Column:
+    return Column(name=name, kind=Kind.IMAGE, **kwargs)
+
+
+def _adapter(name: str, *, shared: bool = True, **kwargs: Any) -> Column:
+    return Column(name=name, kind=Kind.ADAPTER, shared=shared, **kwargs)
 
 
 COLUMNS: Mapping[str, Column] = {
@@ -72,9 +94,10 @@ COLUMNS: Mapping[str, Column] = {
         _text("id"),
         _text("task"),
         _text("prompt"),
-        _text("negative_prompt", default=""),
+        _text("negative_prompt"),
         _text("prompt_2"),
         _text("negative_prompt_2"),
+        _text("prompt_syntax", default="plain", choices=("plain", "a1111")),
         _integer("seed", low=0, high=MAX_SEED),
         _integer("num_images_per_prompt", default=1, low=1, high=10_000),
         _integer("width", low=8, high=MAX_SIDE, multiple_of=8, shared=True),
@@ -87,24 +110,34 @@ COLUMNS: Mapping[str, Column] = {
         _text("scheduler", shared=True),
         Column(name="scheduler_kwargs", kind=Kind.OPTIONS, shared=True),
         _text("model", shared=True),
+        _text("refiner", shared=True),
         _adapter("vae"),
         _image("image"),
         _number("strength", default=0.8, low=0, high=1),
         _image("mask_image"),
-        _image("control_image"),
-        _adapter("controlnet"),
-        _number("controlnet_conditioning_scale", low=0, high=10, shared=True),
-        _number("control_guidance_start", low=0, high=1, shared=True),
-        _number("control_guidance_end", low=0, high=1, shared=True),
+        Column(name="keep_unmasked", kind=Kind.FLAG, default=False),
+        _image("control_image", listed=True),
+        _text("control_preprocess", default="none", choices=("none", "canny", "depth"), listed=True),
+        _adapter("controlnet", listed=True),
+        _numbers("controlnet_conditioning_scale", default=1.0, low=0, high=10),
+        _numbers("control_guidance_start", default=0.0, low=0, high=1),
+        _numbers("control_guidance_end", default=1.0, low=0, high=1),
         _image("depth_map"),
+        _adapter("ip_adapter"),
         _image("ip_adapter_image"),
-        _number("ip_adapter_scale", low=0, high=10, shared=True),
-        _number("image_guidance_scale", low=0, high=100),
-        _adapter("loras"),
-        _adapter("embeddings"),
+        _number("ip_adapter_scale", default=1.0, low=0, high=10, shared=True),
+        _number("image_guidance_scale", default=1.5, low=0, high=100),
+        _adapter("loras", listed=True),
+        _adapter("embeddings", shared=False, listed=True),
         _adapter("hypernetwork"),
         _number("denoising_start", low=0, high=1, shared=True),
         _number("denoising_end", low=0, high=1, shared=True),
+        _number("hires_scale", low=1, high=4, shared=True),
+        _number("hires_strength", default=0.6, low=0, high=1, shared=True),
+        Column(name="original_size", kind=Kind.SIZE, low=1, high=MAX_SIDE),
+        Column(name="crops_coords_top_left", kind=Kind.SIZE, low=0, high=MAX_SIDE),
+        Column(name="target_size", kind=Kind.SIZE, low=1, high=MAX_SIDE),
+        _integer("noise_level", default=20, low=0, high=350, shared=True),
         _integer("class_label", low=0),
     )
 }
@@ -128,12 +161,25 @@ RESERVED = frozenset(
 """Names of the result columns; a manifest that brings one of them is refused."""
 
 
+def input_name(column: str, place: int) -> str:
+    """The name of one image of a column that may hold several; `place` counts from 0."""
+    return column if place == 0 else f"{column}_{place + 1}"
+
+
+def image_column(name: str) -> str:
+    """The column of an image's name."""
+    return re.sub(r"_\d+$", "", name)
+
+
 class CellError(ValueError):
     """A cell does not fit its column; the text says what is wrong and what to try, without naming the place."""
 
 
 def parse_cell(column: Column, cell: Any, *, from_text: bool) -> Any:
-    """The cell's value in the column's type: str, int, float, dict, or, for images and adapters, the cell itself.
+    """The cell's value in the column's type: str, int, float, bool, dict, or, for images and adapters, the cell itself.
+
+    Sizes become a tuple of two, columns of several numbers or choices a tuple; lists of images and adapters are read
+    from JSON text and else left as they are.
 
     Args:
         cell: a value as the manifest's reader gives it, not null.
@@ -143,14 +189,58 @@ def parse_cell(column: Column, cell: Any, *, from_text: bool) -> Any:
         CellError: wrong type, not a number, or out of range.
     """
     match column.kind:
+        case Kind.TEXT if column.listed:
+            return tuple(_parse_text(column, item) for item in _as_list(cell))
         case Kind.TEXT:
             return _parse_text(column, cell)
         case Kind.INTEGER | Kind.NUMBER:
             return _parse_number(column, cell, from_text)
+        case Kind.NUMBERS:
+            return tuple(float(_parse_number(column, item, from_text)) for item in _as_list(cell))
+        case Kind.SIZE:
+            return _parse_size(column, cell, from_text)
+        case Kind.FLAG:
+            return _parse_flag(cell)
         case Kind.OPTIONS:
             return _parse_options(cell)
         case Kind.IMAGE | Kind.ADAPTER:
-            return cell
+            return _from_json(cell) if column.listed or column.kind is Kind.ADAPTER else cell
+
+
+def _from_json(cell: Any) -> Any:
+    """The cell, or what its text says where that is a JSON list or object."""
+    if isinstance(cell, str) and cell.lstrip()[:1] in ("[", "{"):
+        try:
+            return json.loads(cell)
+        except ValueError as error:
+            raise CellError(f"starts like JSON and is none: {error}") from None
+    return cell
+
+
+def _as_list(cell: Any) -> list[Any]:
+    cell = _from_json(cell)
+    if isinstance(cell, (list, tuple)):
+        if not cell:
+            raise CellError("is an empty list; leave it null")
+        return list(cell)
+    return [cell]
+
+
+def _parse_size(column: Column, cell: Any, from_text: bool) -> tuple[int, ...]:
+    if isinstance(cell, str) and "x" in cell.lower():
+        raise CellError(f"is {_shown(cell)}; write {Kind.SIZE}, height first")
+    numbers = tuple(int(_parse_number(column, item, from_text)) for item in _as_list(cell))
+    if len(numbers) != 2:
+        raise CellError(f"holds {len(numbers)} numbers; give {Kind.SIZE}")
+    return numbers
+
+
+def _parse_flag(cell: Any) -> bool:
+    if isinstance(cell, str) and cell.strip().lower() in ("true", "false"):
+        return cell.strip().lower() == "true"
+    if not isinstance(cell, bool):
+        raise CellError(f"is {_shown(cell)}, not {Kind.FLAG}")
+    return cell
 
 
 def _shown(cell: Any) -> str:
@@ -167,11 +257,13 @@ def _parse_text(column: Column, cell: Any) -> str:
         raise CellError("holds a NUL character; remove it")
     if column.name == "id" and not cell.strip():
         raise CellError("is blank; give each row a name of its own, or drop the column")
+    if column.choices and cell not in column.choices:
+        raise CellError(f"is {_shown(cell)}; one of {', '.join(column.choices)}")
     return cell
 
 
 def _parse_number(column: Column, cell: Any, from_text: bool) -> int | float:
-    whole = column.kind is Kind.INTEGER
+    whole = column.kind in (Kind.INTEGER, Kind.SIZE)
     if from_text and isinstance(cell, str):
         try:
             cell = int(cell) if whole and "." not in cell else float(cell)

@@ -7,7 +7,7 @@ from typing import Any
 
 __all__ = ["LEFT_OUT", "canonical", "derive_seed", "fingerprint", "row_id", "shard_id"]
 
-VERSION = 1  # of the fingerprint; raised when the same row would give another picture
+VERSION = 2  # of the fingerprint; raised when the same row would give another picture
 LEFT_OUT = (
     "batch order",
     "batch size",
@@ -17,7 +17,7 @@ LEFT_OUT = (
     "image format",
     "layout",
     "log level",
-    "name and place of model and images (their bytes count)",
+    "name and place of models, adapters and images (their bytes count)",
     "shard size",
     "workers",
 )

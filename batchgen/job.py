@@ -90,6 +90,7 @@ class Job:
     limits: Limits = field(default_factory=Limits)
     worker: WorkerResources = field(default_factory=WorkerResources)
     storage_options: Mapping[str, Any] = field(default_factory=dict)
+    allow_pickle: bool = False  # read pickled weights too, with torch's weights-only loader
 
     def __post_init__(self) -> None:
         for name in ("shard_rows", "batch_size", "workers"):
@@ -133,8 +134,11 @@ def load_job(source: str) -> Job:
     for name in ("manifest", "output", "model", "model_config"):
         if settings.get(name):
             settings[name] = _resolved(name, settings[name], path.parent)
-    if "model" in settings["defaults"]:
-        settings["defaults"]["model"] = _resolved("model", settings["defaults"]["model"], path.parent)
+    for name, value in settings["defaults"].items():
+        if name in ("model", "refiner"):
+            settings["defaults"][name] = _resolved("model", value, path.parent)
+        elif COLUMNS[name].kind is Kind.ADAPTER:
+            settings["defaults"][name] = _resolved_adapter(value, path.parent)
     return Job(**settings)
 
 
@@ -143,6 +147,15 @@ def _resolved(name: str, value: str, folder: Path) -> str:
     if is_remote(value) or (name in ("model", "model_config") and not (folder / value).exists()):
         return value
     return join(str(folder), value)
+
+
+def _resolved_adapter(value: Any, folder: Path) -> Any:
+    """A default adapter, or a list of them, with its path seen from the job file's folder."""
+    if isinstance(value, list):
+        return [_resolved_adapter(one, folder) for one in value]
+    if isinstance(value, dict):
+        return {**value, "path": _resolved_adapter(value["path"], folder)} if "path" in value else value
+    return str((folder / value).resolve()) if isinstance(value, str) and (folder / value).exists() else value
 
 
 def _checked(kind: type, table: Mapping[str, Any], prefix: str, wrong: list[str]) -> dict[str, Any]:
@@ -183,6 +196,10 @@ def _typed(hint: Any, value: Any, name: str, wrong: list[str]) -> Any:
         if value not in list(wanted):
             raise ValueError(f"is {value!r}; one of {', '.join(wanted)}")
         return wanted(value)
+    if wanted is bool:
+        if not isinstance(value, bool):
+            raise ValueError(f"is {value!r}; wants true or false")
+        return value
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, wanted) or isinstance(value, bool):

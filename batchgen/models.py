@@ -1,5 +1,7 @@
 """What is known of a model before it is loaded: where it lies, what it is, its fingerprint. Knows nothing of torch.
 
+What a model can do and which adapters fit it is read from the configs in its folder.
+
 A model is `builtin`, a diffusers folder, a single `.safetensors` checkpoint, or a hub id with optional `@revision`.
 """
 
@@ -15,10 +17,24 @@ from typing import Any
 from batchgen import builtin
 from batchgen.errors import InputError
 
-__all__ = ["Model", "Source", "find_model"]
+__all__ = ["Family", "Model", "Source", "find_model", "hash_file", "hash_folder"]
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?$")
+_SD_PIPELINES = frozenset(
+    "LatentConsistencyModelPipeline StableDiffusionPipeline StableDiffusionControlNetPipeline "
+    "StableDiffusionDepth2ImgPipeline StableDiffusionImg2ImgPipeline StableDiffusionInpaintPipeline "
+    "StableDiffusionInstructPix2PixPipeline".split()
+)
 _HASH_BLOCK = 1 << 22  # bytes; large enough that sha256, not system calls, takes the time
+
+
+class Family(StrEnum):
+    """Which pipelines of diffusers a model's weights fit."""
+
+    SD = "Stable Diffusion"  # 1.x and 2.x
+    SDXL = "Stable Diffusion XL"
+    REFINER = "Stable Diffusion XL refiner"
+    UPSCALER = "Stable Diffusion x4 upscaler"
 
 
 class Source(StrEnum):
@@ -35,8 +51,9 @@ class Model:
 
     `fingerprint` is the sha256 over the files that are loaded (for a hub id: over repository and resolved commit).
     `width` and `height` are the size in pixels it was trained at, `scheduler` the class its folder names,
-    `unet_channels` what its UNet takes (4 for latents, 9 where it was made for inpainting), `text_layers` the number of
-    its text encoder's layers.
+    `unet_channels` what its UNet takes (4 for latents, 9 where it was made for inpainting, 5 for depth, 8 for edits),
+    `unet_widths` the channels of its levels, `text_width` the width of the states that the UNet attends to,
+    `text_layers` the number of its text encoder's layers.
     """
 
     name: str
@@ -46,7 +63,11 @@ class Model:
     width: int
     height: int
     scheduler: str
+    family: Family = Family.SD
     unet_channels: int = 4
+    unet_widths: tuple[int, ...] = (320, 640, 1280, 1280)  # of SD 1.x and 2.x
+    text_width: int = 768
+    estimates_depth: bool = False  # has a depth estimator beside its UNet
     text_layers: int = 12  # of CLIP ViT-L, the text encoder of SD 1.x
     revision: str | None = None  # resolved commit of a hub id
     config: str | None = None  # folder or hub id with the layout of a single file
@@ -84,7 +105,7 @@ def _folder_model(name: str, path: Path) -> Model:
         name=name,
         source=Source.FOLDER,
         location=str(path.resolve()),
-        fingerprint=_fingerprint_folder(path),
+        fingerprint=hash_folder(path),
         **_layout(path, name),
     )
 
@@ -101,7 +122,7 @@ def _single_file_model(name: str, path: Path, config: str | None) -> Model:
         name=name,
         source=Source.SINGLE_FILE,
         location=str(path.resolve()),
-        fingerprint=_hash_file(path),
+        fingerprint=hash_file(path),
         config=config,
         **layout,
     )
@@ -129,29 +150,43 @@ def _hub_model(name: str) -> Model:
 
 
 def _layout(folder: Path, name: str) -> dict[str, Any]:
-    """What a diffusers folder's configs say: native size in pixels, scheduler class, channels of the UNet.
+    """What a diffusers folder's configs say, as fields of Model.
 
     Raises:
-        InputError: no folder of a Stable Diffusion 1.x or 2.x pipeline.
+        InputError: no folder of a Stable Diffusion pipeline.
     """
     if not (folder / "model_index.json").is_file():
         raise InputError(f"model {name!r}: {folder} has no model_index.json; give the folder save_pretrained wrote")
     index = _read_json(folder / "model_index.json", name)
-    kind = str(index.get("_class_name"))
-    if not kind.startswith("StableDiffusion") or "XL" in kind or "3" in kind:
-        raise InputError(f"model {name!r} is a {kind}; this version generates with Stable Diffusion 1.x and 2.x")
+    family = _family(index, name)
     unet = _read_json(folder / "unet" / "config.json", name)
     vae = _read_json(folder / "vae" / "config.json", name)
     factor = 2 ** (len(vae.get("block_out_channels", (1,) * 4)) - 1)
     sample = unet.get("sample_size") or 64
     height, width = sample if isinstance(sample, list) else (sample, sample)
+    text = folder / ("text_encoder_2" if family is Family.REFINER else "text_encoder") / "config.json"
     return {
         "width": int(width) * factor,
         "height": int(height) * factor,
         "scheduler": str((index.get("scheduler") or [None, "PNDMScheduler"])[1]),
+        "family": family,
         "unet_channels": int(unet.get("in_channels", 4)),
-        "text_layers": int(_read_json(folder / "text_encoder" / "config.json", name).get("num_hidden_layers", 12)),
+        "unet_widths": tuple(unet.get("block_out_channels", ())),
+        "text_width": int(unet.get("cross_attention_dim") or 0),
+        "estimates_depth": "depth_estimator" in index,
+        "text_layers": int(_read_json(text, name).get("num_hidden_layers", 12)),
     }
+
+
+def _family(index: Mapping[str, Any], name: str) -> Family:
+    kind = str(index.get("_class_name"))
+    if kind == "StableDiffusionUpscalePipeline":
+        return Family.UPSCALER
+    if kind.startswith("StableDiffusionXL"):
+        return Family.REFINER if (index.get("text_encoder") or [None])[0] is None else Family.SDXL
+    if kind in _SD_PIPELINES:
+        return Family.SD
+    raise InputError(f"model {name!r} is a {kind}; this version generates with Stable Diffusion 1.x, 2.x and XL")
 
 
 def _read_json(path: Path, name: str) -> Mapping[str, Any]:
@@ -166,11 +201,11 @@ def _read_json(path: Path, name: str) -> Mapping[str, Any]:
     return content
 
 
-def _fingerprint_folder(path: Path) -> str:
+def hash_folder(path: Path) -> str:
     """sha256 over names and contents of all files a pipeline can load; cards and pictures beside them do not count."""
     digest = hashlib.sha256()
     for file in _loaded_files(path):
-        digest.update(f"{file.relative_to(path).as_posix()}\0{_hash_file(file)}\n".encode())
+        digest.update(f"{file.relative_to(path).as_posix()}\0{hash_file(file)}\n".encode())
     return digest.hexdigest()
 
 
@@ -182,7 +217,8 @@ def _loaded_files(path: Path) -> Iterator[Path]:
             yield file
 
 
-def _hash_file(path: Path) -> str:
+def hash_file(path: Path) -> str:
+    """sha256 of a file, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(_HASH_BLOCK):

@@ -74,7 +74,7 @@ def batch_key(row: Row, model_fingerprint: str) -> str:
     shared = {name: value for name, value in row.values.items() if COLUMNS[name].shared and name != "model"}
     guided = row.values["guidance_scale"] > 1  # at or below 1 the pipeline skips the unconditional pass
     extra = TASKS[row.task].key(row.values)
-    return canonical([row.values["model"], model_fingerprint, row.task, shared, guided, extra])
+    return canonical([row.values["model"], model_fingerprint, row.task, shared, guided, extra, sorted(row.inputs)])
 
 
 def key_model(key: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from batchgen.cells import carried_cell
-from batchgen.columns import COLUMNS, Kind
+from batchgen.columns import COLUMNS, Column, Kind, image_column
 from batchgen.identity import canonical
 from batchgen.job import Layout
 from batchgen.rows import Row, RowOutcome
@@ -19,9 +19,19 @@ from batchgen.tasks import TASKS
 
 __all__ = ["FAILURES", "VERSION", "applied_cells", "failures_table", "metadata_schema", "metadata_table"]
 
-VERSION = 1  # of the metadata; raised when a column is added or changes
+VERSION = 2  # of the metadata; raised when a column is added or changes
 
-_TYPES = {Kind.TEXT: pa.string(), Kind.INTEGER: pa.int32(), Kind.NUMBER: pa.float64(), Kind.OPTIONS: pa.string()}
+_TYPES = {
+    Kind.TEXT: pa.string(),
+    Kind.INTEGER: pa.int32(),
+    Kind.NUMBER: pa.float64(),
+    Kind.NUMBERS: pa.list_(pa.float64()),
+    Kind.SIZE: pa.list_(pa.int32()),
+    Kind.FLAG: pa.bool_(),
+    Kind.OPTIONS: pa.string(),
+    Kind.ADAPTER: pa.string(),
+}
+_AS_JSON = frozenset({Kind.OPTIONS, Kind.ADAPTER})
 _SKIPPED = frozenset({"id", "seed", "task", "width", "height", "num_images_per_prompt"})  # placed by hand, or expanded
 _APPLIED = tuple(
     column
@@ -55,7 +65,7 @@ def metadata_schema(layout: Layout, carried: Mapping[str, pa.DataType]) -> pa.Sc
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("task", pa.string()),
-        *(cell for column in _APPLIED for cell in _applied_columns(column.name, column.kind)),
+        *(cell for column in _APPLIED for cell in _applied_columns(column)),
         ("model_fingerprint", pa.string()),
         ("sample_index", pa.int32()),
         ("prompt_tokens", pa.int32()),
@@ -74,20 +84,27 @@ def metadata_schema(layout: Layout, carried: Mapping[str, pa.DataType]) -> pa.Sc
     return pa.schema(columns, metadata=about)
 
 
-def _applied_columns(name: str, kind: Kind) -> list[tuple[str, pa.DataType]]:
-    if kind is Kind.IMAGE:  # the name itself may be the result's, and the input is a reference
-        return [(f"{name}_uri", pa.string()), (f"{name}_sha256", pa.string())]
-    return [(name, _TYPES[kind])]
+def _applied_columns(column: Column) -> list[tuple[str, pa.DataType]]:
+    if column.kind is Kind.IMAGE:  # the name itself may be the result's, and the input is a reference
+        return [(f"{column.name}_uri", pa.string()), (f"{column.name}_sha256", pa.string())]
+    if column.kind is Kind.TEXT and column.listed:
+        return [(column.name, pa.list_(pa.string()))]
+    return [(column.name, _TYPES[column.kind])]
 
 
 def applied_cells(row: Row) -> dict[str, Any]:
-    """What was applied to a row, as cells of the metadata."""
+    """What was applied to a row, as cells of the metadata; several images of one column become JSON lists."""
     cells: dict[str, Any] = {"task": row.task, "sample_index": row.sample_index}
     for name, value in row.values.items():
-        cells[name] = canonical(value) if COLUMNS[name].kind is Kind.OPTIONS else value
+        as_json = COLUMNS[name].kind in _AS_JSON and value is not None
+        cells[name] = canonical(value) if as_json else value
+    images: dict[str, list[tuple[str, str]]] = {}
     for name, image in row.inputs.items():
         place = image.uri if image.row is None else f"{image.uri}#row={image.row}&column={image.column}"
-        cells |= {f"{name}_uri": place, f"{name}_sha256": image.sha256}
+        images.setdefault(image_column(name), []).append((place, image.sha256))
+    for column, found in images.items():
+        for part, texts in zip(("uri", "sha256"), zip(*found, strict=True), strict=True):
+            cells[f"{column}_{part}"] = texts[0] if len(texts) == 1 else canonical(list(texts))
     return cells
 
 

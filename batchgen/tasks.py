@@ -9,10 +9,23 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
+from batchgen.models import Family
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["COMMON", "SPELLINGS", "TASKS", "Inputs", "Task", "Values", "denoised_steps", "find_task", "infer_task"]
+__all__ = [
+    "COMMON",
+    "SPELLINGS",
+    "TASKS",
+    "Inputs",
+    "Task",
+    "Values",
+    "batch_strength",
+    "denoised_steps",
+    "find_task",
+    "infer_task",
+]
 
 Values = Mapping[str, Any]
 """What is applied to a row, by column name."""
@@ -21,10 +34,21 @@ Inputs = Mapping[str, "Image"]
 """A row's decoded conditioning images, by column name."""
 
 COMMON = frozenset(
-    "id task prompt negative_prompt seed num_images_per_prompt width height num_inference_steps guidance_scale eta "
-    "clip_skip scheduler scheduler_kwargs model".split()
+    "id task prompt negative_prompt prompt_syntax seed num_images_per_prompt width height num_inference_steps "
+    "guidance_scale eta clip_skip scheduler scheduler_kwargs model vae loras embeddings hypernetwork".split()
 )
 """Columns that every task takes."""
+
+TWO_TOWERS = frozenset(
+    "prompt_2 negative_prompt_2 original_size crops_coords_top_left target_size refiner denoising_end".split()
+)
+"""Columns that mean something to Stable Diffusion XL only."""
+
+CONTROL = tuple(
+    "control_image control_preprocess controlnet controlnet_conditioning_scale control_guidance_start "
+    "control_guidance_end".split()
+)
+IMAGE_PROMPT = ("ip_adapter", "ip_adapter_image", "ip_adapter_scale")
 
 
 def _nothing_more(_values: Values) -> tuple[object, ...]:
@@ -39,24 +63,36 @@ def _no_arguments(_values: Values, _inputs: Sequence[Inputs]) -> dict[str, Any]:
 class Task:
     """One way to generate.
 
+    `pipelines` are diffusers' classes by the family of the model, `controlled` those that take ControlNets besides.
     `key` gives what the batch key adds to the shared columns; `arguments` turns the values that a micro-batch shares
     (taken from any one of its rows) and the inputs of its rows into arguments of the pipeline call. `modes` are
     Pillow modes of the conditioning images; `unet_channels` are the UNets that can do it.
     """
 
     name: str
-    pipeline: str  # class name in diffusers
+    pipelines: Mapping[Family, str]
+    controlled: Mapping[Family, str] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
     takes: tuple[str, ...] = ()
     modes: Mapping[str, str] = field(default_factory=dict)
     unet_channels: tuple[int, ...] = (4,)
     key: Callable[[Values], tuple[object, ...]] = _nothing_more
     arguments: Callable[[Values, Sequence[Inputs]], dict[str, Any]] = _no_arguments
+    output_scale: int = 1  # size of the picture over that of the latents' picture
 
     @property
     def columns(self) -> frozenset[str]:
-        """Every column that means something to this task."""
-        return COMMON.union(self.needs, self.takes)
+        """Every column that means something to this task, with some family of models."""
+        two_towers = TWO_TOWERS if Family.SDXL in self.pipelines else frozenset()
+        return COMMON.union(self.needs, self.takes, two_towers)
+
+    def columns_for(self, family: Family) -> frozenset[str]:
+        """Every column that means something to this task with that family of models."""
+        return self.columns if family in (Family.SDXL, Family.REFINER) else self.columns - TWO_TOWERS
+
+    def pipeline(self, family: Family, *, controlled: bool) -> str | None:
+        """The class in diffusers, or None where there is none."""
+        return (self.controlled if controlled else self.pipelines).get(family)
 
 
 def denoised_steps(values: Values) -> int:
@@ -70,7 +106,7 @@ def _strength_key(values: Values) -> tuple[object, ...]:
     return denoised_steps(values), values["strength"] == 1.0
 
 
-def _batch_strength(values: Values) -> float:
+def batch_strength(values: Values) -> float:
     """One strength that stands for all that run the same steps, so that an image never depends on its mates'.
 
     It is 0 where no step is left to run.
@@ -83,17 +119,37 @@ def _batch_strength(values: Values) -> float:
 
 
 def _image_arguments(values: Values, inputs: Sequence[Inputs]) -> dict[str, Any]:
-    return {"image": [i["image"] for i in inputs], "strength": _batch_strength(values)}
+    return {"image": [i["image"] for i in inputs], "strength": batch_strength(values)}
+
+
+def _size(values: Values) -> dict[str, Any]:
+    return {"width": values["width"], "height": values["height"]}
 
 
 def _inpainting_arguments(values: Values, inputs: Sequence[Inputs]) -> dict[str, Any]:
-    size = {"width": values["width"], "height": values["height"]}
-    return _image_arguments(values, inputs) | size | {"mask_image": [i["mask_image"] for i in inputs]}
+    masks = {"mask_image": [i["mask_image"] for i in inputs]}
+    return _image_arguments(values, inputs) | _size(values) | masks
 
 
 def _text_arguments(values: Values, _inputs: Sequence[Inputs]) -> dict[str, Any]:
-    size = {"width": values["width"], "height": values["height"]}
-    return size | {"guidance_rescale": values.get("guidance_rescale") or 0.0}
+    return _size(values) | {"guidance_rescale": values.get("guidance_rescale") or 0.0}
+
+
+def _depth_arguments(values: Values, inputs: Sequence[Inputs]) -> dict[str, Any]:
+    maps = [i.get("depth_map") for i in inputs]
+    return _image_arguments(values, inputs) | ({} if maps[0] is None else {"depth_map": maps})
+
+
+def _depth_key(values: Values) -> tuple[object, ...]:
+    return (*_strength_key(values), values.get("has_depth_map"))
+
+
+def _edit_arguments(_values: Values, inputs: Sequence[Inputs]) -> dict[str, Any]:
+    return {"image": [i["image"] for i in inputs]}
+
+
+def _upscaling_arguments(values: Values, inputs: Sequence[Inputs]) -> dict[str, Any]:
+    return {"image": [i["image"] for i in inputs], "noise_level": values["noise_level"]}
 
 
 TASKS: Mapping[str, Task] = {
@@ -101,28 +157,74 @@ TASKS: Mapping[str, Task] = {
     for task in (
         Task(
             name="text-to-image",
-            pipeline="StableDiffusionPipeline",
-            takes=("guidance_rescale",),
+            pipelines={Family.SD: "StableDiffusionPipeline", Family.SDXL: "StableDiffusionXLPipeline"},
+            controlled={
+                Family.SD: "StableDiffusionControlNetPipeline",
+                Family.SDXL: "StableDiffusionXLControlNetPipeline",
+            },
+            takes=("guidance_rescale", "hires_scale", "hires_strength", *CONTROL, *IMAGE_PROMPT),
+            modes={"control_image": "RGB", "ip_adapter_image": "RGB"},
             arguments=_text_arguments,
         ),
         Task(
             name="image-to-image",
-            pipeline="StableDiffusionImg2ImgPipeline",
+            pipelines={
+                Family.SD: "StableDiffusionImg2ImgPipeline",
+                Family.SDXL: "StableDiffusionXLImg2ImgPipeline",
+                Family.REFINER: "StableDiffusionXLImg2ImgPipeline",
+            },
+            controlled={
+                Family.SD: "StableDiffusionControlNetImg2ImgPipeline",
+                Family.SDXL: "StableDiffusionXLControlNetImg2ImgPipeline",
+            },
             needs=("image",),
-            takes=("strength",),
-            modes={"image": "RGB"},
+            takes=("strength", "denoising_start", *CONTROL, *IMAGE_PROMPT),
+            modes={"image": "RGB", "control_image": "RGB", "ip_adapter_image": "RGB"},
             key=_strength_key,
             arguments=_image_arguments,
         ),
         Task(
             name="inpainting",
-            pipeline="StableDiffusionInpaintPipeline",
+            pipelines={Family.SD: "StableDiffusionInpaintPipeline", Family.SDXL: "StableDiffusionXLInpaintPipeline"},
+            controlled={
+                Family.SD: "StableDiffusionControlNetInpaintPipeline",
+                Family.SDXL: "StableDiffusionXLControlNetInpaintPipeline",
+            },
             needs=("image", "mask_image"),
-            takes=("strength",),
-            modes={"image": "RGB", "mask_image": "L"},
+            takes=("strength", "keep_unmasked", *CONTROL, *IMAGE_PROMPT),
+            modes={"image": "RGB", "mask_image": "L", "control_image": "RGB", "ip_adapter_image": "RGB"},
             unet_channels=(4, 9),
             key=_strength_key,
             arguments=_inpainting_arguments,
+        ),
+        Task(
+            name="depth-to-image",
+            pipelines={Family.SD: "StableDiffusionDepth2ImgPipeline"},
+            needs=("image",),
+            takes=("strength", "depth_map"),
+            modes={"image": "RGB", "depth_map": "L"},
+            unet_channels=(5,),
+            key=_depth_key,
+            arguments=_depth_arguments,
+        ),
+        Task(
+            name="edit",
+            pipelines={Family.SD: "StableDiffusionInstructPix2PixPipeline"},
+            needs=("image",),
+            takes=("image_guidance_scale",),
+            modes={"image": "RGB"},
+            unet_channels=(8,),
+            arguments=_edit_arguments,
+        ),
+        Task(
+            name="upscaling",
+            pipelines={Family.UPSCALER: "StableDiffusionUpscalePipeline"},
+            needs=("image",),
+            takes=("noise_level",),
+            modes={"image": "RGB"},
+            unet_channels=(7,),
+            arguments=_upscaling_arguments,
+            output_scale=4,
         ),
     )
 }
@@ -133,11 +235,15 @@ SPELLINGS: Mapping[str, str] = {
     "img2img": "image-to-image",
     "image2image": "image-to-image",
     "inpaint": "inpainting",
+    "depth2img": "depth-to-image",
+    "instruct-pix2pix": "edit",
+    "pix2pix": "edit",
+    "upscale": "upscaling",
 }
 
 
 def find_task(name: str) -> Task:
-    """The task of that name; `txt2img`, `img2img` and `inpaint` are understood, `_` and spaces stand for `-`.
+    """The task of that name; short names like `img2img` are understood, `_` and spaces stand for `-`.
 
     Raises:
         LookupError: with the known names.
@@ -151,7 +257,12 @@ def find_task(name: str) -> Task:
     return task
 
 
-def infer_task(columns: Iterable[str]) -> Task:
-    """The task that makes most of the columns a row has: among those whose needs are met, the one with most needs."""
+def infer_task(columns: Iterable[str], family: Family, unet_channels: int) -> Task:
+    """The task that makes most of a row's columns: of those the model can do, the one with most needs that are met.
+
+    Where the model can do none of them, the choice is among all tasks.
+    """
     given = set(columns)
-    return max((task for task in TASKS.values() if given.issuperset(task.needs)), key=lambda task: len(task.needs))
+    met = [task for task in TASKS.values() if given.issuperset(task.needs)]
+    able = [task for task in met if family in task.pipelines and unet_channels in task.unet_channels]
+    return max(able or met, key=lambda task: len(task.needs))

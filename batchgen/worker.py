@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL.Image import Image
 
+from batchgen.columns import image_column
 from batchgen.commit import Attempt
 from batchgen.diffusion.host import Environment, PipelineHost
 from batchgen.errors import NotFound
@@ -129,7 +130,10 @@ class Worker:
         work: _ShardWork,
     ) -> None:
         started = time.perf_counter()
-        pictures = self._host.generate(model, batch, inputs)
+        refiner = batch.rows[0].values.get("refiner")
+        pictures = self._host.generate(
+            model, batch, inputs, refiner=None if refiner is None else self._settings.models[refiner]
+        )
         seconds = time.perf_counter() - started
         work.seconds += seconds
         environment = self._host.environment
@@ -172,7 +176,10 @@ def _made_by(environment: Environment, model: Model, batch_size: int) -> dict[st
 def _conditioning(row: Row, embedded: Mapping[tuple[str, str, int], bytes]) -> Mapping[str, Image]:
     modes = TASKS[row.task].modes
     size = row.values["width"], row.values["height"]
-    return {name: fit(decode(_bytes_of(image, embedded)), modes[name], *size) for name, image in row.inputs.items()}
+    return {
+        name: fit(decode(_bytes_of(image, embedded)), modes[image_column(name)], *size)
+        for name, image in row.inputs.items()
+    }
 
 
 def _bytes_of(image: ImageRef, embedded: Mapping[tuple[str, str, int], bytes]) -> bytes:

@@ -29,6 +29,8 @@ DOORS = {
     "botocore": {"storage"},
     "huggingface_hub": {"models"},
     "click": {"cli"},
+    "cv2": {"diffusion", "builtin"},
+    "safetensors": {"diffusion", "builtin"},
 }
 
 
@@ -90,11 +92,13 @@ ORDER = """
     diffusion lease receipts
     drive
     queue resolve schema
+    arguments
     cells
     index layouts manifest plan
     job
-    models problems tasks
-    columns identity images machine rows samplers storage builtin
+    adapters tasks
+    models problems
+    columns identity images machine prompt_syntax rows samplers storage builtin
     errors
     __init__
 """.strip().splitlines()

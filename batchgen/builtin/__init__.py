@@ -5,7 +5,7 @@ This module finds the weights and imports nothing; `python -m batchgen.builtin` 
 
 from pathlib import Path
 
-__all__ = ["model_names", "model_path"]
+__all__ = ["companion_path", "model_names", "model_path"]
 
 _WEIGHTS = Path(__file__).parent / "weights"
 
@@ -22,4 +22,15 @@ def model_path(name: str) -> Path:
     """
     if name not in model_names():
         raise LookupError(f"no built-in model {name!r}; there are: {', '.join(model_names()) or 'none'}")
+    return _WEIGHTS / name
+
+
+def companion_path(name: str) -> Path:
+    """The folder of a companion of the built-in model: a ControlNet, a LoRA, an embedding, an autoencoder.
+
+    Raises LookupError, with the known names, when nothing of that name ships with the package.
+    """
+    names = sorted(path.name for path in _WEIGHTS.glob("builtin-*"))
+    if name not in names:
+        raise LookupError(f"nothing named {name!r} ships with the package; there are: {', '.join(names) or 'none'}")
     return _WEIGHTS / name

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 WEIGHTS = Path(__file__).parent / "weights" / "builtin"
 TRAINED = frozenset({"autoencoder", "text", "unet", "scorer"})
 STAGES = ("render", "autoencoder", "text", "latents", "unet", "scorer")
+COMPANIONS = (
+    "controlnet-edges", "depth-estimator", "depth", "ink", "ruby-ring", "inpainting", "controlnet-depth", "vae-sharp",
+)  # fmt: skip
 GUIDANCES = (1.0, 3.0, 5.0, 7.5)
 
 
@@ -84,6 +87,32 @@ for _stage in STAGES:
     _add_stage(_stage)
 
 
+def _add_companion(name: str) -> None:
+    def run(options: dict[str, Any], steps: int | None = None) -> None:
+        shop = _workshop(options)
+        from batchgen.builtin.companions.stages import run_companion
+
+        run_companion(shop if steps is None else shop.with_steps(name, steps), name)
+
+    command = click.pass_obj(run)
+    command = click.option("--steps", type=click.IntRange(min=1), help="Steps, instead of the recipe's.")(command)
+    main.command(name, help=f"Train the companion {name} on top of the finished base.")(command)
+
+
+for _companion in COMPANIONS:
+    _add_companion(_companion)
+
+
+@main.command()
+@click.option("--model", type=click.Path(path_type=Path), default=WEIGHTS, show_default="the package's own weights")
+@click.pass_obj
+def adopt(options: dict[str, Any], model: Path) -> None:
+    """Begin from an exported model: keep its autoencoder and text tower, train its UNet further."""
+    from batchgen.builtin.stages import adopt as adopt_model
+
+    adopt_model(_workshop(options), model)
+
+
 @main.command()
 @click.option("--output", type=click.Path(path_type=Path), default=WEIGHTS, show_default="the package's own weights")
 @click.option("--note", default="", help="A sentence for the model card, on what was unusual about the run.")
@@ -95,12 +124,39 @@ def export(options: dict[str, Any], output: Path, note: str = "") -> None:
     export_stage(_workshop(options), output, note=note)
 
 
+@main.command("check-companions")
+@click.argument("names", nargs=-1, type=click.Choice(COMPANIONS))
+@click.option("--count", default=64, show_default=True, type=click.IntRange(min=2), help="Fresh scenes a companion.")
+@click.option("--steps", default=25, show_default=True, type=click.IntRange(min=1))
+@click.pass_obj
+def check_companions(options: dict[str, Any], names: tuple[str, ...] = (), count: int = 64, steps: int = 25) -> None:
+    """Measure companions (all finished ones by default) with and without them.
+
+    Writes companions.json and contact sheets to the work folder.
+    """
+    from batchgen.builtin.companions.check import check_companions as check
+
+    check(_workshop(options), names, count=count, steps=steps)
+
+
+@main.command("export-companions")
+@click.argument("names", nargs=-1, type=click.Choice([name for name in COMPANIONS if name != "depth-estimator"]))
+@click.option("--base", type=click.Path(path_type=Path), default=WEIGHTS, show_default="the package's own weights",
+              help="The exported base; companions are written beside it.")  # fmt: skip
+@click.pass_obj
+def export_companions(options: dict[str, Any], names: tuple[str, ...] = (), base: Path = WEIGHTS) -> None:
+    """Write companions (all finished ones by default) beside the exported base, with their cards."""
+    from batchgen.builtin.companions.export import export_companions as export_them
+
+    export_them(_workshop(options), base, names)
+
+
 @main.command()
 @click.option("--output", type=click.Path(path_type=Path), default=WEIGHTS, show_default="the package's own weights")
 @click.option("--count", default=256, show_default=True, help="Prompts a guidance scale in the evaluation.")
 @click.pass_context
 def train(context: click.Context, output: Path, count: int) -> None:
-    """Run all stages, evaluate and export."""
+    """Run all stages, evaluate and export, then the same with the companions."""
     shop = _workshop(context.obj)
     from batchgen.builtin.stages import TRAINING
 
@@ -109,6 +165,12 @@ def train(context: click.Context, output: Path, count: int) -> None:
     context.invoke(export, output=output)
     context.invoke(evaluate, model=output, count=count)
     context.invoke(export, output=output)  # again, for the card to hold the scores
+    from batchgen.builtin.companions.stages import run_companion
+
+    for name in COMPANIONS:
+        run_companion(shop, name)
+    context.invoke(check_companions)
+    context.invoke(export_companions, base=output)
 
 
 @main.command()

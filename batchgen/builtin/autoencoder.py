@@ -66,7 +66,9 @@ def draw_crop(renders: RenderSet, draw: Draw, *, whole: bool) -> tuple[NDArray[n
     return (rgb[:, ::-1], objects[:, ::-1]) if draw.rng.random() < 0.5 else (rgb, objects)
 
 
-def reconstruction_loss(output: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+def reconstruction_loss(
+    output: Tensor, target: Tensor, weight: Tensor, *, gradient_weight: float = GRADIENT_WEIGHT
+) -> Tensor:
     """Absolute and squared error and the absolute error of the differences between neighbouring pixels.
 
     `output` and `target` are (n, 3, h, w), `weight` (n, 1, h, w).
@@ -74,7 +76,7 @@ def reconstruction_loss(output: Tensor, target: Tensor, weight: Tensor) -> Tenso
     error = output.float() - target
     gradients = (error.diff(dim=-1).abs() * weight[..., 1:]).mean()
     gradients = gradients + (error.diff(dim=-2).abs() * weight[..., 1:, :]).mean()
-    return ((error.abs() + error.square()) * weight).mean() + GRADIENT_WEIGHT * gradients
+    return ((error.abs() + error.square()) * weight).mean() + gradient_weight * gradients
 
 
 @dataclass(frozen=True, kw_only=True)

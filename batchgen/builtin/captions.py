@@ -224,6 +224,11 @@ def draw_caption(rng: Generator, scene: Scene, *, complete: bool = False) -> Cap
     )
 
 
+def caption_around(rng: Generator, subject: str, background: Background | None) -> str:
+    """A sentence about a subject that is already in words, before a background or before none."""
+    return _compose(rng, subject, None if background is None else _place(rng, background))
+
+
 def canonical_caption(scene: Scene) -> str:
     """The plainest complete caption of a scene; contact sheets and documents use it."""
     phrases = [with_article(f"{t.size} {t.finish} {t.color} {t.shape}") for t in scene.things]

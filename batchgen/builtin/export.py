@@ -13,7 +13,7 @@ from transformers import CLIPTextModel
 
 from batchgen.builtin.card import Card, Part, render_card
 from batchgen.builtin.recipe import Recipe, RecipeError
-from batchgen.builtin.stages import Workshop, read_result
+from batchgen.builtin.stages import PIPELINE_STAGES, TRAINING_NOTE, Workshop, read_result
 from batchgen.builtin.text import open_tokenizer
 from batchgen.builtin.unet import build_scheduler
 
@@ -22,15 +22,15 @@ SCORES = "scores.json"
 
 def load_finished(shop: Workshop) -> StableDiffusionPipeline:
     """The pipeline of the finished stages, float32 on the CPU; raises RecipeError when one has not finished."""
-    for stage in ("autoencoder", "text", "unet"):
+    for stage in PIPELINE_STAGES:
         if not shop.folders.finished(stage).exists():
             raise RecipeError(f"no finished model of the {stage} stage in {shop.folders.root}: run it first")
     float32 = torch.float32
     return StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(shop.folders.finished("autoencoder"), dtype=float32),
-        text_encoder=CLIPTextModel.from_pretrained(shop.folders.finished("text") / "text_encoder", dtype=float32),
+        text_encoder=CLIPTextModel.from_pretrained(shop.folders.finished("unet") / "text_encoder", dtype=float32),
         tokenizer=open_tokenizer(shop.folders.tokenizer),
-        unet=UNet2DConditionModel.from_pretrained(shop.folders.finished("unet"), dtype=float32),
+        unet=UNet2DConditionModel.from_pretrained(shop.folders.finished("unet") / "unet", dtype=float32),
         scheduler=build_scheduler(),
         safety_checker=None,
         feature_extractor=None,
@@ -50,9 +50,11 @@ def export_stage(shop: Workshop, target: Path, *, note: str = "") -> None:
         for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
             part.half()
         pipeline.save_pretrained(partial)
-        _declare_float32(partial / "text_encoder" / "config.json")
+        declare_float32(partial / "text_encoder" / "config.json")
         for part in ("unet", "vae"):
-            _forget_origin(partial / part / "config.json")
+            forget_origin(partial / part / "config.json")
+        results = {stage: read_result(shop, stage) for stage in PIPELINE_STAGES}
+        (partial / TRAINING_NOTE).write_text(json.dumps(results, indent=2) + "\n")
         (partial / "README.md").write_text(render_card(_card(shop, partial, note)))
         for sheet in sorted(shop.folders.root.glob("sheet-guidance-5*.png")):
             shutil.copy(sheet, partial / "samples.png")
@@ -61,10 +63,10 @@ def export_stage(shop: Workshop, target: Path, *, note: str = "") -> None:
         partial.rename(target)
     except OSError as error:
         raise RecipeError(f"cannot write the model to {target}: {error}") from error
-    shop.log(f"export: {target}, {_bytes(target) / 1e6:.1f} MB")
+    shop.log(f"export: {target}, {count_bytes(target) / 1e6:.1f} MB")
 
 
-def _declare_float32(config: Path) -> None:
+def declare_float32(config: Path) -> None:
     """Have transformers load the text tower in float32 when no dtype is asked for, as diffusers does the rest.
 
     Left at "float16" (what is stored), `from_pretrained` without a dtype gives a pipeline of mixed types that fails.
@@ -74,15 +76,16 @@ def _declare_float32(config: Path) -> None:
     config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
-def _forget_origin(config: Path) -> None:
+def forget_origin(config: Path) -> None:
     """Drop the path of the training folder, which diffusers notes: the same weights make the same folder anywhere."""
     values = json.loads(config.read_text())
     values.pop("_name_or_path", None)
     config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
-def _bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def count_bytes(folder: Path) -> int:
+    """The size of a folder's own files; links to another folder's do not count."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
 
 
 def _processor() -> str:
@@ -91,9 +94,14 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or "unknown processor"
 
 
+def describe_hardware(device: str) -> str:
+    """What this machine is, with the device that was trained on."""
+    return f"{os.cpu_count()} cores of {_processor()}, {device}, torch {torch.__version__}"
+
+
 def _card(shop: Workshop, folder: Path, note: str) -> Card:
     full = Recipe()
-    results = {stage: read_result(shop, stage) for stage in ("autoencoder", "text", "unet")}
+    results = {stage: read_result(shop, stage) for stage in PIPELINE_STAGES}
     scores_path = shop.folders.root / SCORES
     scores: dict[str, Any] = json.loads(scores_path.read_text()) if scores_path.exists() else {}
     parts = {"autoencoder": "vae", "text": "text_encoder", "unet": "unet"}
@@ -101,12 +109,12 @@ def _card(shop: Workshop, folder: Path, note: str) -> Card:
         note=note,
         seed=shop.recipe.seed,
         scenes=results["unet"]["scenes"],
-        hardware=f"{os.cpu_count()} cores of {_processor()}, {results['unet']['device']}, torch {torch.__version__}",
+        hardware=describe_hardware(results["unet"]["device"]),
         parts=tuple(
             Part(
                 name=stage,
-                parameters=_parameters(folder / parts[stage]),
-                megabytes=_bytes(folder / parts[stage]) / 1e6,
+                parameters=count_parameters(folder / parts[stage]),
+                megabytes=count_bytes(folder / parts[stage]) / 1e6,
                 steps=result["steps"],
                 full_steps=getattr(full, stage).steps,
                 seconds=result["seconds"],
@@ -120,6 +128,6 @@ def _card(shop: Workshop, folder: Path, note: str) -> Card:
     )
 
 
-def _parameters(folder: Path) -> int:
+def count_parameters(folder: Path) -> int:
     """The number of stored weights, two bytes each."""
     return sum(path.stat().st_size for path in folder.glob("*.safetensors")) // 2

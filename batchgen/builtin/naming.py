@@ -51,21 +51,23 @@ def scene_labels(scene: Scene) -> list[int]:
     return [len(scene.things) - 1, BACKGROUNDS.index(scene.background), *_of_things(scene.things, known=True)]
 
 
-def caption_labels(caption: Caption) -> list[int]:
-    """The class of every attribute that a caption names, UNNAMED for the others."""
+def caption_labels(caption: Caption | None) -> list[int]:
+    """The class of every attribute that a caption names, UNNAMED for the others; None names nothing."""
+    if caption is None:
+        return [UNNAMED] * len(ATTRIBUTES)
     background = UNNAMED if caption.background is None else BACKGROUNDS.index(caption.background)
     return [len(caption.mentions) - 1, background, *_of_things(caption.mentions, known=caption.sided)]
 
 
 def naming_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy over attributes; `logits` (n, CLASSES), `labels` int64 (n, attributes)."""
+    """Mean cross-entropy over the attributes that are named; `logits` (n, CLASSES), `labels` int64 (n, attributes)."""
     parts = torch.split(logits.float(), [attribute.classes for attribute in ATTRIBUTES], dim=1)
     losses = [
         functional.cross_entropy(part, labels[:, number], ignore_index=UNNAMED)
         for number, part in enumerate(parts)
         if bool((labels[:, number] != UNNAMED).any())
     ]
-    return torch.stack(losses).mean()
+    return torch.stack(losses).mean() if losses else logits.sum() * 0.0
 
 
 def answers(logits: Tensor) -> NDArray[np.int64]:

@@ -1,5 +1,6 @@
 """The recipe's numbers: seeds, sizes and steps of every stage; knows nothing of how a stage works."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ class RecipeError(InputError):
 
 TEST_SEED_OFFSET = 1_000_000  # held-out renders: never trained on by any stage
 SCORER_SEED_OFFSET = 2_000_000  # the scorer's own training renders
+CONCEPT_SEED_OFFSET = 3_000_000  # the embedding's few scenes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +31,30 @@ class Training:
     ema: float = 0.998
     weight_decay: float = 1e-3
 
+    def with_steps(self, steps: int) -> "Training":
+        """The same over another number of steps, at least one; the warm-up is at most a tenth of them."""
+        steps = max(1, steps)
+        return replace(self, steps=steps, warmup=min(self.warmup, max(1, steps // 10)))
+
+
+def _companions() -> dict[str, Training]:
+    """What is trained on top of the finished base, by stage.
+
+    A ControlNet begins as a copy but its connections begin at zero, so it takes more than half of the UNet's rate; the
+    fine-tuned UNets take less, or they would forget before they learn. LoRA and embedding change few numbers and can
+    move fast. Averages are as short as a tenth of the run.
+    """
+    return {
+        "controlnet-edges": Training(steps=2_000, batch=32, learning_rate=5e-4, ema=0.995),
+        "depth-estimator": Training(steps=1_500, batch=32, learning_rate=1e-3, ema=0.99),
+        "depth": Training(steps=2_000, batch=32, learning_rate=3e-4, ema=0.995),
+        "ink": Training(steps=400, batch=32, learning_rate=1e-3, warmup=20, ema=0.98),
+        "ruby-ring": Training(steps=300, batch=32, learning_rate=1e-2, warmup=20, ema=0.97, weight_decay=0.0),
+        "inpainting": Training(steps=2_000, batch=32, learning_rate=3e-4, ema=0.995),
+        "controlnet-depth": Training(steps=2_000, batch=32, learning_rate=5e-4, ema=0.995),
+        "vae-sharp": Training(steps=800, batch=32, learning_rate=5e-4, warmup=50, ema=0.99),
+    }
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
@@ -43,19 +69,17 @@ class Recipe:
     text: Training = field(default_factory=lambda: Training(steps=2_000, batch=128, learning_rate=1e-3, ema=0.99))
     unet: Training = field(default_factory=lambda: Training(steps=30_000, batch=32, learning_rate=8e-4, ema=0.999))
     scorer: Training = field(default_factory=lambda: Training(steps=1_500, batch=64, learning_rate=2e-3, ema=0.98))
+    companions: Mapping[str, Training] = field(default_factory=_companions)
 
     def scaled(self) -> "Recipe":
         """The recipe with `scale` worked into every count and then set to 1.0."""
         stages = {name: getattr(self, name) for name in ("autoencoder", "text", "unet", "scorer")}
-        shorter = {
-            name: replace(
-                training,
-                steps=max(1, round(training.steps * self.scale)),
-                warmup=min(training.warmup, max(1, round(training.steps * self.scale) // 10)),
-            )
-            for name, training in stages.items()
+        shorter = {name: training.with_steps(round(training.steps * self.scale)) for name, training in stages.items()}
+        companions = {
+            name: training.with_steps(round(training.steps * self.scale)) for name, training in self.companions.items()
         }
-        return replace(self, scale=1.0, scenes=max(1, round(self.scenes * self.scale)), **shorter)
+        scenes = max(1, round(self.scenes * self.scale))
+        return replace(self, scale=1.0, scenes=scenes, companions=companions, **shorter)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +103,10 @@ class Folders:
     def stage(self, name: str) -> Path:
         """Where a training stage keeps its checkpoint."""
         return self.root / name
+
+    def start(self, name: str) -> Path:
+        """Where a training stage looks for weights to begin from instead of noise."""
+        return self.root / name / "start"
 
     def finished(self, name: str) -> Path:
         """Where a training stage leaves its model for the stages after it."""

@@ -98,9 +98,26 @@ class RenderSet:
         return [np.load(self._chunk(chunk) / "objects.npy", mmap_mode="r") for chunk in self._chunks]
 
     @cached_property
+    def _depth(self) -> list[NDArray[np.float16]]:
+        return [np.load(self._chunk(chunk) / "depth.npy", mmap_mode="r") for chunk in self._chunks]
+
+    @cached_property
+    def _edges(self) -> list[NDArray[np.uint8]]:
+        return [np.load(self._chunk(chunk) / "edges.npy", mmap_mode="r") for chunk in self._chunks]
+
+    @cached_property
     def centers(self) -> NDArray[np.float32]:
         """Row and column of the objects' middles, shape (count, 2, 2)."""
         return np.concatenate([np.load(self._chunk(chunk) / "centers.npy") for chunk in self._chunks])[: self.count]
+
+    def coverage(self, size: int) -> NDArray[np.uint8]:
+        """How much of each cell of a `size` x `size` grid shows objects, 0 to 255, shape (count, size, size)."""
+        cell = PICTURE_SIZE // size
+        shares = [
+            (np.asarray(chunk) > 0).reshape(-1, size, cell, size, cell).mean(axis=(2, 4), dtype=np.float32)
+            for chunk in self._objects
+        ]
+        return (np.concatenate(shares)[: self.count] * 255).round().astype(np.uint8)
 
     @property
     def _chunks(self) -> range:
@@ -118,6 +135,16 @@ class RenderSet:
         """The object at every pixel of one scene, uint8 (128, 128); 0 is none."""
         objects: NDArray[np.uint8] = self._objects[index // CHUNK_SCENES][index % CHUNK_SCENES]
         return objects
+
+    def depth(self, index: int) -> NDArray[np.float32]:
+        """The distance along the optical axis of one scene's pixels, float32 (128, 128), infinite in the sky."""
+        stored: NDArray[np.float16] = self._depth[index // CHUNK_SCENES][index % CHUNK_SCENES]
+        return stored.astype(np.float32)
+
+    def edges(self, index: int) -> NDArray[np.bool_]:
+        """The outlines, creases and horizon of one scene, bool (128, 128)."""
+        packed: NDArray[np.uint8] = self._edges[index // CHUNK_SCENES][index % CHUNK_SCENES]
+        return np.unpackbits(packed, axis=-1).astype(np.bool_)
 
     def batch(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Pictures of several scenes, uint8 (n, 128, 128, 3)."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 
 from batchgen.builtin.autoencoder import AutoencoderTask, normalise, psnr, reconstruct, to_tensor
@@ -24,8 +24,11 @@ from batchgen.builtin.scorer import ScorerTask
 from batchgen.builtin.text import TextTask, Towers, judge_towers, open_tokenizer
 from batchgen.builtin.tokenizer import train_tokenizer
 from batchgen.builtin.training import Hardware, Outcome, averaged, train
-from batchgen.builtin.unet import UNetTask
+from batchgen.builtin.unet import Denoiser, UNetTask
 
+PIPELINE_STAGES = ("autoencoder", "text", "unet")
+RESULT = "result.json"  # what a stage notes down when it has finished
+TRAINING_NOTE = "training.json"  # the notes of all stages, in an exported model
 HELD_OUT = 128  # pictures on which a finished autoencoder or pair of towers is judged
 
 
@@ -40,10 +43,11 @@ class Workshop:
 
     def with_steps(self, stage: str, steps: int) -> "Workshop":
         """The same with another number of steps in one stage."""
+        if stage in self.recipe.companions:
+            companions = {**self.recipe.companions, stage: self.recipe.companions[stage].with_steps(steps)}
+            return replace(self, recipe=replace(self.recipe, companions=companions))
         training: Training = getattr(self.recipe, stage)
-        changed: dict[str, Any] = {
-            stage: replace(training, steps=steps, warmup=min(training.warmup, max(1, steps // 10)))
-        }
+        changed: dict[str, Any] = {stage: training.with_steps(steps)}
         return replace(self, recipe=replace(self.recipe, **changed))
 
     def progress(self, stage: str) -> Callable[[int, int], None]:
@@ -59,7 +63,7 @@ class Workshop:
         return {"renders": self.folders.renders, "scenes": self.recipe.scenes}
 
 
-def _finish(folder: Path, save: Callable[[Path], None]) -> None:
+def put_in_place(folder: Path, save: Callable[[Path], None]) -> None:
     """Let `save` fill a new folder and put it in the place of `folder`."""
     partial = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -70,17 +74,30 @@ def _finish(folder: Path, save: Callable[[Path], None]) -> None:
     partial.rename(folder)
 
 
-def _note(folder: Path, outcome: Outcome, shop: Workshop, *, scenes: int | None = None, **scores: float) -> None:
+def note_outcome(
+    folder: Path,
+    outcome: Outcome,
+    shop: Workshop,
+    *,
+    scenes: int | None = None,
+    before: dict[str, Any] | None = None,
+    inputs: str | None = None,
+    **scores: float,
+) -> None:
+    """Write down how a stage ended; `inputs` is the digest of what it was trained on top of."""
     note = {
         **asdict(outcome),
         "device": shop.hardware.device,
         "processes": shop.hardware.processes,
         "seed": shop.recipe.seed,
         "scenes": shop.recipe.scenes if scenes is None else scenes,
+        **({} if before is None else {"before": before}),
+        **({} if inputs is None else {"inputs": inputs}),
         **scores,
     }
-    (folder / "result.json").write_text(json.dumps(note, indent=2) + "\n")
-    shop.log(f"{folder.name}: finished, " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
+    (folder / RESULT).write_text(json.dumps(note, indent=2) + "\n")
+    told = {"loss": outcome.loss, **scores}
+    shop.log(f"{folder.name}: finished, " + ", ".join(f"{name} {value:.3f}" for name, value in told.items()))
 
 
 def held_out(seed: int, count: int) -> NDArray[np.uint8]:
@@ -115,8 +132,8 @@ def finish_autoencoder(shop: Workshop, outcome: Outcome) -> None:
     normalise(model, renders.batch(np.linspace(0, renders.count - 1, 512).astype(np.int64)))
     pictures = held_out(shop.recipe.seed, HELD_OUT)
     quality = psnr(pictures, reconstruct(model, pictures))
-    _finish(shop.folders.finished("autoencoder"), model.save_pretrained)
-    _note(folder, outcome, shop, psnr=quality)
+    put_in_place(shop.folders.finished("autoencoder"), model.save_pretrained)
+    note_outcome(folder, outcome, shop, psnr=quality)
 
 
 def run_text(shop: Workshop) -> None:
@@ -124,7 +141,7 @@ def run_text(shop: Workshop) -> None:
     open_renders(shop.folders.renders, scenes=shop.recipe.scenes)
     if not shop.folders.tokenizer.exists():
         tokenizer = train_tokenizer(shop.recipe.seed)
-        _finish(shop.folders.tokenizer, lambda folder: tokenizer.save_pretrained(folder))
+        put_in_place(shop.folders.tokenizer, lambda folder: tokenizer.save_pretrained(folder))
     task = TextTask(**shop.renders_task(), tokenizer=shop.folders.tokenizer)
     folder = shop.folders.stage("text")
     outcome = train(task, shop.recipe.text, folder, seed=shop.recipe.seed, hardware=shop.hardware, log=shop.log)
@@ -142,8 +159,8 @@ def run_text(shop: Workshop) -> None:
         towers.clip.save_pretrained(target / "clip")
         towers.clip.text_model.save_pretrained(target / "text_encoder")
 
-    _finish(shop.folders.finished("text"), save)
-    _note(folder, outcome, shop, matched=matched)
+    put_in_place(shop.folders.finished("text"), save)
+    note_outcome(folder, outcome, shop, matched=matched)
 
 
 def run_latents(shop: Workshop) -> None:
@@ -159,24 +176,53 @@ def run_latents(shop: Workshop) -> None:
 
 def unet_task(shop: Workshop) -> UNetTask:
     """The UNet's task on what the earlier stages finished."""
+    start = shop.folders.start("unet")
     return UNetTask(
+        **shop.renders_task(),
         latents=shop.folders.latents,
         autoencoder=shop.folders.finished("autoencoder"),
         text_encoder=shop.folders.finished("text") / "text_encoder",
         tokenizer=shop.folders.tokenizer,
-        render_seed=shop.recipe.seed,
-        scenes=shop.recipe.scenes,
+        start=start if start.exists() else None,
     )
 
 
+def adopt(shop: Workshop, model: Path) -> None:
+    """Begin from an exported model instead of nothing: its autoencoder and text tower as finished, its UNet to go on.
+
+    Raises RecipeError when `model` was not exported by this recipe, or when the work folder has finished stages.
+    """
+    note = model / TRAINING_NOTE
+    if not note.exists():
+        raise RecipeError(f"{model} has no {TRAINING_NOTE}: only models that this recipe exported can be gone on with")
+    for stage in PIPELINE_STAGES:
+        if shop.folders.stage(stage).exists():
+            raise RecipeError(f"{shop.folders.stage(stage)} is there already; choose another work folder")
+    results = json.loads(note.read_text())
+    shutil.copytree(model / "tokenizer", shop.folders.tokenizer)
+    shutil.copytree(model / "vae", shop.folders.finished("autoencoder"))
+    shutil.copytree(model / "text_encoder", shop.folders.finished("text") / "text_encoder")
+    shutil.copytree(model / "unet", shop.folders.start("unet"))
+    for stage in ("autoencoder", "text"):
+        (shop.folders.stage(stage) / RESULT).write_text(json.dumps(results[stage], indent=2) + "\n")
+    (shop.folders.start("unet") / RESULT).write_text(json.dumps(results["unet"], indent=2) + "\n")
+    shop.log(f"adopt: {model}; the next stages are latents and unet")
+
+
 def run_unet(shop: Workshop) -> None:
-    """Train the UNet on the latents."""
+    """Train the UNet and its text tower on the latents."""
     task, folder = unet_task(shop), shop.folders.stage("unet")
     outcome = train(task, shop.recipe.unet, folder, seed=shop.recipe.seed, hardware=shop.hardware, log=shop.log)
     model = averaged(task, folder)
-    assert isinstance(model, UNet2DConditionModel)
-    _finish(shop.folders.finished("unet"), model.save_pretrained)
-    _note(folder, outcome, shop, loss=outcome.loss)
+    assert isinstance(model, Denoiser)
+
+    def save(target: Path) -> None:
+        model.unet.save_pretrained(target / "unet")
+        model.text_encoder.save_pretrained(target / "text_encoder")
+
+    put_in_place(shop.folders.finished("unet"), save)
+    before = shop.folders.start("unet") / RESULT
+    note_outcome(folder, outcome, shop, before=json.loads(before.read_text()) if before.exists() else None)
 
 
 def run_scorer(shop: Workshop) -> None:
@@ -189,7 +235,7 @@ def run_scorer(shop: Workshop) -> None:
     outcome = train(
         ScorerTask(renders=renders), shop.recipe.scorer, folder, seed=seed, hardware=shop.hardware, log=shop.log
     )
-    _note(folder, outcome, shop, scenes=SCORER_SCENES, loss=outcome.loss)
+    note_outcome(folder, outcome, shop, scenes=SCORER_SCENES)
 
 
 TRAINING = {
@@ -204,7 +250,7 @@ TRAINING = {
 
 def read_result(shop: Workshop, stage: str) -> dict[str, Any]:
     """What a finished stage noted down; raises RecipeError when it has not finished."""
-    path = shop.folders.stage(stage) / "result.json"
+    path = shop.folders.stage(stage) / RESULT
     if not path.exists():
         raise RecipeError(f"the {stage} stage has not finished in {shop.folders.root}: run it first")
     result: dict[str, Any] = json.loads(path.read_text())

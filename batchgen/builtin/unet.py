@@ -1,4 +1,8 @@
-"""The UNet stage: the noise predictor that is conditioned on the text tower (latent diffusion, Rombach et al. 2022)."""
+"""The UNet stage: the noise predictor and, with it, the text tower that conditions it.
+
+The two are trained together, as latent diffusion's first text-to-image model was (Rombach et al. 2022, section 4.3.1):
+a tower that only ever matched whole pictures does not say which colour belongs to which of two objects.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,17 +11,21 @@ from pathlib import Path
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import CLIPTextModel
 
-from batchgen.builtin.captions import draw_caption
+from batchgen.builtin.captions import Caption, draw_caption
 from batchgen.builtin.latents import digest, open_latents
+from batchgen.builtin.naming import CLASSES, caption_labels, naming_loss
 from batchgen.builtin.recipe import RecipeError
-from batchgen.builtin.scenes import draw_scene
+from batchgen.builtin.renders import open_renders
+from batchgen.builtin.scenes import Scene
 from batchgen.builtin.text import WIDTH, open_tokenizer, tokenize
 from batchgen.builtin.training import Draw
 
 CAPTION_DROPOUT = 0.12  # what classifier-free guidance learns the unconditional prediction from (Ho & Salimans 2022)
+NAMING_WEIGHT = 0.02  # of the tower's own task, naming what a caption says, beside the noise prediction
+OBJECT_WEIGHT = 3.0  # of a latent on an object against one of the surroundings, or colours are learnt last ...
+OBJECT_SHARE = 0.75  # ... for this share of the steps; then all alike, as the sampler's mathematics has it
 LATENT_SIZE = 16
 CHANNELS = (64, 128, 160)
 HEADS = 4
@@ -60,16 +68,71 @@ def draw_timesteps(draw: Draw, count: int, steps: int) -> Tensor:
     return (places * steps).long().clamp(max=steps - 1)
 
 
+class Denoiser(nn.Module):
+    """The UNet, its text tower, and the head by which the tower names what a caption says."""
+
+    def __init__(self, text_encoder: CLIPTextModel, unet: UNet2DConditionModel) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+        self.unet = unet
+        self.names = nn.Linear(WIDTH, CLASSES)
+
+
+def diffusion_loss(predicted: Tensor, target: Tensor, objects: Tensor | None = None) -> Tensor:
+    """Mean squared error; `objects` (n, h, w), 0 to 1, says how much of each latent shows an object, to weigh it."""
+    error = (predicted.float() - target).square()
+    if objects is None:
+        return error.mean()
+    weight = 1 + (OBJECT_WEIGHT - 1) * objects[:, None]
+    return (error * weight).sum() / (weight.sum() * error.shape[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noised:
+    """Latents at random places of the noise schedule and what a v-predicting net should say of them."""
+
+    samples: Tensor  # (n, 4, h, w)
+    timesteps: Tensor  # int64 (n,)
+    target: Tensor  # (n, 4, h, w)
+
+
+class Noiser:
+    """Adds noise by the schedule (forward diffusion, Ho et al. 2020)."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._alphas = build_scheduler().alphas_cumprod.to(device)
+
+    def __call__(self, latents: Tensor, draw: Draw) -> Noised:
+        noise = draw.normal(*latents.shape)
+        timesteps = draw_timesteps(draw, len(latents), len(self._alphas)).to(latents.device)
+        signal = self._alphas[timesteps].sqrt()[:, None, None, None]
+        noisiness = (1 - self._alphas[timesteps]).sqrt()[:, None, None, None]
+        return Noised(
+            samples=signal * latents + noisiness * noise,
+            timesteps=timesteps,
+            target=signal * noise - noisiness * latents,
+        )
+
+
+def draw_captions(draw: Draw, scenes: list[Scene], *, dropout: float = CAPTION_DROPOUT) -> list[Caption | None]:
+    """A fresh caption of every scene, None for those whose caption is dropped."""
+    return [None if draw.rng.random() < dropout else draw_caption(draw.rng, scene) for scene in scenes]
+
+
 @dataclass(frozen=True, kw_only=True)
 class UNetTask:
-    """Trains the UNet on stored latents and freshly drawn captions; the text tower is frozen."""
+    """Trains UNet and text tower on stored latents and freshly drawn captions.
 
+    The tower begins as the text stage left it, the UNet from noise or, where `start` is given, as in that folder.
+    """
+
+    renders: Path
     latents: Path
     autoencoder: Path
     text_encoder: Path
     tokenizer: Path
-    render_seed: int
     scenes: int
+    start: Path | None = None
     name: str = "unet"
 
     @property
@@ -77,33 +140,31 @@ class UNetTask:
         return digest(self.text_encoder)[:16] + digest(self.autoencoder)[:16]
 
     def build(self) -> nn.Module:
-        model: nn.Module = build_unet()
-        return model
+        reader = CLIPTextModel.from_pretrained(self.text_encoder, dtype=torch.float32)
+        if self.start is None:
+            return Denoiser(reader, build_unet())
+        return Denoiser(reader, UNet2DConditionModel.from_pretrained(self.start, dtype=torch.float32))
 
     def open(self, device: torch.device) -> Callable[[nn.Module, Draw], Tensor]:
-        stored = torch.from_numpy(open_latents(self.latents, scenes=self.scenes, autoencoder=self.autoencoder))
         if not (self.text_encoder / "config.json").exists():
             raise RecipeError(f"no finished text tower in {self.text_encoder}: run the text stage first")
-        tokenizer = open_tokenizer(self.tokenizer)
-        reader = CLIPTextModel.from_pretrained(self.text_encoder, dtype=torch.float32).to(device).eval()
-        alphas = build_scheduler().alphas_cumprod.to(device)
+        stored = torch.from_numpy(open_latents(self.latents, scenes=self.scenes, autoencoder=self.autoencoder))
+        renders = open_renders(self.renders, scenes=self.scenes)
+        coverage = torch.from_numpy(renders.coverage(LATENT_SIZE))
+        tokenizer, noise = open_tokenizer(self.tokenizer), Noiser(device)
 
         def loss(model: nn.Module, draw: Draw) -> Tensor:
+            assert isinstance(model, Denoiser)
             indices = draw.rng.integers(self.scenes, size=draw.batch)
-            texts = [
-                ""
-                if draw.rng.random() < CAPTION_DROPOUT
-                else draw_caption(draw.rng, draw_scene(self.render_seed, int(index))).text
-                for index in indices
-            ]
-            with torch.no_grad():
-                states = reader(tokenize(tokenizer, texts, full=True).to(device)).last_hidden_state
-            latents = stored[torch.from_numpy(indices)].float().to(device)
-            noise = draw.normal(*latents.shape)
-            timesteps = draw_timesteps(draw, draw.batch, len(alphas)).to(device)
-            signal = alphas[timesteps].sqrt()[:, None, None, None]
-            noisiness = (1 - alphas[timesteps]).sqrt()[:, None, None, None]
-            predicted = model(signal * latents + noisiness * noise, timesteps, encoder_hidden_states=states).sample
-            return functional.mse_loss(predicted.float(), signal * noise - noisiness * latents)
+            captions = draw_captions(draw, [renders.scene(int(index)) for index in indices])
+            tokens = tokenize(tokenizer, [caption.text if caption else "" for caption in captions], full=True)
+            read = model.text_encoder(tokens.to(device))
+            said = torch.tensor([caption_labels(caption) for caption in captions], device=device)
+            naming = naming_loss(model.names(read.pooler_output), said)
+            chosen = torch.from_numpy(indices)
+            noised = noise(stored[chosen].float().to(device), draw)
+            predicted = model.unet(noised.samples, noised.timesteps, read.last_hidden_state).sample
+            objects = coverage[chosen].float().div(255).to(device) if draw.progress < OBJECT_SHARE else None
+            return diffusion_loss(predicted, noised.target, objects) + NAMING_WEIGHT * naming
 
         return loss

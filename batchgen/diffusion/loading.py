@@ -1,26 +1,35 @@
-"""Load the components of a Stable Diffusion 1.x model, once, from a folder, a single file or the hub."""
+"""Load the components of a Stable Diffusion model, once, from a folder, a single file or the hub."""
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from batchgen.errors import ModelLoadError
-from batchgen.models import Model, Source
+from batchgen.models import Family, Model, Source
 
-__all__ = ["Components", "load_components", "quiet"]
+__all__ = ["Components", "load_components", "one_line", "quiet"]
 
-Components = Mapping[str, Any]
-"""Modules, tokenizer and scheduler by the names of diffusers' pipeline arguments."""
+_TWO_TOWERED = (Family.SDXL, Family.REFINER)
+_UNWANTED: Mapping[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
 
-_PIPELINES = frozenset({"StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"})
-_WEIGHTED = ("unet", "vae", "text_encoder")
-_WITHOUT_SAFETY_CHECKER: Mapping[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Components:
+    """What a model is made of.
+
+    `parts` are modules, tokenizers and scheduler by the names of diffusers' pipeline arguments, `options` the plain
+    values that the model's folder gives its pipeline.
+    """
+
+    parts: Mapping[str, Any]
+    options: Mapping[str, Any]
 
 
 def quiet() -> None:
@@ -44,12 +53,18 @@ def load_components(model: Model, *, device: torch.device, dtype: torch.dtype) -
     except ModelLoadError:
         raise
     except Exception as error:  # diffusers, transformers, safetensors, torch and the hub each raise their own kinds
-        raise ModelLoadError(f"model {model.name!r} could not be loaded: {_one_line(error)}") from error
-    components: dict[str, Any] = dict(pipeline.components)
-    for component in components.values():
-        if isinstance(component, torch.nn.Module):
-            component.eval().requires_grad_(False)
-    return components
+        raise ModelLoadError(f"model {model.name!r} could not be loaded: {one_line(error)}") from error
+    if pipeline.components.keys().isdisjoint({"text_encoder_2"}) == (model.family in _TWO_TOWERED):
+        raise ModelLoadError(
+            f"model {model.name!r} is a {type(pipeline).__name__} now, no {model.family}; check it again"
+        )
+    parts = dict(pipeline.components)
+    for part in parts.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval().requires_grad_(False)
+    plain = (bool, int, float, str)
+    options = {name: value for name, value in pipeline.config.items() if isinstance(value, plain) and name not in parts}
+    return Components(parts=parts, options=options)
 
 
 def _read(model: Model, dtype: torch.dtype) -> Any:
@@ -64,23 +79,21 @@ def _read(model: Model, dtype: torch.dtype) -> Any:
 
 def _read_folder(model: Model, folder: Path, dtype: torch.dtype) -> Any:
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    if index.get("_class_name") not in _PIPELINES:
-        raise ModelLoadError(
-            f"model {model.name!r} is a {index.get('_class_name')}; only Stable Diffusion 1.x is understood so far"
-        )
-    return StableDiffusionPipeline.from_pretrained(
+    unwanted = _UNWANTED if "safety_checker" in index else {}
+    return DiffusionPipeline.from_pretrained(
         folder,
         dtype=dtype,
-        variant=_variant(model, folder),
+        variant=_variant(model, folder, index),
         use_safetensors=True,
         local_files_only=True,
-        **_WITHOUT_SAFETY_CHECKER,
+        **unwanted,
     )
 
 
-def _variant(model: Model, folder: Path) -> str | None:
+def _variant(model: Model, folder: Path, index: Mapping[str, Any]) -> str | None:
     """The part of the weights' file names that says fp16, needed where a folder has no others; refuses pickles."""
-    names = {part: [file.name for file in sorted((folder / part).glob("*"))] for part in _WEIGHTED}
+    weighted = [part for part in index if (folder / part / "config.json").is_file() and part not in _UNWANTED]
+    names = {part: [file.name for file in sorted((folder / part).glob("*"))] for part in weighted}
     for part, files in names.items():
         if not any(name.endswith(".safetensors") for name in files) and any(name.endswith(".bin") for name in files):
             raise ModelLoadError(
@@ -105,21 +118,23 @@ def _read_single_file(model: Model, dtype: torch.dtype) -> Any:
         hint = "it needs the hub for its config; name a diffusers folder of the same architecture to work offline"
     else:
         hint = f"does it fit the config {model.config!r}?"
+    is_xl = model.family is Family.SDXL
+    pipeline = StableDiffusionXLPipeline if is_xl else StableDiffusionPipeline
     try:
-        return StableDiffusionPipeline.from_single_file(
+        return pipeline.from_single_file(
             model.location,
             config=model.config,
             dtype=dtype,
             local_files_only=model.config is not None and Path(model.config).is_dir(),
-            **_WITHOUT_SAFETY_CHECKER,
+            **({} if is_xl else _UNWANTED),
         )
     except Exception as error:  # as above: every library its own
         raise ModelLoadError(
-            f"model {model.name!r} could not be loaded: {_one_line(error).rstrip('.')}; {hint}"
+            f"model {model.name!r} could not be loaded: {one_line(error).rstrip('.')}; {hint}"
         ) from error
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """What went wrong in at most 300 characters; diffusers' own messages run over many lines."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else text[:297] + "..."

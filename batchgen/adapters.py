@@ -1,0 +1,270 @@
+"""Adapters before they are loaded: where their files lie, what they are, whether they fit the model.
+
+Adapters are LoRAs, textual-inversion embeddings, hypernetworks, autoencoders, ControlNets and IP-Adapters. What fits is
+told from the headers of their files, which name the tensors and their shapes. Knows nothing of torch.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from batchgen import builtin
+from batchgen.columns import CellError
+from batchgen.models import Model, hash_file, hash_folder
+
+__all__ = ["ADAPTERS", "Finder", "find_adapters", "read_shapes"]
+
+_PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth"})
+_LORA_CROSS_ATTENTION = re.compile(r"attn2[._](processor[._])?to_k.*(lora_A|lora_?\.?down)\.(default\.)?weight$")
+_IP_CROSS_ATTENTION = re.compile(r"to_k_ip\.weight$")
+_SINGLE_FILE_VAE = re.compile(r"(^|\.)decoder\.conv_in\.weight$")
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Shapes of the tensors in a file, by name."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kind:
+    """What a column's adapters are.
+
+    `names` are the keys a cell may have beside `path`, with their defaults; None is required. `weights` are the names
+    of the weight files of those that are folders.
+    """
+
+    what: str
+    names: Mapping[str, Any]
+    check: Callable[[Shapes, Mapping[str, Any], Model], str | None]
+    weights: tuple[str, ...] = ()
+    in_list: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finder:
+    """Finds adapters for the rows of one manifest; `folder` is what relative paths start from."""
+
+    folder: str
+    allow_pickle: bool = False
+
+
+def find_adapters(column: str, cell: Any, model: Model, finder: Finder) -> Any:
+    """What a row's cell asks for, as it is applied and recorded.
+
+    Returns:
+        A dict with `path`, `sha256` and what else the cell says (`scale`, `token`), or a tuple of such.
+
+    Raises:
+        CellError: no such file, a pickle that is not allowed, not that kind of adapter, or made for another model.
+    """
+    kind = ADAPTERS[column]
+    if not kind.in_list:
+        if isinstance(cell, (list, tuple)):
+            raise CellError(f"is a list; give one {kind.what}")
+        return _find(kind, cell, model, finder)
+    cells = list(cell) if isinstance(cell, (list, tuple)) else [cell]
+    found = tuple(_find(kind, one, model, finder) for one in cells)
+    keys = [(one["path"], one.get("token")) for one in found]
+    if len(set(keys)) < len(keys) and column != "controlnet":
+        raise CellError(f"names the same {kind.what} twice")
+    return found
+
+
+def _find(kind: Kind, cell: Any, model: Model, finder: Finder) -> dict[str, Any]:
+    if isinstance(cell, str):
+        cell = {"path": cell}
+    if not isinstance(cell, Mapping) or not isinstance(cell.get("path"), str) or not cell["path"].strip():
+        raise CellError(f"wants a {kind.what}: a path, or an object with 'path' and {_listed(kind)}")
+    given = {name: value for name, value in cell.items() if value is not None}
+    if unknown := given.keys() - kind.names.keys() - {"path"}:
+        raise CellError(f"has an unknown key {min(unknown)!r}; a {kind.what} takes 'path' and {_listed(kind)}")
+    path = _locate(given["path"], kind, finder)
+    shapes, config = _facts(path, kind.weights)
+    if reason := kind.check(shapes, config, model):
+        raise CellError(f"{given['path']}: {reason}")
+    result: dict[str, Any] = {"path": str(path), "sha256": _fingerprint(path)}
+    for name, default in kind.names.items():
+        value = given.get(name, default)
+        if name == "scale" and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise CellError(f"has scale {value!r}, not a number")
+        if name == "scale" and not -10 <= value <= 10:
+            raise CellError(f"has scale {value}; between -10 and 10")
+        if name == "token" and (not isinstance(value, str) or not value.strip()):
+            raise CellError("has no 'token'; name the word of the prompt that stands for it")
+        result[name] = float(value) if name == "scale" else value
+    return result
+
+
+def _listed(kind: Kind) -> str:
+    return ", ".join(repr(name) for name in kind.names) or "nothing else"
+
+
+def _locate(name: str, kind: Kind, finder: Finder) -> Path:
+    path = Path(name).expanduser()
+    if re.fullmatch(r"builtin-[a-z0-9-]+", name):
+        try:
+            path = builtin.companion_path(name)
+        except LookupError as error:
+            raise CellError(str(error.args[0])) from None
+    elif not path.is_absolute():
+        path = Path(finder.folder) / path
+    if not path.exists():
+        raise CellError(f"{path} does not exist; paths start from {finder.folder}")
+    if path.is_dir() and not kind.weights:
+        raise CellError(f"{path} is a folder; a {kind.what} is a file")
+    if path.is_dir():
+        path = _weights_in(path, kind)
+    if path.suffix in _PICKLES and not finder.allow_pickle:
+        raise CellError(
+            f"{path} is a pickle, which can run code when it is loaded; convert a file you trust to .safetensors, or "
+            "set allow_pickle = true in the job to have it read with torch's weights-only loader"
+        )
+    if path.suffix not in _PICKLES | {".safetensors"} and path.is_file():
+        raise CellError(f"{path} is neither .safetensors nor a file that torch saved")
+    return path.resolve()
+
+
+def _weights_in(folder: Path, kind: Kind) -> Path:
+    """The folder itself where it holds a model of its own, else the one file of weights in it."""
+    if (folder / "config.json").is_file() or (folder / "image_encoder").is_dir():
+        return folder
+    files = [folder / name for name in kind.weights if (folder / name).is_file()]
+    if not files:
+        raise CellError(f"{folder} holds no {' or '.join(kind.weights)}; give the file or folder of a {kind.what}")
+    return files[0]
+
+
+@lru_cache(maxsize=1024)
+def _fingerprint(path: Path) -> str:
+    return hash_folder(path) if path.is_dir() else hash_file(path)
+
+
+@lru_cache(maxsize=1024)
+def _facts(path: Path, weights: tuple[str, ...]) -> tuple[Shapes, Mapping[str, Any]]:
+    """Shapes of the tensors and the config beside them; both empty where the file does not tell."""
+    config: Mapping[str, Any] = {}
+    if path.is_dir():
+        if (path / "config.json").is_file():
+            try:
+                config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise CellError(f"{path / 'config.json'} is not JSON: {error}") from None
+        files = [file for name in weights for file in sorted(path.glob(name))]
+        path = next((file for file in files if file.suffix == ".safetensors"), path)
+    return (read_shapes(path) if path.suffix == ".safetensors" else {}), config
+
+
+def read_shapes(file: Path) -> Shapes:
+    """Shapes by tensor name from the header of a .safetensors file; its weights are not read.
+
+    Raises:
+        CellError: not such a file, or cut short.
+    """
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if length > min(100 << 20, file.stat().st_size):
+                raise ValueError("its header is longer than the file")
+            header = json.loads(stream.read(length))
+        end = 8 + length + max((v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"), default=0)
+        if file.stat().st_size < end:
+            raise ValueError(f"it is {file.stat().st_size} bytes long and should be {end}")
+        return {name: tuple(value["shape"]) for name, value in header.items() if name != "__metadata__"}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CellError(f"{file} is not a whole .safetensors file: {error}") from None
+
+
+def _width_of(shapes: Shapes, pattern: re.Pattern[str]) -> int | None:
+    return next((shape[1] for name, shape in shapes.items() if pattern.search(name) and len(shape) > 1), None)
+
+
+def _other_model(width: int, model: Model) -> str:
+    wanted = f"{model.name!r} has {model.text_width}"
+    return f"it is made for text states of width {width}, and {wanted}; use one trained for it"
+
+
+def _check_lora(shapes: Shapes, _config: Mapping[str, Any], model: Model) -> str | None:
+    if not any("lora" in name or "hada" in name or "lokr" in name for name in shapes) and shapes:
+        return "no tensor in it is a LoRA's"
+    width = _width_of(shapes, _LORA_CROSS_ATTENTION)
+    return _other_model(width, model) if width is not None and width != model.text_width else None
+
+
+def _check_embedding(shapes: Shapes, _config: Mapping[str, Any], model: Model) -> str | None:
+    if not shapes:
+        return None
+    widths = {shape[-1] for shape in shapes.values()}
+    if any(len(shape) not in (1, 2) for shape in shapes.values()) or len(shapes) > 2:
+        return "it is not an embedding: expected one or two tensors of token vectors"
+    if sum(widths) != model.text_width and widths != {model.text_width}:
+        return _other_model(sum(widths), model)
+    return None
+
+
+def _check_hypernetwork(_shapes: Shapes, _config: Mapping[str, Any], _model: Model) -> str | None:
+    return None  # A1111 saves them pickled: their widths are known when they are loaded
+
+
+def _check_vae(shapes: Shapes, config: Mapping[str, Any], _model: Model) -> str | None:
+    if config and config.get("_class_name") != "AutoencoderKL":
+        return f"it is a {config.get('_class_name')}, not an AutoencoderKL"
+    if config.get("latent_channels", 4) != 4:
+        return f"its latents have {config['latent_channels']} channels, not 4"
+    if not config and shapes and not any(_SINGLE_FILE_VAE.search(name) for name in shapes):
+        return "no tensor in it is an autoencoder's"
+    return None
+
+
+def _check_controlnet(_shapes: Shapes, config: Mapping[str, Any], model: Model) -> str | None:
+    if config.get("_class_name") != "ControlNetModel":
+        return f"it is {config.get('_class_name') or 'no model'}, not a ControlNetModel"
+    if config.get("cross_attention_dim") != model.text_width:
+        return _other_model(int(config.get("cross_attention_dim") or 0), model)
+    if tuple(config.get("block_out_channels", ())) != model.unet_widths:
+        return (
+            f"its levels are {tuple(config.get('block_out_channels', ()))} wide and those of {model.name!r} "
+            f"{model.unet_widths}; use one trained for it"
+        )
+    return None
+
+
+def _check_ip_adapter(shapes: Shapes, _config: Mapping[str, Any], model: Model) -> str | None:
+    if not any(_IP_CROSS_ATTENTION.search(name) for name in shapes):
+        return "no tensor in it is an IP-Adapter's"
+    width = _width_of(shapes, _IP_CROSS_ATTENTION)
+    return _other_model(width, model) if width is not None and width != model.text_width else None
+
+
+ADAPTERS: Mapping[str, Kind] = {
+    "loras": Kind(
+        what="LoRA",
+        names={"scale": 1.0},
+        check=_check_lora,
+        weights=("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin"),
+        in_list=True,
+    ),
+    "embeddings": Kind(
+        what="textual-inversion embedding",
+        names={"token": None},
+        check=_check_embedding,
+        weights=("learned_embeds.safetensors", "learned_embeds.bin"),
+        in_list=True,
+    ),
+    "hypernetwork": Kind(what="hypernetwork", names={"scale": 1.0}, check=_check_hypernetwork),
+    "vae": Kind(
+        what="autoencoder",
+        names={},
+        check=_check_vae,
+        weights=("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"),
+    ),
+    "controlnet": Kind(
+        what="ControlNet",
+        names={},
+        check=_check_controlnet,
+        weights=("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"),
+        in_list=True,
+    ),
+    "ip_adapter": Kind(what="IP-Adapter", names={}, check=_check_ip_adapter, weights=("*ip*adapter*.safetensors",)),
+}

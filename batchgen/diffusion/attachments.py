@@ -1,0 +1,213 @@
+"""What rows add to a loaded model: LoRAs, embeddings, hypernetworks, IP-Adapters, ControlNets, other autoencoders.
+
+Everything is kept once it is read, up to a bound each, and takes part only while the rows that named it are made: a
+row without adapters gives the same bits before, between and after rows with them.
+"""
+
+import tempfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from diffusers import AutoencoderKL, ControlNetModel
+from PIL.Image import Image
+
+from batchgen.diffusion.hypernetworks import Hypernetwork
+from batchgen.diffusion.loading import Components, one_line
+from batchgen.diffusion.pipelines import make_pipeline
+from batchgen.diffusion.prompts import PromptEncoder
+from batchgen.diffusion.weights import read_weights
+from batchgen.errors import InputError
+from batchgen.models import Family, Model
+
+__all__ = ["Attachments"]
+
+Adapter = Mapping[str, Any]
+"""As `adapters.find_adapters` gives it: `path`, `sha256`, and `scale` or `token`."""
+
+_KEPT_LORAS = 16
+_KEPT_MODULES = 4  # ControlNets (0.7 GB in float16 for SD 1.5), autoencoders, hypernetworks: of each so many
+_LOADERS: Mapping[Family, str] = {
+    Family.SD: "StableDiffusionPipeline",
+    Family.SDXL: "StableDiffusionXLPipeline",
+    Family.REFINER: "StableDiffusionXLImg2ImgPipeline",
+    Family.UPSCALER: "StableDiffusionUpscalePipeline",
+}
+
+_Made = TypeVar("_Made")
+
+
+class Attachments:
+    """The adapters of one loaded model."""
+
+    def __init__(self, model: Model, components: Components, prompts: PromptEncoder, dtype: torch.dtype) -> None:
+        self._components = components
+        self._prompts = prompts
+        self._unet = components.parts["unet"]
+        self._vae = components.parts["vae"]
+        self._device, self._dtype = self._unet.device, dtype
+        self._loader = make_pipeline(_LOADERS[model.family], components.parts, components.options)
+        self._loras: OrderedDict[str, None] = OrderedDict()  # names of those that are loaded, least recently used first
+        self._kept: dict[type, OrderedDict[str, Any]] = {}
+        self._ip_adapter: str | None = None
+
+    @contextmanager
+    def on(self, values: Mapping[str, Any]) -> Iterator[None]:
+        """Put on what the values name; while it lasts, the model makes rows with those values.
+
+        Raises:
+            InputError: a file that cannot be loaded, or does not fit the model.
+        """
+        with ExitStack() as stack:
+            self._put_on_ip_adapter(values.get("ip_adapter"), values.get("ip_adapter_scale"))
+            if values.get("loras"):
+                stack.enter_context(self._loras_on(values["loras"]))
+            if (chosen := values.get("hypernetwork")) is not None:
+                hypernetwork = self._keep(Hypernetwork, chosen, self._read_hypernetwork)
+                stack.enter_context(hypernetwork.on(self._unet, chosen["scale"]))
+            yield
+
+    def tokens(self, embeddings: Sequence[Adapter] | None) -> tuple[tuple[str, str], ...]:
+        """The words of a row's embeddings and the names they are known under in its prompts.
+
+        Raises:
+            InputError: a file that is no embedding, or of another model.
+        """
+        pairs = []
+        for embedding in embeddings or ():
+            internal = f"embedding-{embedding['sha256'][:16]}"
+            self._prompts.add_embedding(internal, _token_vectors(read_weights(Path(embedding["path"]))))
+            pairs.append((embedding["token"], internal))
+        return tuple(pairs)
+
+    def vae(self, chosen: Adapter | None) -> Any:
+        """The autoencoder that the rows name, or the model's own."""
+        return self._vae if chosen is None else self._keep(AutoencoderKL, chosen, self._read_vae)
+
+    def controlnets(self, chosen: Sequence[Adapter] | None) -> list[Any]:
+        """The ControlNets that the rows name, in their order."""
+        return [self._keep(ControlNetModel, one, self._read_controlnet) for one in chosen or ()]
+
+    def embed_images(self, images: Sequence[Image], *, guided: bool) -> list[torch.Tensor]:
+        """The rows' image prompts as the IP-Adapter reads them: one tensor (B, 1, ...), or (2B, 1, ...) if guided."""
+        projection = self._unet.encoder_hid_proj.image_projection_layers[0]
+        hidden = type(projection).__name__ != "ImageProjection"  # the "plus" adapters read the encoder's hidden states
+        pairs = [self._loader.encode_image(image, self._device, 1, hidden) for image in images]
+        positive = torch.stack([pair[0] for pair in pairs])
+        negative = torch.stack([pair[1] for pair in pairs])
+        return [torch.cat([negative, positive]) if guided else positive]
+
+    @contextmanager
+    def _loras_on(self, chosen: Sequence[Adapter]) -> Iterator[None]:
+        names = [f"lora-{one['sha256'][:16]}" for one in chosen]
+        for name, one in zip(names, chosen, strict=True):
+            if name not in self._loras:
+                self._load_lora(name, Path(one["path"]))
+            self._loras[name] = None
+            self._loras.move_to_end(name)
+        while len(self._loras) > max(_KEPT_LORAS, len(names)):
+            self._loader.delete_adapters(self._loras.popitem(last=False)[0])
+        self._loader.enable_lora()
+        self._loader.set_adapters(names, [one["scale"] for one in chosen])
+        try:
+            yield
+        finally:
+            self._loader.disable_lora()
+
+    def _load_lora(self, name: str, path: Path) -> None:
+        tensors = {key: tensor.to(self._dtype) for key, tensor in read_weights(path).items()}
+        try:
+            self._loader.load_lora_weights(tensors, adapter_name=name)
+        except Exception as error:  # diffusers, peft and torch raise kinds of their own
+            raise InputError(f"LoRA {path} could not be loaded: {one_line(error)}") from error
+        if name not in {one for names in self._loader.get_list_adapters().values() for one in names}:
+            raise InputError(f"LoRA {path} holds nothing that fits the model")
+        for module in (
+            self._unet,
+            self._components.parts.get("text_encoder"),
+            self._components.parts.get("text_encoder_2"),
+        ):
+            if module is not None:
+                module.to(self._device).eval().requires_grad_(False)
+
+    def _put_on_ip_adapter(self, chosen: Adapter | None, scale: float | None) -> None:
+        wanted = None if chosen is None else str(chosen["path"])
+        if wanted != self._ip_adapter:
+            if self._ip_adapter is not None:
+                self._loader.unload_ip_adapter()
+                self._ip_adapter = None
+            if wanted is not None:
+                self._load_ip_adapter(Path(wanted))
+                self._ip_adapter = wanted
+        if wanted is not None:
+            self._loader.set_ip_adapter_scale(scale)
+
+    def _load_ip_adapter(self, folder: Path) -> None:
+        weights = next(iter(sorted(folder.glob("*ip*adapter*.safetensors"))))
+        try:
+            self._loader.load_ip_adapter(
+                str(folder),
+                subfolder="",
+                weight_name=weights.name,
+                image_encoder_folder="image_encoder",
+                local_files_only=True,
+            )
+        except Exception as error:  # as above
+            raise InputError(f"IP-Adapter {folder} could not be loaded: {one_line(error)}") from error
+        self._loader.image_encoder.to(self._device, self._dtype).eval().requires_grad_(False)
+        self._unet.to(self._device, self._dtype).eval().requires_grad_(False)
+
+    def _keep(self, kind: type[_Made], chosen: Adapter, read: Callable[[Path], _Made]) -> _Made:
+        kept: OrderedDict[str, _Made] = self._kept.setdefault(kind, OrderedDict())
+        made = kept.pop(chosen["sha256"], None)
+        if made is None:
+            made = read(Path(chosen["path"]))
+        kept[chosen["sha256"]] = made
+        while len(kept) > _KEPT_MODULES:
+            kept.popitem(last=False)
+        return made
+
+    def _read_hypernetwork(self, path: Path) -> Hypernetwork:
+        return Hypernetwork(read_weights(path), self._device, self._dtype)
+
+    def _read_controlnet(self, folder: Path) -> Any:
+        return self._read_module(ControlNetModel, folder)
+
+    def _read_vae(self, path: Path) -> Any:
+        if path.is_dir():
+            return self._read_module(AutoencoderKL, path)
+        with (
+            tempfile.TemporaryDirectory() as config
+        ):  # a single file says nothing of its layout: the model's it must be
+            self._vae.save_config(config)
+            try:
+                made = AutoencoderKL.from_single_file(str(path), config=config, dtype=self._dtype)
+            except Exception as error:  # as above
+                raise InputError(f"autoencoder {path} could not be loaded: {one_line(error)}") from error
+        return made.to(self._device, self._dtype).eval().requires_grad_(False)
+
+    def _read_module(self, kind: Any, folder: Path) -> Any:
+        has_plain = (folder / "diffusion_pytorch_model.safetensors").is_file()
+        variant = None if has_plain else "fp16"
+        try:
+            made = kind.from_pretrained(
+                folder, dtype=self._dtype, variant=variant, use_safetensors=True, local_files_only=True
+            )
+        except Exception as error:  # as above
+            raise InputError(f"{kind.__name__} {folder} could not be loaded: {one_line(error)}") from error
+        return made.to(self._device).eval().requires_grad_(False)
+
+
+def _token_vectors(content: Mapping[Any, Any]) -> list[torch.Tensor]:
+    """The vectors of an embedding's file, (n, width) a tower: diffusers', A1111's, or SDXL's with two towers."""
+    if "clip_l" in content and "clip_g" in content:
+        return [content["clip_l"], content["clip_g"]]
+    if isinstance(content.get("string_to_param"), Mapping):
+        content = content["string_to_param"]
+    tensors = [value for value in content.values() if isinstance(value, torch.Tensor)]
+    if len(tensors) != 1:
+        raise InputError(f"an embedding's file holds one tensor of token vectors; this one holds {len(tensors)}")
+    return tensors

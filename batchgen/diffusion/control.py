@@ -1,0 +1,73 @@
+"""Control images as tensors, and maps made of ordinary pictures: edges and depth."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from batchgen import builtin
+from batchgen.columns import input_name
+
+__all__ = ["ControlMaker", "canny_edges"]
+
+_CANNY_THRESHOLDS = (100, 200)  # of ControlNet's own annotator (Zhang et al. 2023)
+
+
+def canny_edges(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """White edges on black, uint8 (H, W, 3), of a picture uint8 (H, W, 3), by Canny's detector (Canny 1986)."""
+    edges = cv2.Canny(picture, *_CANNY_THRESHOLDS)
+    return np.repeat(edges[..., None], 3, axis=2).astype(np.uint8)
+
+
+class ControlMaker:
+    """Makes control images; a depth estimator is loaded when the first row asks for one.
+
+    Args:
+        estimator: the model's own depth estimator and its feature extractor, where it has them; else that of the
+            built-in depth model is used, which knows the built-in model's world.
+    """
+
+    def __init__(self, estimator: tuple[Any, Any] | None) -> None:
+        self._estimator = estimator
+        self._makers: Mapping[str, Callable[[Image.Image], npt.NDArray[np.uint8]]] = {
+            "none": np.asarray,
+            "canny": lambda image: canny_edges(np.asarray(image)),
+            "depth": self._depth,
+        }
+
+    def tensors(self, inputs: Sequence[Mapping[str, Image.Image]], how: Sequence[str]) -> list[torch.Tensor]:
+        """One tensor a ControlNet, float32 (B, 3, H, W) in [0, 1].
+
+        Args:
+            inputs: the rows' images by name, RGB.
+            how: for each ControlNet, what to make of its pictures: none, canny or depth.
+        """
+        made = []
+        for place, kind in enumerate(how):
+            pictures = [self._makers[kind](one[input_name("control_image", place)]) for one in inputs]
+            made.append(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255)
+        return made
+
+    def _depth(self, image: Image.Image) -> npt.NDArray[np.uint8]:
+        """Inverse depth, near is white, of the picture's size."""
+        if self._estimator is None:
+            self._estimator = _builtin_estimator()
+        estimator, extractor = self._estimator
+        pixels = extractor(images=image, return_tensors="pt").pixel_values.to(estimator.device, estimator.dtype)
+        depth = estimator(pixels).predicted_depth[:, None].float()
+        depth = torch.nn.functional.interpolate(depth, size=image.size[::-1], mode="bicubic", align_corners=False)[0, 0]
+        low, high = depth.min(), depth.max()
+        levels = ((depth - low) / (high - low).clamp(min=1e-6) * 255).round().byte().cpu().numpy()
+        return np.repeat(levels[..., None], 3, axis=2)
+
+
+def _builtin_estimator() -> tuple[Any, Any]:
+    from transformers import AutoImageProcessor, DPTForDepthEstimation
+
+    folder = builtin.model_path("builtin-depth")
+    estimator = DPTForDepthEstimation.from_pretrained(folder / "depth_estimator", dtype=torch.float32).eval()
+    return estimator, AutoImageProcessor.from_pretrained(folder / "feature_extractor")

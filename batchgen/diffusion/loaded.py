@@ -1,0 +1,306 @@
+"""A loaded model: its pipelines, prompts and attachments, and how the values of rows become a pipeline call."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
+from PIL.Image import Image
+
+from batchgen.diffusion.attachments import Attachments
+from batchgen.diffusion.control import ControlMaker
+from batchgen.diffusion.loading import Components
+from batchgen.diffusion.pipelines import RowScale, make_pipeline
+from batchgen.diffusion.prompts import Encoded, Prompt, PromptEncoder
+from batchgen.diffusion.schedulers import make_scheduler, seed_scheduler
+from batchgen.errors import InputError
+from batchgen.models import Family, Model
+from batchgen.rows import Row
+from batchgen.tasks import Task, batch_strength, denoised_steps, find_task
+
+__all__ = ["LoadedModel"]
+
+_LIKED, _DISLIKED = 6.0, 2.5  # aesthetic scores that a refiner is asked for and away from: its authors' defaults
+Inputs = Sequence[Mapping[str, Image]]
+
+
+class LoadedModel:
+    """A model's components and what is made from them and goes with them. For one thread at a time."""
+
+    def __init__(self, model: Model, components: Components, dtype: torch.dtype) -> None:
+        self.model = model
+        self._parts, self._options = components.parts, components.options
+        self._pipelines: dict[tuple[str, ...], Any] = {}  # a scheduler each, some 100 kB: never dropped
+        self.prompts = PromptEncoder(components.parts)
+        self._attachments = Attachments(model, components, self.prompts, dtype)
+        estimator = self._parts.get("depth_estimator")
+        self._controls = ControlMaker(None if estimator is None else (estimator, self._parts["feature_extractor"]))
+
+    def chunks(self, row: Row) -> int:
+        """How many chunks of 75 tokens the row's prompts need: what else must agree in one call."""
+        return max(self.prompts.chunks(self._prompt(row)), self.prompts.chunks(self._negative(row)))
+
+    def count_tokens(self, row: Row) -> int:
+        """Tokens of the row's whole prompt, start and end markers not counted."""
+        return self.prompts.count_tokens(self._prompt(row))
+
+    def denoise(self, rows: Sequence[Row], inputs: Inputs, generators: list[torch.Generator]) -> torch.Tensor:
+        """Latents of rows that share everything a call has one value for: (B, 4, H/8, W/8)."""
+        shared = rows[0].values
+        task = find_task(rows[0].task)
+        pipeline = self._pipeline(task, shared)
+        arguments = self._tensors(task.arguments(shared, inputs))
+        if "strength" in arguments and shared.get("denoising_start") is None and denoised_steps(shared) == 0:
+            return self._encode(pipeline, arguments["image"], generators)
+        arguments |= self._control_arguments(task, shared, inputs)
+        arguments |= {
+            name: shared[name] for name in ("denoising_start", "denoising_end") if shared.get(name) is not None
+        }
+        latents = self._call(pipeline, rows, inputs, generators, arguments)
+        if shared.get("hires_scale"):
+            latents = self._enlarge(latents, rows, inputs, generators)
+        return latents
+
+    def refine(self, latents: torch.Tensor, rows: Sequence[Row], generators: list[torch.Generator]) -> torch.Tensor:
+        """Latents that a base model left at `denoising_end`, denoised to the end by this refiner."""
+        shared = rows[0].values
+        pipeline = self._pipeline(find_task("image-to-image"), {**shared, "controlnet": None, "vae": None})
+        arguments = {"image": latents, "denoising_start": shared["denoising_end"]}
+        own = [_without_attachments(row) for row in rows]
+        return self._call(pipeline, own, [{} for _ in own], generators, arguments)
+
+    def decode(self, latents: torch.Tensor, vae: Mapping[str, Any] | None) -> tuple[Any, tuple[bool, ...]]:
+        """Pictures, uint8 (B, H, W, 3), and which of them are finite.
+
+        Pictures are decoded one at a time: with more, their bits would depend on how many there are.
+        """
+        decoder = self._attachments.vae(vae)
+        pictures, finite = [], []
+        for latent in torch.split(latents, 1):
+            with _wide_enough(decoder):
+                scaled = _unscaled(latent, decoder)
+                decoded = decoder.decode(scaled.to(decoder.dtype), return_dict=False)[0]
+            finite.append(latent.isfinite().all() & decoded.isfinite().all())
+            levels = ((decoded.float().nan_to_num() * 0.5 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+            pictures.append(levels.permute(0, 2, 3, 1))
+        return torch.cat(pictures).cpu().numpy(), tuple(torch.stack(finite).tolist())
+
+    def _call(
+        self,
+        pipeline: Any,
+        rows: Sequence[Row],
+        inputs: Inputs,
+        generators: list[torch.Generator],
+        arguments: Mapping[str, Any],
+    ) -> torch.Tensor:
+        shared = rows[0].values
+        guided = shared["guidance_scale"] > 1
+        seed_scheduler(pipeline.scheduler, [row.values["seed"] for row in rows])
+        with self._attachments.on(shared), self._sized(pipeline, rows, guided=guided):
+            arguments = {**arguments, **self._conditioning(rows, guided=guided)}
+            if shared.get("ip_adapter") is not None:
+                images = [one["ip_adapter_image"] for one in inputs]
+                arguments["ip_adapter_image_embeds"] = self._attachments.embed_images(images, guided=guided)
+            latents: torch.Tensor = pipeline(
+                **arguments,
+                num_inference_steps=shared["num_inference_steps"],
+                eta=shared.get("eta") or 0.0,
+                generator=generators,
+                output_type="latent",
+            ).images
+        return latents
+
+    def _enlarge(
+        self, latents: torch.Tensor, rows: Sequence[Row], inputs: Inputs, generators: list[torch.Generator]
+    ) -> torch.Tensor:
+        """The hires fix of A1111's web UI: enlarge the latents, then image-to-image at the larger size."""
+        shared = rows[0].values
+        size = [round(side * shared["hires_scale"]) for side in latents.shape[-2:]]
+        larger = torch.nn.functional.interpolate(latents.float(), size=size, mode="bilinear", antialias=False)
+        task = find_task("image-to-image")
+        values = {**shared, "strength": shared["hires_strength"]}
+        if denoised_steps(values) == 0:
+            return larger.to(latents.dtype)
+        pipeline = self._pipeline(task, values)
+        arguments = {"image": larger.to(latents.dtype), "strength": batch_strength(values)}
+        return self._call(pipeline, rows, inputs, generators, arguments)
+
+    def _tensors(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The task's arguments with those as tensors that pipelines take no pictures for."""
+        made = dict(arguments)
+        if "depth_map" in made:
+            maps = [np.asarray(image, dtype=np.float32) / 255 for image in made["depth_map"]]
+            made["depth_map"] = torch.from_numpy(np.stack(maps))
+        return made
+
+    def _control_arguments(self, task: Task, shared: Mapping[str, Any], inputs: Inputs) -> dict[str, Any]:
+        if shared.get("controlnet") is None:
+            return {}
+        name = "image" if task.name == "text-to-image" else "control_image"
+        images = self._controls.tensors(inputs, shared["control_preprocess"])
+        values = {
+            name: images,
+            "controlnet_conditioning_scale": list(shared["controlnet_conditioning_scale"]),
+            "control_guidance_start": list(shared["control_guidance_start"]),
+            "control_guidance_end": list(shared["control_guidance_end"]),
+        }
+        return values if len(images) > 1 else {key: listed[0] for key, listed in values.items()}
+
+    def _conditioning(self, rows: Sequence[Row], *, guided: bool) -> dict[str, Any]:
+        """The arguments that carry prompts and guidance; without guidance there is no negative prompt."""
+        count = max(self.chunks(row) for row in rows)
+        state = json.dumps([[one["sha256"], one["scale"]] for one in rows[0].values.get("loras") or ()])
+        encoded = [self.prompts.encode(self._prompt(row), chunks=count, state=state) for row in rows]
+        embeddings = torch.cat([one.embeddings for one in encoded])
+        made: dict[str, Any] = {"prompt_embeds": embeddings}
+        if encoded[0].pooled is not None:
+            made["pooled_prompt_embeds"] = torch.cat([_pooled(one) for one in encoded])
+        scales = [row.values["guidance_scale"] for row in rows]
+        made["guidance_scale"] = RowScale(scales, embeddings)
+        if "image_guidance_scale" in rows[0].values:
+            made["image_guidance_scale"] = RowScale([row.values["image_guidance_scale"] for row in rows], embeddings)
+        if not guided:
+            return made
+        negatives = [self._encode_negative(row, like, count, state) for row, like in zip(rows, encoded, strict=True)]
+        made["negative_prompt_embeds"] = torch.cat([one.embeddings for one in negatives])
+        if negatives[0].pooled is not None:
+            made["negative_pooled_prompt_embeds"] = torch.cat([_pooled(one) for one in negatives])
+        return made
+
+    def _encode_negative(self, row: Row, like: Encoded, count: int, state: str) -> Encoded:
+        if row.values.get("negative_prompt") is None and self._options.get("force_zeros_for_empty_prompt"):
+            return self.prompts.zeros_like(like)
+        return self.prompts.encode(self._negative(row), chunks=count, state=state)
+
+    def _prompt(self, row: Row) -> Prompt:
+        return Prompt(
+            text=row.values["prompt"],
+            text_2=row.values.get("prompt_2"),
+            clip_skip=row.values.get("clip_skip"),
+            weighted=row.values.get("prompt_syntax") == "a1111",
+            tokens=self._attachments.tokens(row.values.get("embeddings")),
+        )
+
+    def _negative(self, row: Row) -> Prompt:
+        return Prompt(  # as in diffusers, clip_skip is for the prompt only
+            text=row.values.get("negative_prompt") or "",
+            text_2=row.values.get("negative_prompt_2"),
+            weighted=row.values.get("prompt_syntax") == "a1111",
+            tokens=self._attachments.tokens(row.values.get("embeddings")),
+        )
+
+    @contextmanager
+    def _sized(self, pipeline: Any, rows: Sequence[Row], *, guided: bool) -> Iterator[None]:
+        """While it lasts, SDXL's nets are conditioned on the sizes of each row; pipelines know one for all."""
+        if self.model.family not in (Family.SDXL, Family.REFINER):
+            yield
+            return
+        ids = self._size_ids(rows, guided=guided)
+
+        def resize(_module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+            conditions = kwargs["added_cond_kwargs"]
+            old = conditions["time_ids"]
+            return args, {**kwargs, "added_cond_kwargs": {**conditions, "time_ids": ids.to(old.device, old.dtype)}}
+
+        control = getattr(pipeline, "controlnet", None)
+        nets = [] if control is None else list(getattr(control, "nets", [control]))
+        handles = [net.register_forward_pre_hook(resize, with_kwargs=True) for net in (pipeline.unet, *nets)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _size_ids(self, rows: Sequence[Row], *, guided: bool) -> torch.Tensor:
+        """Original size, crop and target size of each row or, for a refiner, aesthetic score: (B or 2B, 6 or 5)."""
+
+        def ids(score: float) -> list[list[float]]:
+            scored = bool(self._options.get("requires_aesthetics_score"))
+            return [
+                [
+                    *row.values["original_size"],
+                    *row.values["crops_coords_top_left"],
+                    *((score,) if scored else row.values["target_size"]),
+                ]
+                for row in rows
+            ]
+
+        return torch.tensor([*ids(_DISLIKED), *ids(_LIKED)] if guided else ids(_LIKED))
+
+    def _encode(self, pipeline: Any, images: Sequence[Image], generators: Sequence[torch.Generator]) -> torch.Tensor:
+        """Latents of pictures, sampled by the rows' generators as the pipelines do."""
+        vae = pipeline.vae
+        pixels = pipeline.image_processor.preprocess(list(images)).to(vae.device, vae.dtype)
+        with _wide_enough(vae):
+            latents = [
+                vae.encode(picture.to(vae.dtype)).latent_dist.sample(generator)
+                for picture, generator in zip(pixels.split(1), generators, strict=True)
+            ]
+        scaled: torch.Tensor = torch.cat(latents) * vae.config.scaling_factor
+        return scaled
+
+    def _pipeline(self, task: Task, values: Mapping[str, Any]) -> Any:
+        """The task's pipeline with the rows' scheduler and modules; kept, since some schedulers take 0.5 s to build."""
+        nets, vae = values.get("controlnet") or (), values.get("vae")
+        class_name = task.pipeline(self.model.family, controlled=bool(nets))
+        if class_name is None or self._parts["unet"].config.in_channels not in task.unet_channels:
+            raise InputError(f"model {self.model.name!r} cannot do {task.name}")
+        kwargs = values["scheduler_kwargs"] or {}
+        key = (
+            class_name,
+            values["scheduler"],
+            json.dumps(kwargs, sort_keys=True),
+            vae["sha256"] if vae else "",
+            *(net["sha256"] for net in nets),
+        )
+        if key not in self._pipelines:
+            scheduler = make_scheduler(values["scheduler"], kwargs, self._parts["scheduler"].config)
+            self._pipelines[key] = make_pipeline(class_name, {**self._parts, "scheduler": scheduler}, self._options)
+        pipeline = self._pipelines[key]
+        pipeline.vae = self._attachments.vae(vae)
+        if nets:
+            modules = self._attachments.controlnets(nets)
+            pipeline.register_modules(controlnet=modules[0] if len(modules) == 1 else MultiControlNetModel(modules))
+        return pipeline
+
+
+def _without_attachments(row: Row) -> Row:
+    """The row as a refiner reads it: the base's adapters are none of its own."""
+    dropped = ("loras", "embeddings", "hypernetwork", "ip_adapter", "controlnet", "vae")
+    return replace(row, values={**row.values, **dict.fromkeys(dropped)})
+
+
+def _pooled(encoded: Encoded) -> torch.Tensor:
+    assert encoded.pooled is not None
+    return encoded.pooled
+
+
+def _unscaled(latent: torch.Tensor, vae: Any) -> torch.Tensor:
+    """Latents as the autoencoder knows them: SDXL's later autoencoders have a mean and a deviation a channel."""
+    means, deviations = (getattr(vae.config, name, None) for name in ("latents_mean", "latents_std"))
+    if means is None or deviations is None:
+        plain: torch.Tensor = latent / vae.config.scaling_factor
+        return plain
+    shape = (1, -1, 1, 1)
+    mean = torch.tensor(means, device=latent.device, dtype=latent.dtype).view(shape)
+    deviation = torch.tensor(deviations, device=latent.device, dtype=latent.dtype).view(shape)
+    unscaled: torch.Tensor = latent * deviation / vae.config.scaling_factor + mean
+    return unscaled
+
+
+@contextmanager
+def _wide_enough(vae: Any) -> Iterator[None]:
+    """While it lasts, an autoencoder that overflows in half precision (SDXL's: `force_upcast`) is in float32."""
+    narrow = vae.dtype
+    upcast = narrow == torch.float16 and vae.config.force_upcast
+    if upcast:
+        vae.to(torch.float32)
+    try:
+        yield
+    finally:
+        if upcast:
+            vae.to(narrow)

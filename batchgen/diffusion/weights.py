@@ -1,0 +1,28 @@
+"""Read tensors of an adapter's file, safetensors or a pickle that may hold nothing but tensors."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from batchgen.diffusion.loading import one_line
+from batchgen.errors import InputError
+
+__all__ = ["read_weights"]
+
+
+def read_weights(path: Path) -> Mapping[Any, Any]:
+    """What the file holds, on the CPU; of a pickle, what torch's weights-only loader lets through.
+
+    Raises:
+        InputError: damaged, or a pickle with more in it than tensors and plain values.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content: Mapping[Any, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zipfile, safetensors and torch raise kinds of their own
+        raise InputError(f"{path} could not be loaded: {one_line(error)}") from error
+    return content
