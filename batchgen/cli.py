@@ -265,6 +265,45 @@ def retry(output: str, classes: tuple[str, ...]) -> None:
     click.echo(f"{rows:,} row{'s' * (rows != 1)} will be tried again by the next run", err=True)
 
 
+@main.command()
+@click.argument("prompt")
+@click.option("--model", "-m", metavar="MODEL", help="builtin, a folder, a .safetensors file, or a hub id.")
+@click.option("--model-config", metavar="FOLDER", help="Diffusers folder with the layout of a .safetensors file.")
+@click.option("--scheduler", metavar="NAME", help='Class or name, like "DPM++ 2M Karras". Default: the model\'s.')
+@click.option("--steps", "num_inference_steps", type=int, metavar="N", help="Sampling steps. Default: 25.")
+@click.option("--seed", type=int, metavar="N", help="Seed of the noise. Default: 0.")
+@click.option("--guidance-scale", type=float, metavar="X", help="How strongly to follow the prompt. Default: 7.5.")
+@click.option(
+    "--prompt-syntax", type=click.Choice(["plain", "a1111"]), help="Whether (word:1.2) is a weight. Default: plain."
+)
+@click.option("--clip-skip", type=int, metavar="N", help="Last layers of the text encoder to leave out. Default: none.")
+@click.option("--output", "-o", metavar="FOLDER", help="Write explain.json, schedule.png and steps.png here.")
+@_json_option
+def explain(
+    prompt: str, model: str | None, model_config: str | None, output: str | None, as_json: bool, **cells: Any
+) -> None:
+    """Show a prompt's tokens, where it is cut, the sampler's noise levels and, in a folder, a picture of every step.
+
+    \b
+    Examples:
+      batchgen explain "a red cube on a table"
+      batchgen explain "a (red:1.3) cube" --prompt-syntax a1111 --scheduler "Euler a" --steps 8 --output out/cube
+    """
+    from batchgen.explain import explain as explain_prompt
+    from batchgen.explain import explanation_tables, write_explanation
+
+    if output == "":
+        raise InputError("--output is empty; is a variable unset?")
+    explanation = explain_prompt({"prompt": prompt, **cells}, model=model or "builtin", model_config=model_config)
+    if as_json:
+        click.echo(json.dumps(explanation.record(), ensure_ascii=False))
+    else:
+        for part in explanation_tables(explanation):
+            _stdout().print(part)
+    for place in () if output is None else write_explanation(explanation, output):
+        click.echo(f"wrote {place}", err=True)
+
+
 def _job(source: str, flags: dict[str, Any]) -> "Job":
     """The job that SOURCE names, with the flags that were given laid over it."""
     from batchgen.images import ImageFormat

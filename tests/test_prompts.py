@@ -1,7 +1,7 @@
 """Prompts: their syntax, and embeddings that are diffusers' own wherever diffusers has an answer, bit for bit."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import diffusers
@@ -31,6 +31,15 @@ END = "<|endoftext|>"
 WORDS = " ".join("abcdefghij"[number % 10] for number in range(180))  # one token each: 75 + 75 + 30
 
 Components = dict[str, Any]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Matrices this small take 3 times as long where threads wait for each other on busy cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def text_encoder(kind: Any, width: int, seed: int, **config: Any) -> Any:

@@ -16,7 +16,9 @@ from batchgen.cli import main
 from batchgen.samplers import NAMES, OPTIONS, find_sampler
 
 PACKAGE = Path(__file__).parents[1] / "batchgen"
-HEAVY = {"torch", "ray", "diffusers", "transformers", "pyarrow", "pandas", "fsspec", "s3fs", "numpy", "PIL"}
+HEAVY = {
+    "torch", "ray", "diffusers", "transformers", "peft", "pyarrow", "pandas", "fsspec", "s3fs", "numpy", "PIL", "cv2",
+}  # fmt: skip
 
 # Who may import what, wherever in the module the import stands.
 DOORS = {
@@ -24,6 +26,7 @@ DOORS = {
     "torch": {"diffusion", "builtin"},
     "diffusers": {"diffusion", "builtin"},
     "transformers": {"diffusion", "builtin"},
+    "peft": {"builtin"},
     "fsspec": {"storage"},
     "s3fs": {"storage"},
     "botocore": {"storage"},
@@ -85,7 +88,7 @@ ORDER = """
     cli
     run
     pool status verify
-    worker display
+    worker display explain
     estimate output
     worker_settings
     commit
@@ -98,7 +101,7 @@ ORDER = """
     job
     adapters tasks
     models problems
-    columns identity images machine prompt_syntax rows samplers storage builtin
+    columns drawings identity images machine prompt_syntax rows samplers storage builtin
     errors
     __init__
 """.strip().splitlines()

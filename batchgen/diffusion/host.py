@@ -125,6 +125,20 @@ class PipelineHost:
             prompt_tokens=tuple(loaded.count_tokens(row) for row in batch.rows),
         )
 
+    @torch.inference_mode()
+    def watch(self, model: Model, row: Row, inputs: Mapping[str, Image]) -> list[npt.NDArray[np.uint8]]:
+        """The pictures, (H, W, 3), of what a row's latents are after every sampling step: noise first, the row's last.
+
+        Raises:
+            ModelLoadError: the model cannot be loaded.
+            InputError: the model, an adapter or the scheduler cannot do what the row asks.
+        """
+        loaded = self._load(model, None)
+        seen: list[torch.Tensor] = []
+        generators = [torch.Generator("cpu").manual_seed(row.values["seed"])]
+        loaded.denoise([row], [inputs], generators, after_step=lambda _step, latents: seen.append(latents))
+        return [loaded.decode(latents, row.values.get("vae"))[0][0] for latents in seen]
+
     def _make(
         self, loaded: LoadedModel, rows: Sequence[Row], inputs: Sequence[Mapping[str, Image]], size: int
     ) -> tuple[npt.NDArray[np.uint8], tuple[bool, ...]]:

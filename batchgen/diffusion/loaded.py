@@ -1,7 +1,7 @@
 """A loaded model: its pipelines, prompts and attachments, and how the values of rows become a pipeline call."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -22,10 +22,15 @@ from batchgen.models import Family, Model
 from batchgen.rows import Row
 from batchgen.tasks import Task, batch_strength, denoised_steps, find_task
 
-__all__ = ["LoadedModel"]
+__all__ = ["AfterStep", "LoadedModel"]
 
 _LIKED, _DISLIKED = 6.0, 2.5  # aesthetic scores that a refiner is asked for and away from: its authors' defaults
+
 Inputs = Sequence[Mapping[str, Image]]
+"""The rows' conditioning images by name."""
+
+AfterStep = Callable[[int, torch.Tensor], None]
+"""Is told the number of a step, from 1, and the latents after it, at the noise level of that step."""
 
 
 class LoadedModel:
@@ -48,7 +53,13 @@ class LoadedModel:
         """Tokens of the row's whole prompt, start and end markers not counted."""
         return self.prompts.count_tokens(self._prompt(row))
 
-    def denoise(self, rows: Sequence[Row], inputs: Inputs, generators: list[torch.Generator]) -> torch.Tensor:
+    def denoise(
+        self,
+        rows: Sequence[Row],
+        inputs: Inputs,
+        generators: list[torch.Generator],
+        after_step: AfterStep | None = None,
+    ) -> torch.Tensor:
         """Latents of rows that share everything a call has one value for: (B, 4, H/8, W/8)."""
         shared = rows[0].values
         task = find_task(rows[0].task)
@@ -60,6 +71,8 @@ class LoadedModel:
         arguments |= {
             name: shared[name] for name in ("denoising_start", "denoising_end") if shared.get(name) is not None
         }
+        if after_step is not None:
+            arguments["callback_on_step_end"] = _told(after_step)
         latents = self._call(pipeline, rows, inputs, generators, arguments)
         if shared.get("hires_scale"):
             latents = self._enlarge(latents, rows, inputs, generators)
@@ -257,15 +270,26 @@ class LoadedModel:
             vae["sha256"] if vae else "",
             *(net["sha256"] for net in nets),
         )
-        if key not in self._pipelines:
-            scheduler = make_scheduler(values["scheduler"], kwargs, self._parts["scheduler"].config)
-            self._pipelines[key] = make_pipeline(class_name, {**self._parts, "scheduler": scheduler}, self._options)
-        pipeline = self._pipelines[key]
-        pipeline.vae = self._attachments.vae(vae)
+        modules = {"vae": self._attachments.vae(vae)}
         if nets:
-            modules = self._attachments.controlnets(nets)
-            pipeline.register_modules(controlnet=modules[0] if len(modules) == 1 else MultiControlNetModel(modules))
+            loaded = self._attachments.controlnets(nets)
+            modules["controlnet"] = loaded[0] if len(loaded) == 1 else MultiControlNetModel(loaded)
+        if key not in self._pipelines:
+            modules["scheduler"] = make_scheduler(values["scheduler"], kwargs, self._parts["scheduler"].config)
+            self._pipelines[key] = make_pipeline(class_name, {**self._parts, **modules}, self._options)
+        pipeline = self._pipelines[key]
+        pipeline.register_modules(**modules)
         return pipeline
+
+
+def _told(after_step: AfterStep) -> Callable[..., dict[str, Any]]:
+    """A diffusers callback that passes latents on and changes nothing."""
+
+    def tell(_pipeline: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        after_step(step + 1, tensors["latents"].clone())
+        return {}
+
+    return tell
 
 
 def _without_attachments(row: Row) -> Row:

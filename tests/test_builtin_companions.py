@@ -1,0 +1,366 @@
+"""The companions of the built-in model: every stage, check and export at a tiny scale, through the real commands."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from batchgen.builtin.__main__ import COMPANIONS, main
+from batchgen.builtin.captions import canonical_caption
+from batchgen.builtin.companions.conditions import canny, depth_picture, edge_picture, inverse_depth
+from batchgen.builtin.companions.ink import INK, PAPER, draw_in_ink
+from batchgen.builtin.companions.masks import draw_mask
+from batchgen.builtin.companions.measures import (
+    edge_agreement,
+    gradient_error,
+    palette_distance,
+    psnr_where,
+    relief_correlation,
+    sharpness,
+)
+from batchgen.builtin.companions.ruby_ring import TOKEN, TOKENS, draw_concept
+from batchgen.builtin.companions.stages import COMPANIONS as TABLE
+from batchgen.builtin.companions.stages import run_companion
+from batchgen.builtin.recipe import Folders, Recipe, RecipeError, Training
+from batchgen.builtin.renderer import render
+from batchgen.builtin.scenes import Color, Finish, Shape, draw_scene
+from batchgen.builtin.scorer import ScorerTask
+from batchgen.builtin.stages import TRAINING, Workshop
+from batchgen.builtin.training import Hardware, Run, averaged, train
+
+SCENES = 8
+PICTURE = render(draw_scene(7, 2))
+
+
+def workshop(work: Path, *, steps: int = 2) -> Workshop:
+    """A recipe of a few scenes and steps."""
+    tiny = Training(steps=steps, batch=2, learning_rate=1e-3, warmup=1, save_every=2)
+    recipe = Recipe(
+        scenes=SCENES,
+        autoencoder=tiny,
+        text=tiny,
+        unet=tiny,
+        companions={name: replace(tiny, learning_rate=1e-2) for name in TABLE},
+    )
+    return Workshop(
+        recipe=recipe, folders=Folders(root=work), hardware=Hardware(processes=1, bfloat16=False), log=print
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A work folder with a tiny base, all companions and a scorer; the base is exported beside it as `builtin`."""
+    root = tmp_path_factory.mktemp("companions")
+    shop = workshop(root / "work")
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("renders", "latents"):
+            patch.setattr(f"batchgen.builtin.{module}.CHUNK_SCENES", SCENES)
+        patch.setattr("batchgen.builtin.companions.ruby_ring.SCENES", 4)
+        for stage in ("render", "autoencoder", "text", "latents", "unet"):
+            TRAINING[stage](shop)
+        scorer = ScorerTask(renders=shop.folders.renders, scenes=SCENES)
+        train(scorer, shop.recipe.unet, shop.folders.stage("scorer"), seed=0, hardware=shop.hardware, log=print)
+        for name in TABLE:
+            run_companion(shop, name)
+        assert invoke(shop, "export", "--output", str(root / "builtin")).exit_code == 0
+        yield root
+
+
+def invoke(shop: Workshop, *arguments: str) -> Result:
+    scale = SCENES / Recipe().scenes
+    return CliRunner().invoke(main, ["--work", str(shop.folders.root), "--scale", str(scale), *arguments])
+
+
+@pytest.fixture(scope="module")
+def exported(finished: Path) -> Path:
+    """The folder that holds `builtin` and all its companions, checked before."""
+    shop = workshop(finished / "work")
+    checked = invoke(shop, "check-companions", "--count", "2", "--steps", "2")
+    assert checked.exit_code == 0, checked.output
+    done = invoke(shop, "export-companions", "--base", str(finished / "builtin"))
+    assert done.exit_code == 0, done.output
+    return finished
+
+
+def changed(finished: Path, stage: str) -> dict[str, bool]:
+    """Which weights of a companion's checkpoint differ from those it began with."""
+    task = TABLE[stage].task(workshop(finished / "work"))
+    torch.manual_seed(0)
+    before, after = task.build().state_dict(), averaged(task, finished / "work" / stage).state_dict()
+    return {name: not torch.equal(before[name], value) for name, value in after.items()}
+
+
+def test_every_companion_has_a_command() -> None:
+    assert tuple(TABLE) == COMPANIONS
+    assert set(TABLE) == set(Recipe().companions)
+
+
+def test_what_should_be_trained_is_and_nothing_else(finished: Path) -> None:
+    assert all(changed(finished, "ruby-ring").values())
+    for stage in ("controlnet-edges", "controlnet-depth", "depth", "inpainting", "depth-estimator"):
+        moved = changed(finished, stage)
+        assert sum(moved.values()) > 0.8 * len(moved), stage
+    moved = changed(finished, "ink")
+    assert all(moved[name] == ("lora_" in name) for name in moved)
+    moved = changed(finished, "vae-sharp")
+    assert not any(moved[name] for name in moved if name.startswith(("encoder", "quant_conv")))
+    assert all(moved[name] for name in moved if name.startswith("decoder") and name.endswith("weight"))
+
+
+def test_the_new_channels_come_last_and_begin_at_zero(finished: Path) -> None:
+    task = TABLE["inpainting"].task(workshop(finished / "work"))
+    weights = task.build().state_dict()["conv_in.weight"]
+    base = TABLE["ink"].task(workshop(finished / "work")).build().state_dict()["conv_in.weight"]
+    assert weights.shape[1] == 9
+    assert torch.equal(weights[:, :4], base)
+    assert not weights[:, 4:].any()
+
+
+def test_a_killed_companion_resumes_to_the_same_weights(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished / "work", tmp_path / "work", ignore=shutil.ignore_patterns("ink", "controlnet*", "depth*"))
+    task = TABLE["ink"].task(workshop(tmp_path / "work", steps=5))
+
+    def run() -> dict[str, torch.Tensor]:
+        run_companion(workshop(tmp_path / "work", steps=5), "ink")
+        return averaged(task, tmp_path / "work" / "ink").state_dict()
+
+    whole, advance = run(), Run.advance
+    shutil.rmtree(tmp_path / "work" / "ink")
+
+    def die_at_three(self: Run, *arguments: Any, **options: Any) -> None:
+        if self.step == 3:
+            raise KeyboardInterrupt
+        advance(self, *arguments, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "advance", die_at_three)
+        run()
+    assert not (tmp_path / "work" / "ink" / "model").exists()
+    resumed = run()
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+
+
+def test_companions_of_another_base_are_refused(finished: Path, exported: Path, tmp_path: Path) -> None:
+    """Whether the work folder's base or the exported one is another."""
+    shutil.copytree(finished / "work", tmp_path / "work")
+    shutil.copytree(finished / "builtin", tmp_path / "builtin")
+    shop = workshop(tmp_path / "work")
+    weights = next((tmp_path / "work" / "unet" / "model" / "unet").glob("*.safetensors"))
+    shutil.copy(next((finished / "work" / "depth" / "model").glob("*.safetensors")), weights)
+    arguments = ("export-companions", "--base", str(tmp_path / "builtin"))
+    other = invoke(shop, *arguments)
+    assert other.exit_code == 2
+    assert "other weights" in other.output
+    shutil.copytree(finished / "builtin", tmp_path / "builtin", dirs_exist_ok=True)
+    note = tmp_path / "work" / "ink" / "result.json"
+    shutil.rmtree(tmp_path / "work" / "unet")
+    shutil.copytree(finished / "work" / "unet", tmp_path / "work" / "unet")
+    note.write_text(json.dumps({**json.loads(note.read_text()), "inputs": "of another base"}))
+    other = invoke(shop, *arguments, "ink")
+    assert other.exit_code == 2
+    assert "another base" in other.output
+    checkpoint = torch.load(tmp_path / "work" / "ink" / "checkpoint.pt", weights_only=True)
+    torch.save({**checkpoint, "inputs": "of another base"}, tmp_path / "work" / "ink" / "checkpoint.pt")
+    with pytest.raises(RecipeError, match="remove it"):
+        run_companion(shop, "ink")
+
+
+@pytest.mark.parametrize("stage", [*COMPANIONS, "check-companions", "export-companions"])
+def test_a_stage_out_of_order_says_what_to_run_first(tmp_path: Path, stage: str) -> None:
+    result = CliRunner().invoke(main, ["--work", str(tmp_path / "work"), stage])
+    assert result.exit_code == 2
+    assert "first" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_an_unwritable_folder_is_a_clear_error(finished: Path) -> None:
+    shop = workshop(finished / "work")
+    (finished / "file").write_text("in the way")
+    shutil.copytree(finished / "builtin", finished / "elsewhere" / "builtin")
+    (finished / "elsewhere" / "builtin-ink").write_text("in the way")
+    result = invoke(shop, "export-companions", "ink", "--base", str(finished / "elsewhere" / "builtin"))
+    assert result.exit_code == 2
+    assert "cannot write" in result.output
+
+
+def test_the_checks_measure_with_and_without(exported: Path) -> None:
+    found = json.loads((exported / "work" / "companions.json").read_text())
+    assert set(found) == set(COMPANIONS)
+    for name, check in found.items():
+        assert len(check["rows"]) >= 2
+        assert (exported / "work" / f"sheet-{name}.png").stat().st_size > 10_000
+    assert not found["controlnet-edges"]["passes"]  # after two steps nothing is learnt, and the check must say so
+
+
+def test_exported_folders_name_no_place_and_say_how_they_were_made(exported: Path) -> None:
+    folders = sorted(path for path in exported.glob("builtin-*"))
+    assert [path.name.removeprefix("builtin-") for path in folders] == sorted(set(COMPANIONS) - {"depth-estimator"})
+    for folder in folders:
+        card = (folder / "README.md").read_text()
+        assert "2 of" in card
+        assert "fresh scenes" in card
+        for config in folder.rglob("*.json"):
+            assert str(exported) not in config.read_text()
+        for file in folder.rglob("*.*"):
+            assert file.exists(), f"{file} is a link to nothing"
+            assert not file.is_symlink() or not Path(file.readlink()).is_absolute()
+
+
+def test_what_pipelines_share_with_the_base_is_linked(exported: Path) -> None:
+    for name in ("depth", "inpainting"):
+        for part in ("vae", "text_encoder", "tokenizer", "scheduler"):
+            folder = exported / f"builtin-{name}" / part
+            assert not folder.is_symlink()
+            assert {file.name for file in folder.iterdir()} == {
+                file.name for file in (exported / "builtin" / part).iterdir()
+            }
+            assert all(file.is_symlink() for file in folder.iterdir())
+        assert not any(file.is_symlink() for file in (exported / f"builtin-{name}" / "unet").iterdir())
+
+
+def paint(pipeline: Any, prompt: str = "a red ring", **options: Any) -> "np.ndarray[Any, np.dtype[np.float32]]":
+    pipeline.set_progress_bar_config(disable=True)
+    noise = torch.Generator("cpu").manual_seed(0)
+    images: list[np.ndarray[Any, np.dtype[np.float32]]] = pipeline(
+        prompt, num_inference_steps=2, generator=noise, output_type="np", **options
+    ).images
+    assert images[0].shape == (128, 128, 3)
+    assert np.isfinite(images[0]).all()
+    return images[0]
+
+
+@pytest.fixture(scope="module")
+def base(exported: Path) -> Any:
+    from diffusers import StableDiffusionPipeline
+
+    return StableDiffusionPipeline.from_pretrained(exported / "builtin")
+
+
+@pytest.mark.parametrize("condition", ["edges", "depth"])
+def test_an_exported_controlnet_steers(exported: Path, base: Any, condition: str) -> None:
+    from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
+
+    controlnet = ControlNetModel.from_pretrained(exported / f"builtin-controlnet-{condition}")
+    pipeline = StableDiffusionControlNetPipeline(
+        **base.components, controlnet=controlnet, requires_safety_checker=False
+    )
+    some, other = (Image.fromarray(edge_picture(canny(render(draw_scene(7, i)).rgb))) for i in (2, 3))
+    assert not np.array_equal(paint(pipeline, image=some), paint(pipeline, image=other))
+
+
+@pytest.mark.filterwarnings("ignore:In CPU autocast")
+def test_the_exported_depth_pipeline_paints(exported: Path) -> None:
+    from diffusers import StableDiffusionDepth2ImgPipeline
+
+    pipeline = StableDiffusionDepth2ImgPipeline.from_pretrained(exported / "builtin-depth")
+    assert pipeline.depth_estimator.dtype == pipeline.unet.dtype == pipeline.text_encoder.dtype == torch.float32
+    assert pipeline.unet.config.in_channels == 5
+    depth = torch.from_numpy(inverse_depth(PICTURE.depth))[None]
+    picture = Image.fromarray(PICTURE.rgb)
+    paint(pipeline, image=picture, strength=1.0)  # its depth by the estimator
+    some = paint(pipeline, image=picture, strength=1.0, depth_map=depth)
+    assert not np.array_equal(some, paint(pipeline, image=picture, strength=1.0, depth_map=depth.flip(-1)))
+
+
+def test_the_exported_inpainting_pipeline_paints(exported: Path) -> None:
+    from diffusers import StableDiffusionInpaintPipeline
+
+    pipeline = StableDiffusionInpaintPipeline.from_pretrained(exported / "builtin-inpainting")
+    assert pipeline.unet.config.in_channels == 9
+    mask = Image.fromarray((PICTURE.objects > 0).astype(np.uint8) * 255)
+    paint(pipeline, image=Image.fromarray(PICTURE.rgb), mask_image=mask, strength=1.0)
+
+
+def test_the_exported_lora_changes_the_picture(exported: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(exported / "builtin")
+    plain = paint(pipeline)
+    pipeline.load_lora_weights(exported / "builtin-ink", weight_name="pytorch_lora_weights.safetensors")
+    assert not np.array_equal(paint(pipeline), plain)
+    assert np.allclose(paint(pipeline, cross_attention_kwargs={"scale": 0.0}), plain, atol=1e-4)
+
+
+def test_the_exported_embedding_is_read_as_two_vectors(exported: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(exported / "builtin")
+    before = len(pipeline.tokenizer)
+    pipeline.load_textual_inversion(exported / "builtin-ruby-ring")
+    assert len(pipeline.tokenizer) == before + 2
+    written = pipeline.maybe_convert_prompt(f"a photo of {TOKEN} in the desert", pipeline.tokenizer)
+    assert written == f"a photo of {' '.join(TOKENS)} in the desert"
+    tokens = pipeline.tokenizer(written, add_special_tokens=False).input_ids
+    assert {before, before + 1} < set(tokens)
+    stored = pipeline.text_encoder.get_input_embeddings().weight[before:]
+    task = TABLE["ruby-ring"].task(workshop(exported / "work"))
+    trained = averaged(task, exported / "work" / "ruby-ring").state_dict()["vectors"]
+    assert torch.allclose(stored, trained, atol=1e-3)
+    paint(pipeline, f"a photo of {TOKEN}")
+
+
+def test_the_exported_decoder_reads_the_bases_latents(exported: Path, base: Any) -> None:
+    from diffusers import AutoencoderKL
+
+    sharp, values = AutoencoderKL.from_pretrained(exported / "builtin-vae-sharp"), torch.zeros(1, 3, 128, 128)
+    with torch.no_grad():
+        mine, theirs = sharp.encode(values).latent_dist.mean, base.vae.encode(values).latent_dist.mean
+        assert torch.equal(mine, theirs)
+        assert not torch.equal(sharp.decode(mine).sample, base.vae.decode(mine).sample)
+
+
+def test_conditions_are_as_the_annotators_draw_them() -> None:
+    inverse = inverse_depth(PICTURE.depth)
+    assert (inverse.min(), inverse.max()) == (0.0, 1.0)
+    assert inverse[-1].mean() > inverse[20].mean()  # the floor before the camera is nearer than the wall
+    outline = PICTURE.edges & (PICTURE.objects > 0)
+    assert edge_agreement(canny(PICTURE.rgb), outline) > 0.3
+    assert edge_picture(PICTURE.edges).max() == 255
+    assert depth_picture(inverse).shape == (128, 128, 3)
+
+
+def test_concept_scenes_show_one_shiny_red_ring() -> None:
+    for index in range(8):
+        (thing,) = draw_concept(0, index).things
+        assert (thing.shape, thing.color, thing.finish) == (Shape.RING, Color.RED, Finish.SHINY)
+        assert "red ring" in canonical_caption(draw_concept(0, index))
+
+
+def test_masks_hide_objects_or_rectangles() -> None:
+    rng, shares = np.random.default_rng(0), []
+    for index in range(60):
+        objects = render(draw_scene(3, index % 6)).objects
+        mask = draw_mask(rng, objects)
+        assert mask.shape == objects.shape
+        assert mask.any()
+        shares.append(any(bool(mask[objects == number].all()) for number in np.unique(objects[objects > 0])))
+    assert 0.6 < np.mean(shares) < 1
+
+
+def test_measures_tell_apart_what_they_should() -> None:
+    edges = canny(PICTURE.rgb)
+    assert edge_agreement(edges, edges) == 1
+    assert edge_agreement(edges, np.roll(edges, 1, axis=1)) > 0.95
+    assert edge_agreement(edges, np.roll(edges, 40, axis=0)) < 0.8
+    maps = np.stack([inverse_depth(render(draw_scene(3, index)).depth) for index in range(4)])
+    average = maps.mean(axis=0)
+    assert relief_correlation(maps, maps, average) == pytest.approx(1)
+    assert relief_correlation(maps, np.roll(maps, 1, axis=0), average) < 0.5
+    drawn = draw_in_ink(PICTURE.rgb, PICTURE.edges)
+    assert palette_distance(drawn[None], INK, PAPER) < 1
+    assert palette_distance(PICTURE.rgb[None], INK, PAPER) > 20
+    first, everywhere = PICTURE.rgb[None], np.ones((1, 128, 128), dtype=np.bool_)
+    blurred = ((first.astype(np.uint16) + np.roll(first, 1, axis=2)) // 2).astype(np.uint8)
+    assert psnr_where(first, first, everywhere) > psnr_where(blurred, first, everywhere)
+    assert gradient_error(first, first) == 0 < gradient_error(blurred, first)
+    assert sharpness(first, first) == 1 > sharpness(blurred, first)

@@ -1,0 +1,256 @@
+"""Every way Stable Diffusion generates, from a manifest: a row gives the same picture alone and among others."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import tiny_adapters as adapters
+import tiny_models as models
+from PIL import Image
+
+from batchgen.columns import image_column
+from batchgen.diffusion.host import PipelineHost
+from batchgen.images import fit
+from batchgen.job import Job
+from batchgen.rows import MicroBatch, Row
+from batchgen.run import check
+from batchgen.tasks import TASKS
+
+SIZE = 3  # rows of a micro-batch; the host pads what is short
+STEPS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workshop:
+    """A folder with tiny models, adapters and pictures, made when a test first asks for one."""
+
+    root: Path
+
+    def path(self, name: str) -> str:
+        """The path of something below the root."""
+        path = self.root / name
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            MAKERS[name](self, path)
+        return str(path)
+
+    def rows(self, cells: Sequence[Mapping[str, Any]], **job: Any) -> list[Row]:
+        """The rows of a manifest with those cells, in its order."""
+        manifest = self.root / "manifest.jsonl"
+        manifest.write_text("".join(json.dumps({"id": str(i)} | dict(c)) + "\n" for i, c in enumerate(cells)))
+        with check(Job(manifest=str(manifest), **job)) as (index, resolved):
+            found = {row.id: row for _, row in index.pending(None)}
+            self.models.clear()
+            self.models.update(resolved.models)
+        return [found[str(i)] for i in range(len(cells))]
+
+    @property
+    def models(self) -> dict[str, Any]:
+        return _models()
+
+
+@cache
+def _models() -> dict[str, Any]:
+    return {}
+
+
+def _picture(_shop: Workshop, path: Path) -> None:
+    number = int(path.stem[-1])
+    noise = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize((64, 64), Image.Resampling.BICUBIC).save(path)
+
+
+def _mask(_shop: Workshop, path: Path) -> None:
+    number = int(path.stem[-1])
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (8 * number, 16, 40, 64))
+    mask.save(path)
+
+
+Maker = Callable[[Workshop, Path], object]
+MAKERS: Mapping[str, Maker] = {
+    **{f"image-{n}.png": _picture for n in range(4)},
+    **{f"mask-{n}.png": _mask for n in range(4)},
+    "sd1": lambda _, path: models.build_sd1(path),
+    "sd1-9": lambda _, path: models.build_sd1(path, in_channels=9),
+    "sd2": lambda _, path: models.build_sd2(path),
+    "sdxl": lambda _, path: models.build_sdxl(path),
+    "refiner": lambda _, path: models.build_refiner(path),
+    "depth": lambda _, path: models.build_depth(path),
+    "pix2pix": lambda _, path: models.build_pix2pix(path),
+    "upscaler": lambda _, path: models.build_upscaler(path),
+    "lcm": lambda _, path: models.build_lcm(path),
+    "control-1": lambda shop, path: adapters.build_controlnet(path, Path(shop.path("sd1")), seed=1),
+    "control-2": lambda shop, path: adapters.build_controlnet(path, Path(shop.path("sd1")), seed=2),
+    "control-xl-1": lambda shop, path: adapters.build_controlnet(path, Path(shop.path("sdxl")), seed=1),
+    "control-xl-2": lambda shop, path: adapters.build_controlnet(path, Path(shop.path("sdxl")), seed=2),
+    "peft.safetensors": lambda shop, path: adapters.build_lora(path, Path(shop.path("sd1")), format="peft"),
+    "kohya.safetensors": lambda shop, path: adapters.build_lora(path, Path(shop.path("sd1")), format="kohya"),
+    "diffusers.safetensors": lambda shop, path: adapters.build_lora(path, Path(shop.path("sd1")), format="diffusers"),
+    "both.safetensors": lambda shop, path: adapters.build_lora(
+        path, Path(shop.path("sd1")), format="peft", text_encoder=True, seed=5
+    ),
+    "xl.safetensors": lambda shop, path: adapters.build_lora(path, Path(shop.path("sdxl")), format="peft", seed=6),
+}
+
+
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    return Workshop(root=tmp_path_factory.mktemp("systems"))
+
+
+@pytest.fixture(scope="session")
+def host() -> PipelineHost:
+    return PipelineHost(device="cpu", dtype="float32")
+
+
+def load_inputs(row: Row) -> dict[str, Image.Image]:
+    size = row.values["width"], row.values["height"]
+    modes = TASKS[row.task].modes
+    return {name: fit(Image.open(ref.uri), modes[image_column(name)], *size) for name, ref in row.inputs.items()}
+
+
+def generate(host: PipelineHost, shop: Workshop, rows: Sequence[Row]) -> npt.NDArray[np.uint8]:
+    batch = MicroBatch(rows=rows, size=SIZE)
+    refiner = rows[0].values.get("refiner")
+    pictures = host.generate(
+        shop.models[rows[0].values["model"]],
+        batch,
+        [load_inputs(row) for row in rows],
+        refiner=None if refiner is None else shop.models[refiner],
+    )
+    assert all(pictures.finite)
+    return pictures.pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """One way to generate: what its rows share, and what makes its picture another than without it."""
+
+    model: str
+    shared: Mapping[str, Any] = None  # type: ignore[assignment]
+    images: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    guidance_scale: float | None = None
+    height: int = 64
+
+
+def _cells(shop: Workshop, system: System, number: int) -> dict[str, Any]:
+    cells: dict[str, Any] = {
+        "prompt": ("a castle", "the sea, 海 with ships", "")[number],
+        "negative_prompt": ("fog", "", None)[number],
+        "seed": (2**63 - 1, 1, 2)[number],
+        "guidance_scale": (7.3, 1.5, 30.0)[number] if system.guidance_scale is None else system.guidance_scale,
+        "num_inference_steps": STEPS,
+        "model": shop.path(system.model),
+    }
+    for column in system.images:
+        kind = "mask" if column == "mask_image" else "image"
+        count = 2 if column == "control_images" else 1
+        paths = [shop.path(f"{kind}-{(number + place) % 4}.png") for place in range(count)]
+        cells["control_image" if count == 2 else column] = paths if count == 2 else paths[0]
+    for name, value in (system.shared or {}).items():
+        cells[name] = value(shop) if callable(value) else value
+    return cells
+
+
+def control(*names: str) -> Callable[[Workshop], list[str]]:
+    return lambda shop: [shop.path(name) for name in names]
+
+
+def loras(**scales: float) -> Callable[[Workshop], list[dict[str, Any]]]:
+    return lambda shop: [{"path": shop.path(f"{name}.safetensors"), "scale": scale} for name, scale in scales.items()]
+
+
+SYSTEMS: Mapping[str, System] = {
+    "sd1 text-to-image": System(model="sd1"),
+    "sd1 image-to-image": System(model="sd1", images=("image",)),
+    "sd1 inpainting": System(model="sd1", images=("image", "mask_image")),
+    "sd1 inpainting, 9 channels": System(model="sd1-9", images=("image", "mask_image")),
+    "sd2 text-to-image": System(model="sd2"),
+    "sd2 image-to-image": System(model="sd2", images=("image",)),
+    "sd2 inpainting": System(model="sd2", images=("image", "mask_image")),
+    "sdxl text-to-image": System(model="sdxl"),
+    "sdxl image-to-image": System(model="sdxl", images=("image",)),
+    "sdxl inpainting": System(model="sdxl", images=("image", "mask_image")),
+    "sdxl with refiner": System(
+        model="sdxl",
+        shared={"refiner": lambda shop: shop.path("refiner"), "denoising_end": 0.6, "num_inference_steps": 5},
+        without=("refiner", "denoising_end"),
+    ),
+    "refiner alone": System(model="refiner", images=("image",)),
+    "depth estimated": System(model="depth", images=("image",)),
+    "depth given": System(model="depth", images=("image", "depth_map"), without=("depth_map",)),
+    "edit": System(model="pix2pix", images=("image",), shared={"image_guidance_scale": 1.7}),
+    "upscaling": System(model="upscaler", images=("image",)),
+    "lcm": System(model="lcm", shared={"scheduler": "LCM"}),
+    "turbo": System(
+        model="sd1",
+        shared={"scheduler": "Euler a SGM Uniform", "num_inference_steps": 1},
+        guidance_scale=0.0,
+    ),
+    "controlnet": System(
+        model="sd1",
+        images=("control_image",),
+        shared={"controlnet": control("control-1"), "controlnet_conditioning_scale": 0.7},
+        without=("control_image", "controlnet", "controlnet_conditioning_scale"),
+    ),
+    "two controlnets": System(
+        model="sd1",
+        images=("control_images",),
+        shared={"controlnet": control("control-1", "control-2"), "controlnet_conditioning_scale": [0.7, 0.4]},
+        without=("control_image", "controlnet", "controlnet_conditioning_scale"),
+    ),
+    "controlnet of edges": System(
+        model="sd1",
+        images=("control_image",),
+        shared={"controlnet": control("control-1"), "control_preprocess": "canny", "control_guidance_end": 0.8},
+        without=("control_preprocess",),
+    ),
+    "controlnet, image-to-image": System(
+        model="sd1", images=("image", "control_image"), shared={"controlnet": control("control-1")}
+    ),
+    "two controlnets, inpainting": System(
+        model="sd1",
+        images=("image", "mask_image", "control_images"),
+        shared={"controlnet": control("control-1", "control-2")},
+    ),
+    "controlnet, inpainting, 9 channels": System(
+        model="sd1-9", images=("image", "mask_image", "control_image"), shared={"controlnet": control("control-1")}
+    ),
+    "sdxl controlnet": System(model="sdxl", images=("control_image",), shared={"controlnet": control("control-xl-1")}),
+    "sdxl two controlnets": System(
+        model="sdxl", images=("control_images",), shared={"controlnet": control("control-xl-1", "control-xl-2")}
+    ),
+    "sdxl controlnet, image-to-image": System(
+        model="sdxl", images=("image", "control_image"), shared={"controlnet": control("control-xl-1")}
+    ),
+    "sdxl controlnet, inpainting": System(
+        model="sdxl", images=("image", "mask_image", "control_image"), shared={"controlnet": control("control-xl-1")}
+    ),
+    "lora": System(model="sd1", shared={"loras": loras(peft=0.8)}, without=("loras",)),
+    "two loras": System(model="sd1", shared={"loras": loras(kohya=0.8, both=-0.5)}, without=("loras",)),
+    "sdxl lora": System(model="sdxl", shared={"loras": loras(xl=1.0)}, without=("loras",)),
+    "hires fix": System(model="sd1", shared={"hires_scale": 2.0, "hires_strength": 0.7}, height=128),
+}
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_row_does_not_depend_on_its_mates(name: str, host: PipelineHost, shop: Workshop) -> None:
+    system = SYSTEMS[name]
+    cells = [_cells(shop, system, number) for number in range(3)]
+    rows = shop.rows(cells)
+    together = generate(host, shop, rows)
+    assert together.shape[0] == 3
+    for number, row in enumerate(rows):
+        assert np.array_equal(generate(host, shop, [row])[0], together[number]), number
+    assert np.array_equal(generate(host, shop, rows[::-1])[::-1], together)
+    if system.without:
+        plain = shop.rows([{k: v for k, v in c.items() if k not in system.without} for c in cells])
+        assert not np.array_equal(generate(host, shop, plain), together)
