@@ -14,10 +14,11 @@ from typing import Any
 
 from batchgen import builtin
 from batchgen.columns import CellError
-from batchgen.models import Model, hash_file, hash_folder
+from batchgen.models import Model, hash_file, hash_folder, hash_text
 
-__all__ = ["ADAPTERS", "Finder", "find_adapters", "read_shapes"]
+__all__ = ["ADAPTERS", "Finder", "find_adapters", "image_encoder", "read_shapes"]
 
+_BUILTIN = re.compile(r"builtin-[a-z0-9-]+")
 _PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth"})
 _LORA_CROSS_ATTENTION = re.compile(r"attn2[._](processor[._])?to_k.*(lora_A|lora_?\.?down)\.(default\.)?weight$")
 _IP_CROSS_ATTENTION = re.compile(r"to_k_ip\.weight$")
@@ -31,23 +32,34 @@ Shapes = Mapping[str, tuple[int, ...]]
 class Kind:
     """What a column's adapters are.
 
-    `names` are the keys a cell may have beside `path`, with their defaults; None is required. `weights` are the names
-    of the weight files of those that are folders.
+    `names` are the keys a cell may have beside `path`, with their defaults; None is required. `weights` are the names,
+    or patterns, of the weights in those that may be folders; `is_folder` says that the folder itself is what is loaded.
     """
 
     what: str
     names: Mapping[str, Any]
     check: Callable[[Shapes, Mapping[str, Any], Model], str | None]
     weights: tuple[str, ...] = ()
+    is_folder: bool = False
     in_list: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finder:
-    """Finds adapters for the rows of one manifest; `folder` is what relative paths start from."""
+    """Where the adapters of one manifest's rows lie.
+
+    `folder` is what relative paths start from, `lora_folder` where the LoRAs lie that prompts name.
+    """
 
     folder: str
+    lora_folder: str | None = None
     allow_pickle: bool = False
+
+    def lora(self, name: str) -> str:
+        """The path of a LoRA that a prompt names: a file's name without its suffix, or a built-in companion's."""
+        if self.lora_folder is None or _BUILTIN.fullmatch(name):
+            return name
+        return str(Path(self.lora_folder).expanduser() / name)
 
 
 def find_adapters(column: str, cell: Any, model: Model, finder: Finder) -> Any:
@@ -81,6 +93,8 @@ def _find(kind: Kind, cell: Any, model: Model, finder: Finder) -> dict[str, Any]
     if unknown := given.keys() - kind.names.keys() - {"path"}:
         raise CellError(f"has an unknown key {min(unknown)!r}; a {kind.what} takes 'path' and {_listed(kind)}")
     path = _locate(given["path"], kind, finder)
+    if kind is ADAPTERS["ip_adapter"] and image_encoder(path) is None:
+        raise CellError(f"{path} has no image_encoder/ beside it; keep the folders as they were published")
     shapes, config = _facts(path, kind.weights)
     if reason := kind.check(shapes, config, model):
         raise CellError(f"{given['path']}: {reason}")
@@ -103,13 +117,15 @@ def _listed(kind: Kind) -> str:
 
 def _locate(name: str, kind: Kind, finder: Finder) -> Path:
     path = Path(name).expanduser()
-    if re.fullmatch(r"builtin-[a-z0-9-]+", name):
+    if _BUILTIN.fullmatch(name):
         try:
             path = builtin.companion_path(name)
         except LookupError as error:
             raise CellError(str(error.args[0])) from None
     elif not path.is_absolute():
         path = Path(finder.folder) / path
+    if not path.exists() and path.with_name(f"{path.name}.safetensors").exists():
+        path = path.with_name(f"{path.name}.safetensors")
     if not path.exists():
         raise CellError(f"{path} does not exist; paths start from {finder.folder}")
     if path.is_dir() and not kind.weights:
@@ -128,17 +144,28 @@ def _locate(name: str, kind: Kind, finder: Finder) -> Path:
 
 def _weights_in(folder: Path, kind: Kind) -> Path:
     """The folder itself where it holds a model of its own, else the one file of weights in it."""
-    if (folder / "config.json").is_file() or (folder / "image_encoder").is_dir():
+    if kind.is_folder and (folder / "config.json").is_file():
         return folder
-    files = [folder / name for name in kind.weights if (folder / name).is_file()]
+    files = [file for pattern in kind.weights for file in sorted(folder.glob(pattern))]
     if not files:
         raise CellError(f"{folder} holds no {' or '.join(kind.weights)}; give the file or folder of a {kind.what}")
+    if len(files) > 1 and not kind.is_folder and files[0].stem != files[1].stem:
+        raise CellError(f"{folder} holds {files[0].name} and {files[1].name}; name one of them")
     return files[0]
+
+
+def image_encoder(weights: Path) -> Path | None:
+    """The folder of the image encoder that goes with an IP-Adapter's weights, as its authors lay them out."""
+    places = (weights.parent / "image_encoder", weights.parent.parent / "models" / "image_encoder")
+    return next((place for place in places if (place / "config.json").is_file()), None)
 
 
 @lru_cache(maxsize=1024)
 def _fingerprint(path: Path) -> str:
-    return hash_folder(path) if path.is_dir() else hash_file(path)
+    if path.is_dir():
+        return hash_folder(path)
+    encoder = image_encoder(path)
+    return hash_file(path) if encoder is None else hash_text(hash_file(path) + hash_folder(encoder))
 
 
 @lru_cache(maxsize=1024)
@@ -257,14 +284,18 @@ ADAPTERS: Mapping[str, Kind] = {
         what="autoencoder",
         names={},
         check=_check_vae,
+        is_folder=True,
         weights=("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"),
     ),
     "controlnet": Kind(
         what="ControlNet",
         names={},
         check=_check_controlnet,
+        is_folder=True,
         weights=("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"),
         in_list=True,
     ),
-    "ip_adapter": Kind(what="IP-Adapter", names={}, check=_check_ip_adapter, weights=("*ip*adapter*.safetensors",)),
+    "ip_adapter": Kind(
+        what="IP-Adapter", names={}, check=_check_ip_adapter, weights=("*ip*adapter*.safetensors", "*ip*adapter*.bin")
+    ),
 }

@@ -113,7 +113,7 @@ def apply_arguments(
         complaints.add("clip_skip", f"is {values['clip_skip']}; {model.name!r} has {model.text_layers} text layers")
     values["width"], values["height"] = _size(values, model, inputs, complaints)
     values["scheduler"], values["scheduler_kwargs"] = _scheduler(values, model, complaints)
-    _apply_prompts(values, model, complaints)
+    _apply_prompts(values, model, defaults, complaints)
     _apply_control(values, task, model, inputs, complaints)
     _apply_image_prompt(values, inputs, complaints)
     _apply_adapters(values, model, defaults, complaints)
@@ -162,7 +162,7 @@ def _scheduler(values: Mapping[str, Any], model: Model, complaints: Complaints) 
     return sampler.class_name, options
 
 
-def _apply_prompts(values: Values, model: Model, complaints: Complaints) -> None:
+def _apply_prompts(values: Values, model: Model, defaults: Defaults, complaints: Complaints) -> None:
     """Size conditioning and the second prompt of SDXL; LoRAs named in a prompt of A1111's syntax."""
     if model.family in (Family.SDXL, Family.REFINER):
         size = (values["height"], values["width"])
@@ -181,7 +181,7 @@ def _apply_prompts(values: Values, model: Model, complaints: Complaints) -> None
     if tags:
         listed = values["loras"] or ()
         listed = listed if isinstance(listed, (list, tuple)) else (listed,)
-        values["loras"] = [*listed, *({"path": tag.name, "scale": tag.scale} for tag in tags)]
+        values["loras"] = [*listed, *({"path": defaults.adapters.lora(tag.name), "scale": tag.scale} for tag in tags)]
 
 
 def _apply_control(

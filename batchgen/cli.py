@@ -271,7 +271,7 @@ def retry(output: str, classes: tuple[str, ...]) -> None:
 @click.option("--model-config", metavar="FOLDER", help="Diffusers folder with the layout of a .safetensors file.")
 @click.option("--scheduler", metavar="NAME", help='Class or name, like "DPM++ 2M Karras". Default: the model\'s.')
 @click.option("--steps", "num_inference_steps", type=int, metavar="N", help="Sampling steps. Default: 25.")
-@click.option("--seed", type=int, metavar="N", help="Seed of the noise. Default: 0.")
+@click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Seed of the noise. Default: 0.")
 @click.option("--guidance-scale", type=float, metavar="X", help="How strongly to follow the prompt. Default: 7.5.")
 @click.option(
     "--prompt-syntax", type=click.Choice(["plain", "a1111"]), help="Whether (word:1.2) is a weight. Default: plain."

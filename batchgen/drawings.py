@@ -13,7 +13,7 @@ Pixels = npt.NDArray[np.uint8]
 """A picture, (H, W, 3)."""
 
 _WIDTH, _HEIGHT = 960, 600  # pixels of a chart
-_LEFT, _TOP, _RIGHT, _BOTTOM = 76, 84, 36, 64  # pixels of a chart's margins
+_LEFT, _TOP, _RIGHT, _BOTTOM = 76, 112, 36, 64  # pixels of a chart's margins
 _FINE = 3  # a chart is drawn so many times larger and then reduced: Pillow's lines have hard edges
 _INK, _FAINT, _LINE = (32, 32, 36), (222, 224, 229), (31, 95, 191)
 _DOTS = 60  # points of a line; more would touch each other
@@ -69,7 +69,7 @@ class _Chart:
     def draw(self, title: str, subtitle: str, x: str, y: str) -> None:
         self._text(_LEFT, 18, title, size=20)
         self._text(_LEFT, 46, subtitle, size=14)
-        self._text(_LEFT, _TOP - 4, y, size=13, anchor="ls")
+        self._text(_LEFT, _TOP - 12, y, size=13, anchor="ls")
         self._text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 14, x, size=13, anchor="ms")
         for value in _log_ticks(self._low, self._high):
             height = self._y(value)

@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 __all__ = ["Explanation", "explain", "explanation_tables", "write_explanation"]
 
 SEED = 0  # where none is given: explaining the same prompt twice gives the same pictures
-_FLAGS = {"prompt": "PROMPT", "num_inference_steps": "--steps"}  # the others are called like their columns
+_FLAGS = {"num_inference_steps": "--steps", "loras": "PROMPT"} | {
+    name: "--" + name.replace("_", "-")
+    for name in ("clip_skip", "guidance_scale", "prompt_syntax", "scheduler", "seed")
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,10 +48,14 @@ class Explanation:
     found: "Inspection"
 
     @property
-    def sampler(self) -> str:
-        """The scheduler's class, and the options that it is given over the model's own."""
+    def steps(self) -> str:
+        """How many steps, how many calls of the model if that is another number, and the scheduler's options."""
+        steps, calls = self.row.values["num_inference_steps"], len(self.found.schedule)
+        counted = f"{steps} step{'s' * (steps != 1)}"
+        if calls != steps:
+            counted += f" in {calls} calls of the model, each counted as a step here"
         options = self.row.values["scheduler_kwargs"].items()
-        return ", ".join([self.row.values["scheduler"], *(f"{name}={json.dumps(value)}" for name, value in options)])
+        return ", ".join([counted, *(f"{name}={json.dumps(value)}" for name, value in options)])
 
     def record(self) -> dict[str, Any]:
         """All of it as JSON takes it."""
@@ -91,14 +98,14 @@ def write_explanation(explanation: Explanation, output: str) -> Iterator[str]:
     yield _write(store, "explain.json", json.dumps(explanation.record(), ensure_ascii=False, indent=2).encode() + b"\n")
     levels = explanation.found.schedule
     chart = draw_log_chart(
-        explanation.sampler,
-        _calls(explanation),
+        explanation.row.values["scheduler"],
+        explanation.steps,
         [level.sigma for level in levels],
         x="step",
-        y="sigma: noise over signal at the start of the step",
+        y="sigma at the start of the step: noise over signal, on a logarithmic scale",
     )
     yield _write(store, "schedule.png", encode(chart, ImageFormat.PNG))
-    labels = [f"step {level.step}\nsigma {_number(level.sigma, '.3g')}" for level in levels]
+    labels = [f"step {level.step}\nfrom sigma {_number(level.sigma, '.3g')}" for level in levels]
     sheet = draw_sheet(_watch(explanation), labels)
     yield _write(store, "steps.png", encode(sheet, ImageFormat.PNG))
 
@@ -121,7 +128,7 @@ def explanation_tables(explanation: Explanation) -> Iterator[RenderableType]:
         sigma, log_snr = _number(level.sigma, ".4f"), _number(level.log_snr, ".3f", "-inf")
         schedule.add_row(str(level.step), f"{level.timestep:.6g}", sigma, log_snr)
     yield schedule
-    yield Text(f"{explanation.sampler}: {_calls(explanation)}")
+    yield Text(f"{explanation.row.values['scheduler']}: {explanation.steps}")
 
 
 def _table(*columns: str, left: str = "") -> Table:
@@ -145,8 +152,7 @@ def _make_row(cells: Mapping[str, Any], model: Model) -> Row:
     defaults = Defaults(values={"seed": SEED}, adapters=Finder(folder=str(Path.cwd())), find_model=find_model)
     values = apply_arguments(parsed.cells, task, model, {}, defaults, complaints)
     if complaints:
-        lines = (f"{_FLAGS.get(name, '--' + name.replace('_', '-'))}: {message}" for name, message in complaints)
-        raise InputError("\n".join(lines))
+        raise InputError("\n".join(f"{_FLAGS.get(name, name.upper())}: {message}" for name, message in complaints))
     return Row(id="explained", fingerprint="", task=task.name, values=values)
 
 
@@ -175,12 +181,6 @@ def _cut(chunks: tuple[int, ...]) -> str:
         f"{tokens} in {len(chunks)} chunks ({held}), cut at the lines: a text encoder reads up to 75 at once. "
         "Each chunk is encoded alone, and the picture is made from all of them; no token is dropped."
     )
-
-
-def _calls(explanation: Explanation) -> str:
-    steps, calls = explanation.row.values["num_inference_steps"], len(explanation.found.schedule)
-    counted = f"{steps} step{'s' * (steps != 1)}"
-    return counted if calls == steps else f"{counted} are {calls} calls of the model, each counted as a step here"
 
 
 def _number(value: float | None, form: str, infinite: str = "inf") -> str:

@@ -90,6 +90,7 @@ class Job:
     limits: Limits = field(default_factory=Limits)
     worker: WorkerResources = field(default_factory=WorkerResources)
     storage_options: Mapping[str, Any] = field(default_factory=dict)
+    lora_folder: str | None = None  # where the LoRAs lie that prompts name; else in the manifest's folder
     allow_pickle: bool = False  # read pickled weights too, with torch's weights-only loader
 
     def __post_init__(self) -> None:
@@ -131,7 +132,7 @@ def load_job(source: str) -> Job:
     settings["defaults"] = _checked_defaults(table.get("defaults", {}), wrong)
     if wrong:
         raise InputError("\n".join(f"job {source}: {line}" for line in wrong))
-    for name in ("manifest", "output", "model", "model_config"):
+    for name in ("manifest", "output", "model", "model_config", "lora_folder"):
         if settings.get(name):
             settings[name] = _resolved(name, settings[name], path.parent)
     for name, value in settings["defaults"].items():

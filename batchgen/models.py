@@ -17,7 +17,7 @@ from typing import Any
 from batchgen import builtin
 from batchgen.errors import InputError
 
-__all__ = ["Family", "Model", "Source", "find_model", "hash_file", "hash_folder"]
+__all__ = ["Family", "Model", "Source", "find_model", "hash_file", "hash_folder", "hash_text"]
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?$")
 _SD_PIPELINES = frozenset(
@@ -143,7 +143,7 @@ def _hub_model(name: str) -> Model:
         name=name,
         source=Source.HUB,
         location=repository,
-        fingerprint=hashlib.sha256(f"{repository}@{folder.name}".encode()).hexdigest(),
+        fingerprint=hash_text(f"{repository}@{folder.name}"),
         revision=folder.name,
         **_layout(folder, name),
     )
@@ -224,3 +224,8 @@ def hash_file(path: Path) -> str:
         while block := stream.read(_HASH_BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def hash_text(text: str) -> str:
+    """sha256 of a text, as 64 hexadecimal digits."""
+    return hashlib.sha256(text.encode()).hexdigest()

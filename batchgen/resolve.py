@@ -218,8 +218,9 @@ class _RowBuilder:
         return value
 
     def _defaults_for(self, record: Record) -> Defaults:
-        finder = Finder(folder=folder_of(record.file), allow_pickle=self._job.allow_pickle)
-        return Defaults(values=self._job.defaults, adapters=finder, find_model=self.model)
+        job = self._job
+        finder = Finder(folder=folder_of(record.file), lora_folder=job.lora_folder, allow_pickle=job.allow_pickle)
+        return Defaults(values=job.defaults, adapters=finder, find_model=self.model)
 
     def _complain(self, record: Record, complaints: Complaints) -> None:
         for column, message in complaints:

@@ -36,7 +36,7 @@ from batchgen.builtin.scorer import ScorerTask
 from batchgen.builtin.stages import TRAINING, Workshop
 from batchgen.builtin.training import Hardware, Run, averaged, train
 
-SCENES = 8
+SCENES = 16
 PICTURE = render(draw_scene(7, 2))
 
 
@@ -64,6 +64,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for module in ("renders", "latents"):
             patch.setattr(f"batchgen.builtin.{module}.CHUNK_SCENES", SCENES)
         patch.setattr("batchgen.builtin.companions.ruby_ring.SCENES", 4)
+        for pictures in ("HELD_OUT", "NORMALISED"):
+            patch.setattr(f"batchgen.builtin.stages.{pictures}", SCENES)
         for stage in ("render", "autoencoder", "text", "latents", "unet"):
             TRAINING[stage](shop)
         scorer = ScorerTask(renders=shop.folders.renders, scenes=SCENES)

@@ -319,13 +319,14 @@ def test_a_defaults_number_of_images(write_manifest: WriteManifest, model_config
 
 
 def test_every_column_has_its_place(model_configs: Path, write_manifest: WriteManifest) -> None:
-    """DESIGN's columns are all known, so that none is carried along by mistake."""
+    """DESIGN's columns, and those added since, are all known, so that none is carried along by mistake."""
     listed = """id prompt negative_prompt prompt_2 negative_prompt_2 seed num_images_per_prompt width height
         num_inference_steps guidance_scale guidance_rescale eta clip_skip scheduler scheduler_kwargs model vae task
         image
         strength mask_image control_image controlnet controlnet_conditioning_scale control_guidance_start
         control_guidance_end depth_map ip_adapter_image ip_adapter_scale image_guidance_scale loras embeddings
-        hypernetwork denoising_start denoising_end class_label""".split()
+        hypernetwork denoising_start denoising_end class_label prompt_syntax refiner keep_unmasked control_preprocess
+        ip_adapter hires_scale hires_strength original_size crops_coords_top_left target_size noise_level""".split()
     assert set(listed) == set(COLUMNS)
     rows: list[dict[str, Any]] = [json.loads('{"prompt": "a", "class_label": null}')]
     _, resolved = read(write_manifest("m.jsonl", rows), model_configs)

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -168,7 +169,7 @@ def test_every_command_says_what_it_does(name: str, batchgen: RunCli) -> None:
     examples = [line.strip() for line in command.help.splitlines() if line.strip().startswith("batchgen ")]
     assert examples
     for example in examples:
-        words = example.split()
+        words = shlex.split(example)
         assert words[1] == name
         command.make_context(name, words[2:])
     done = batchgen(name, "-h")

@@ -242,6 +242,8 @@ def build_lcm(folder: Path, *, seed: int = 0, variant: Variant | None = None, wi
     """A latent consistency model distilled from Stable Diffusion 1.x: its UNet is told the guidance scale."""
     with seeded(seed):
         plain = _sd1(4, width, time_cond_proj_dim=32).components
+        with torch.no_grad():  # so that guidance shows in pictures
+            plain["unet"].time_embedding.cond_proj.weight *= 8
         pipeline = LatentConsistencyModelPipeline(
             **{**plain, "scheduler": LCMScheduler(**_NOISE, steps_offset=1)}, requires_safety_checker=False
         )
@@ -461,9 +463,8 @@ def _depth_estimator() -> Any:
 
 def _safety_checker(pipeline: Any) -> Any:
     """A checker whose one reachable concept is the direction in which pictures of the model differ most."""
-    checker = StableDiffusionSafetyChecker(
-        CLIPConfig(vision_config=tiny_vision_config().to_dict(), projection_dim=16)
-    ).eval()
+    config = CLIPConfig(vision_config=tiny_vision_config().to_dict(), projection_dim=16)
+    checker = StableDiffusionSafetyChecker(config).eval()
     pipeline.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(seed) for seed in range(8)]
     pictures = pipeline([""] * 8, generator=generators, num_inference_steps=4).images

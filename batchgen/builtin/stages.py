@@ -30,6 +30,7 @@ PIPELINE_STAGES = ("autoencoder", "text", "unet")
 RESULT = "result.json"  # what a stage notes down when it has finished
 TRAINING_NOTE = "training.json"  # the notes of all stages, in an exported model
 HELD_OUT = 128  # pictures on which a finished autoencoder or pair of towers is judged
+NORMALISED = 512  # pictures over which a finished autoencoder's latents are normalised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +130,7 @@ def finish_autoencoder(shop: Workshop, outcome: Outcome) -> None:
     model = averaged(AutoencoderTask(**shop.renders_task()), folder)
     assert isinstance(model, AutoencoderKL)
     renders = open_renders(shop.folders.renders, scenes=shop.recipe.scenes)
-    normalise(model, renders.batch(np.linspace(0, renders.count - 1, 512).astype(np.int64)))
+    normalise(model, renders.batch(np.linspace(0, renders.count - 1, NORMALISED).astype(np.int64)))
     pictures = held_out(shop.recipe.seed, HELD_OUT)
     quality = psnr(pictures, reconstruct(model, pictures))
     put_in_place(shop.folders.finished("autoencoder"), model.save_pretrained)

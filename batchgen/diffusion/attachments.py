@@ -15,6 +15,7 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel
 from PIL.Image import Image
 
+from batchgen.adapters import image_encoder
 from batchgen.diffusion.hypernetworks import Hypernetwork
 from batchgen.diffusion.loading import Components, one_line
 from batchgen.diffusion.pipelines import make_pipeline
@@ -145,18 +146,19 @@ class Attachments:
         if wanted is not None:
             self._loader.set_ip_adapter_scale(scale)
 
-    def _load_ip_adapter(self, folder: Path) -> None:
-        weights = next(iter(sorted(folder.glob("*ip*adapter*.safetensors"))))
+    def _load_ip_adapter(self, weights: Path) -> None:
+        encoder = image_encoder(weights)
+        assert encoder is not None, "the manifest's check has found it"
         try:
             self._loader.load_ip_adapter(
-                str(folder),
+                str(weights.parent),
                 subfolder="",
                 weight_name=weights.name,
-                image_encoder_folder="image_encoder",
+                image_encoder_folder=str(encoder),
                 local_files_only=True,
             )
         except Exception as error:  # as above
-            raise InputError(f"IP-Adapter {folder} could not be loaded: {one_line(error)}") from error
+            raise InputError(f"IP-Adapter {weights} could not be loaded: {one_line(error)}") from error
         self._loader.image_encoder.to(self._device, self._dtype).eval().requires_grad_(False)
         self._unet.to(self._device, self._dtype).eval().requires_grad_(False)
 

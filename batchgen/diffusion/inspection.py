@@ -81,7 +81,7 @@ def _level(scheduler: Any, place: int, timestep: float) -> NoiseLevel:
 
 
 def _training_sigma(scheduler: Any, timestep: float) -> float:
-    """Sigma of the training schedule; between two timesteps on the straight line of log sigma, as k-diffusion has it."""
+    """Sigma of the training schedule; between two timesteps log sigma is a straight line, as in k-diffusion."""
     alphas = scheduler.alphas_cumprod.double()
     sigmas = ((1 - alphas) / alphas).sqrt()
     below, part = int(timestep), timestep % 1
