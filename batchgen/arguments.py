@@ -119,6 +119,8 @@ def apply_arguments(
     _apply_adapters(values, model, defaults, complaints)
     _apply_refiner(values, model, defaults, complaints)
     _check_images(values, task, model, inputs, complaints)
+    if values.get("hires_scale") and values.get("controlnet"):
+        complaints.add("hires_scale", "cannot be used together with a controlnet; leave one of them null")
     if values.get("hires_scale") in (None, 1.0):
         values.pop("hires_scale", None)
         values.pop("hires_strength", None)

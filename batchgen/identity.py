@@ -18,6 +18,7 @@ LEFT_OUT = (
     "layout",
     "log level",
     "name and place of models, adapters and images (their bytes count)",
+    "safety policy",
     "shard size",
     "workers",
 )

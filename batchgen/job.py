@@ -18,7 +18,7 @@ from batchgen.images import ImageFormat
 from batchgen.storage import is_remote, join
 from batchgen.tasks import TASKS
 
-__all__ = ["Device", "Dtype", "Job", "Layout", "Limits", "WorkerResources", "load_job"]
+__all__ = ["Device", "Dtype", "Job", "Layout", "Limits", "Safety", "WorkerResources", "load_job"]
 
 
 _DEFAULTS = frozenset().union(*(task.columns for task in TASKS.values())) - {
@@ -51,6 +51,15 @@ class Dtype(StrEnum):
     FLOAT32 = "float32"
     FLOAT16 = "float16"
     BFLOAT16 = "bfloat16"
+
+
+class Safety(StrEnum):
+    """What becomes of pictures that the model's safety checker objects to, where it has one."""
+
+    OFF = "off"  # nobody looks
+    KEEP = "keep"  # they are flagged in the metadata
+    BLANK = "blank"  # flagged, and black
+    DROP = "drop"  # recorded as failed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,6 +99,7 @@ class Job:
     limits: Limits = field(default_factory=Limits)
     worker: WorkerResources = field(default_factory=WorkerResources)
     storage_options: Mapping[str, Any] = field(default_factory=dict)
+    safety: Safety = Safety.KEEP
     lora_folder: str | None = None  # where the LoRAs lie that prompts name; else in the manifest's folder
     allow_pickle: bool = False  # read pickled weights too, with torch's weights-only loader
 

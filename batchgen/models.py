@@ -68,6 +68,7 @@ class Model:
     unet_widths: tuple[int, ...] = (320, 640, 1280, 1280)  # of SD 1.x and 2.x
     text_width: int = 768
     estimates_depth: bool = False  # has a depth estimator beside its UNet
+    checks_safety: bool = False  # has a safety checker
     text_layers: int = 12  # of CLIP ViT-L, the text encoder of SD 1.x
     revision: str | None = None  # resolved commit of a hub id
     config: str | None = None  # folder or hub id with the layout of a single file
@@ -174,6 +175,7 @@ def _layout(folder: Path, name: str) -> dict[str, Any]:
         "unet_widths": tuple(unet.get("block_out_channels", ())),
         "text_width": int(unet.get("cross_attention_dim") or 0),
         "estimates_depth": "depth_estimator" in index,
+        "checks_safety": (index.get("safety_checker") or [None])[0] is not None,
         "text_layers": int(_read_json(text, name).get("num_hidden_layers", 12)),
     }
 

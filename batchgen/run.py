@@ -219,6 +219,7 @@ class _Run:
             storage_options=self.job.storage_options,
             output=self.output,
             models=self.resolved.models,
+            safety=self.job.safety,
             device=device,
             dtype=_DTYPES[automatic if self.job.dtype is Dtype.AUTO else self.job.dtype],
         )

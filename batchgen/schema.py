@@ -60,6 +60,7 @@ def metadata_schema(layout: Layout, carried: Mapping[str, pa.DataType]) -> pa.Sc
         ("fingerprint", pa.string()),
         picture,
         ("status", pa.string()),
+        ("flagged", pa.bool_()),
         ("seed", pa.int64()),
         ("sha256", pa.string()),
         ("width", pa.int32()),

@@ -21,6 +21,7 @@ from batchgen.commit import Attempt
 from batchgen.diffusion.host import Environment, PipelineHost
 from batchgen.errors import NotFound
 from batchgen.images import ImageError, decode, encode, fit
+from batchgen.job import Safety
 from batchgen.manifest import embedded_bytes
 from batchgen.models import Model
 from batchgen.plan import key_model
@@ -62,7 +63,9 @@ class Worker:
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
         self._store = open_store(settings.store, settings.storage_options)
-        self._host = PipelineHost(device=settings.device, dtype=settings.dtype)
+        self._host = PipelineHost(
+            device=settings.device, dtype=settings.dtype, with_safety=settings.safety is not Safety.OFF
+        )
         self._device = threading.Lock()
         self._encoders = ThreadPoolExecutor(ENCODERS, thread_name_prefix="encode")
         self._fetchers = ThreadPoolExecutor(FETCHERS, thread_name_prefix="fetch")
@@ -144,8 +147,15 @@ class Worker:
                 work.fail(row, "nan", "the picture holds NaN or infinity; float32 or another VAE may help")
             elif pixels.min() == pixels.max():
                 work.fail(row, "blank", f"every pixel has the value {pixels.flat[0]}")
+            elif pictures.flagged[number] and self._settings.safety is Safety.DROP:
+                work.fail(row, "safety", "the model's safety checker objects; another seed or prompt may pass")
             else:
-                cells = about | {"prompt_tokens": pictures.prompt_tokens[number]}
+                if pictures.flagged[number] and self._settings.safety is Safety.BLANK:
+                    pixels = np.zeros_like(pixels)
+                cells = about | {
+                    "prompt_tokens": pictures.prompt_tokens[number],
+                    "flagged": pictures.flagged[number],
+                }
                 work.pending[row.id] = self._encoders.submit(self._finish, row, pixels, cells, attempt)
 
     def _finish(self, row: Row, pixels: npt.NDArray[np.uint8], cells: Mapping[str, Any], attempt: Attempt) -> _Made:

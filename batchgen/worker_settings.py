@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from batchgen.commit import OutputFormat
+from batchgen.job import Safety
 from batchgen.models import Model
 
 __all__ = ["SHARDS_IN_WORK", "WorkerSettings"]
@@ -23,3 +24,4 @@ class WorkerSettings:
     models: Mapping[str, Model]
     device: Literal["cpu", "cuda"]
     dtype: Literal["float16", "bfloat16", "float32"]
+    safety: Safety = Safety.OFF

@@ -108,10 +108,8 @@ def test_levels_between_two_sigmas(tiny_model: Path) -> None:
     scheduler = scheduler_of(tiny_model, "KDPM2DiscreteScheduler")
     levels = noise_levels(scheduler, 5)
     assert len(levels) == len(scheduler.timesteps) == 9
-    assert [level.sigma for level in levels[::2]] == scheduler.sigmas[:-1:2].tolist()
-    assert [level.sigma for level in levels[1::2]] == pytest.approx(
-        scheduler.sigmas_interpol[1:-1:2].tolist(), rel=0.01
-    )
+    assert [level.sigma for level in levels[::2]] == scheduler.sigmas[:9:2].tolist()
+    assert [level.sigma for level in levels[1::2]] == pytest.approx(scheduler.sigmas_interpol[1:9:2].tolist(), rel=0.01)
     ratios = [level.log_snr for level in levels if level.log_snr is not None]
     assert len(ratios) == 9
     assert ratios == sorted(ratios)

@@ -40,6 +40,7 @@ class Pictures:
 
     pixels: npt.NDArray[np.uint8]  # (B, H, W, 3)
     finite: tuple[bool, ...]  # False where latents or decoded picture held NaN or infinity
+    flagged: tuple[bool | None, ...]  # by the model's safety checker; None where it has none or is not asked
     prompt_tokens: tuple[int, ...]  # of the whole prompt, start and end markers not counted
 
 
@@ -65,16 +66,19 @@ class PipelineHost:
         device: Literal["cpu", "cuda"],
         dtype: Literal["float16", "bfloat16", "float32"],
         threads: int = 1,
+        with_safety: bool = False,
     ) -> None:
         """Fix the process's numerics.
 
         Args:
+            with_safety: have pictures judged by the safety checkers of models that have one.
             threads: CPU threads of one operation. Another number gives other last bits, so it must not follow the
                 number of workers or cores; one thread a worker and one worker a core is as fast in total.
         """
         _fix_numerics(device, threads)
         self._device = torch.device(device)
         self._dtype = _DTYPES[dtype]
+        self._with_safety = with_safety
         self._loaded: LoadedModel | None = None
         self._refiner: LoadedModel | None = None
         self.environment = Environment(
@@ -121,6 +125,7 @@ class PipelineHost:
         ordered = [_unmasked_kept(pixels[i], row, inputs[i]) for i, row in enumerate(batch.rows)]
         return Pictures(
             pixels=np.stack(ordered),
+            flagged=tuple(loaded.is_flagged(picture) for picture in ordered),
             finite=tuple(finite[i] for i in range(len(ordered))),
             prompt_tokens=tuple(loaded.count_tokens(row) for row in batch.rows),
         )
@@ -168,7 +173,7 @@ class PipelineHost:
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-        components = load_components(model, device=self._device, dtype=self._dtype)
+        components = load_components(model, device=self._device, dtype=self._dtype, with_safety=self._with_safety)
         return LoadedModel(model, components, self._dtype)
 
 

@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
-from PIL.Image import Image
+from PIL.Image import Image, fromarray
 
 from batchgen.diffusion.attachments import Attachments
 from batchgen.diffusion.control import ControlMaker
@@ -101,6 +102,15 @@ class LoadedModel:
             levels = ((decoded.float().nan_to_num() * 0.5 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
             pictures.append(levels.permute(0, 2, 3, 1))
         return torch.cat(pictures).cpu().numpy(), tuple(torch.stack(finite).tolist())
+
+    def is_flagged(self, picture: npt.NDArray[np.uint8]) -> bool | None:
+        """Whether the safety checker objects to a picture (H, W, 3); None without one. It sees one at a time."""
+        checker = self._parts.get("safety_checker")
+        if checker is None:
+            return None
+        seen = self._parts["feature_extractor"](fromarray(picture), return_tensors="pt").pixel_values
+        _, flags = checker(images=picture[None] / 255.0, clip_input=seen.to(checker.device, checker.dtype))
+        return bool(flags[0])
 
     def _call(
         self,

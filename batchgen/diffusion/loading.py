@@ -1,7 +1,7 @@
 """Load the components of a Stable Diffusion model, once, from a folder, a single file or the hub."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from batchgen.models import Family, Model, Source
 __all__ = ["Components", "load_components", "one_line", "quiet"]
 
 _TWO_TOWERED = (Family.SDXL, Family.REFINER)
-_UNWANTED: Mapping[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
+_UNCHECKED: Mapping[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,17 +39,18 @@ def quiet() -> None:
         logging.disable_progress_bar()
 
 
-def load_components(model: Model, *, device: torch.device, dtype: torch.dtype) -> Components:
+def load_components(model: Model, *, device: torch.device, dtype: torch.dtype, with_safety: bool = False) -> Components:
     """Read a model's weights in one precision, whatever the files hold, and put them on the device.
 
-    The safety checker is never loaded, also where the model has one.
+    Args:
+        with_safety: read the safety checker too, where the model has one.
 
     Raises:
         ModelLoadError: weights missing, damaged, pickled, or of another kind of model; one line that says what to do.
     """
     quiet()
     try:
-        pipeline = _read(model, dtype).to(device)
+        pipeline = _read(model, dtype, {} if with_safety and model.checks_safety else _UNCHECKED).to(device)
     except ModelLoadError:
         raise
     except Exception as error:  # diffusers, transformers, safetensors, torch and the hub each raise their own kinds
@@ -67,32 +68,31 @@ def load_components(model: Model, *, device: torch.device, dtype: torch.dtype) -
     return Components(parts=parts, options=options)
 
 
-def _read(model: Model, dtype: torch.dtype) -> Any:
+def _read(model: Model, dtype: torch.dtype, unwanted: Mapping[str, Any]) -> Any:
     match model.source:
         case Source.FOLDER:
-            return _read_folder(model, Path(model.location), dtype)
+            return _read_folder(model, Path(model.location), dtype, unwanted)
         case Source.HUB:
-            return _read_folder(model, _download(model), dtype)
+            return _read_folder(model, _download(model, unwanted), dtype, unwanted)
         case Source.SINGLE_FILE:
             return _read_single_file(model, dtype)
 
 
-def _read_folder(model: Model, folder: Path, dtype: torch.dtype) -> Any:
+def _read_folder(model: Model, folder: Path, dtype: torch.dtype, unwanted: Mapping[str, Any]) -> Any:
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    unwanted = _UNWANTED if "safety_checker" in index else {}
     return DiffusionPipeline.from_pretrained(
         folder,
         dtype=dtype,
-        variant=_variant(model, folder, index),
+        variant=_variant(model, folder, [part for part in index if part not in unwanted]),
         use_safetensors=True,
         local_files_only=True,
-        **unwanted,
+        **(unwanted if "safety_checker" in index else {}),
     )
 
 
-def _variant(model: Model, folder: Path, index: Mapping[str, Any]) -> str | None:
+def _variant(model: Model, folder: Path, parts: Iterable[str]) -> str | None:
     """The part of the weights' file names that says fp16, needed where a folder has no others; refuses pickles."""
-    weighted = [part for part in index if (folder / part / "config.json").is_file() and part not in _UNWANTED]
+    weighted = [part for part in parts if (folder / part / "config.json").is_file()]
     names = {part: [file.name for file in sorted((folder / part).glob("*"))] for part in weighted}
     for part, files in names.items():
         if not any(name.endswith(".safetensors") for name in files) and any(name.endswith(".bin") for name in files):
@@ -104,9 +104,9 @@ def _variant(model: Model, folder: Path, index: Mapping[str, Any]) -> str | None
     return "fp16" if weights and all(".fp16." in name for name in weights) else None
 
 
-def _download(model: Model) -> Path:
+def _download(model: Model, unwanted: Mapping[str, Any]) -> Path:
     """The folder of the hub's cache that holds the model, fetched where it is not there yet."""
-    arguments = {"revision": model.revision, "use_safetensors": True, "safety_checker": None}
+    arguments = {"revision": model.revision, "use_safetensors": True, **unwanted}
     try:
         return Path(DiffusionPipeline.download(model.location, **arguments))
     except (OSError, ValueError):  # some repositories hold half precision only
@@ -126,7 +126,7 @@ def _read_single_file(model: Model, dtype: torch.dtype) -> Any:
             config=model.config,
             dtype=dtype,
             local_files_only=model.config is not None and Path(model.config).is_dir(),
-            **({} if is_xl else _UNWANTED),
+            **({} if is_xl else _UNCHECKED),
         )
     except Exception as error:  # as above: every library its own
         raise ModelLoadError(

@@ -1,0 +1,190 @@
+"""Wrong combinations are refused before a model is loaded, with the row, the column and what to try."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_adapters as adapters
+import tiny_models as models
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from batchgen.job import Job
+from batchgen.problems import ManifestProblems
+from batchgen.run import check
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with models of two families and adapters of both."""
+    root = tmp_path_factory.mktemp("adapters")
+    models.build_sd1(root / "sd1")
+    models.build_sd1(root / "wide", width=24)
+    models.build_sd1(root / "nine", in_channels=9)
+    models.build_sdxl(root / "sdxl")
+    models.build_refiner(root / "refiner")
+    models.build_depth(root / "depth")
+    adapters.build_controlnet(root / "control", root / "sd1")
+    adapters.build_controlnet(root / "control-xl", root / "sdxl")
+    for name, model, kind in (
+        ("lora", "sd1", "peft"),
+        ("lora-xl", "sdxl", "kohya"),
+        ("lora-wide", "wide", "diffusers"),
+    ):
+        adapters.build_lora(root / f"{name}.safetensors", root / model, format=kind)  # type: ignore[arg-type]
+    adapters.build_embedding(root / "embedding.safetensors", root / "sd1")
+    adapters.build_embedding(root / "embedding-xl.safetensors", root / "sdxl")
+    adapters.build_embedding(root / "embedding.pt", root / "sd1", format="a1111-pt")
+    adapters.build_ip_adapter(root / "ip", root / "sd1")
+    adapters.build_vae(root / "vae")
+    save_file({"weight": torch.zeros(3)}, root / "nothing.safetensors")
+    (root / "cut.safetensors").write_bytes((root / "lora.safetensors").read_bytes()[:-100])
+    (root / "words.safetensors").write_text("no tensors here")
+    Image.new("RGB", (64, 64)).save(root / "image.png")
+    Image.new("L", (32, 64)).save(root / "narrow.png")
+    return root
+
+
+def complaints(root: Path, cells: Mapping[str, Any], **job: Any) -> list[str]:
+    """What `validate` says of a manifest with one good row and this one."""
+    rows = [{"prompt": "fine"}, {"prompt": "a", **cells}]
+    (root / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with (
+        pytest.raises(ManifestProblems) as caught,
+        check(Job(manifest=str(root / "m.jsonl"), model=str(root / "sd1"), **job)),
+    ):
+        pass
+    return str(caught.value).splitlines()
+
+
+WRONG: Mapping[str, tuple[Mapping[str, Any], str, str]] = {
+    "ControlNet of another family": (
+        {"controlnet": "control-xl", "control_image": "image.png"},
+        "controlnet",
+        "made for text states of width",
+    ),
+    "ControlNet of another width": (
+        {"controlnet": "control", "control_image": "image.png", "model": "{root}/wide"},
+        "controlnet",
+        "made for text states of width 32",
+    ),
+    "ControlNet without image": ({"controlnet": "control"}, "control_image", "holds no images"),
+    "image without ControlNet": ({"control_image": "image.png"}, "control_image", "without a controlnet"),
+    "two ControlNets, one image": (
+        {"controlnet": ["control", "control"], "control_image": "image.png"},
+        "control_image",
+        "holds 1 images; give 2",
+    ),
+    "three scales for one": (
+        {"controlnet": "control", "control_image": "image.png", "controlnet_conditioning_scale": [1, 1, 1]},
+        "controlnet_conditioning_scale",
+        "holds 3 values for 1",
+    ),
+    "start after end": (
+        {
+            "controlnet": "control",
+            "control_image": "image.png",
+            "control_guidance_start": 0.9,
+            "control_guidance_end": 0.2,
+        },
+        "control_guidance_start",
+        "not before control_guidance_end",
+    ),
+    "ControlNet that is a LoRA": (
+        {"controlnet": "lora.safetensors", "control_image": "image.png"},
+        "controlnet",
+        "not a ControlNetModel",
+    ),
+    "LoRA of another family": ({"loras": "lora-xl.safetensors"}, "loras", "made for text states of width"),
+    "LoRA of another model": ({"loras": ["lora-wide.safetensors"]}, "loras", "made for text states of width 48"),
+    "LoRA that is none": ({"loras": "nothing.safetensors"}, "loras", "no tensor in it is a LoRA's"),
+    "LoRA cut short": ({"loras": "cut.safetensors"}, "loras", "not a whole .safetensors file"),
+    "LoRA of words": ({"loras": "words.safetensors"}, "loras", "not a whole .safetensors file"),
+    "LoRA that is missing": ({"loras": "gone.safetensors"}, "loras", "gone.safetensors does not exist"),
+    "LoRA twice": ({"loras": ["lora.safetensors", "lora.safetensors"]}, "loras", "twice"),
+    "scale of words": ({"loras": {"path": "lora.safetensors", "scale": "much"}}, "loras", "scale 'much', not a number"),
+    "unknown key": ({"loras": {"path": "lora.safetensors", "weight": 1}}, "loras", "unknown key 'weight'"),
+    "LoRA of a prompt that is missing": (
+        {"prompt": "a <lora:gone:1>", "prompt_syntax": "a1111"},
+        "loras",
+        "gone does not exist",
+    ),
+    "LoRA tag that is malformed": ({"prompt": "a <lora:x:much>", "prompt_syntax": "a1111"}, "prompt", "much"),
+    "embedding of another family": (
+        {"embeddings": {"path": "embedding-xl.safetensors", "token": "x"}},
+        "embeddings",
+        "made for text states of width",
+    ),
+    "embedding without token": ({"embeddings": "embedding.safetensors"}, "embeddings", "no 'token'"),
+    "pickle": ({"embeddings": {"path": "embedding.pt", "token": "x"}}, "embeddings", "is a pickle"),
+    "IP-Adapter without image": ({"ip_adapter": "ip/models"}, "ip_adapter_image", "the ip_adapter needs it"),
+    "IP-Adapter of another family": (
+        {"ip_adapter": "ip/models", "ip_adapter_image": "image.png", "model": "{root}/sdxl"},
+        "ip_adapter",
+        "made for text states of width",
+    ),
+    "autoencoder that is a LoRA": ({"vae": "lora.safetensors"}, "vae", "no tensor in it is an autoencoder's"),
+    "autoencoder that is a ControlNet": ({"vae": "control"}, "vae", "not an AutoencoderKL"),
+    "second prompt for one text encoder": ({"prompt_2": "b"}, "prompt_2", "means nothing to"),
+    "refiner that is none": ({"model": "{root}/sdxl", "refiner": "{root}/sd1"}, "refiner", "name a refiner"),
+    "text-to-image with a refiner": ({"model": "{root}/refiner"}, "task", "cannot do text-to-image"),
+    "text-to-image with a depth model": (
+        {"model": "{root}/depth", "task": "text-to-image"},
+        "task",
+        "made for depth-to-image",
+    ),
+    "depth-to-image without a depth model": (
+        {"image": "image.png", "task": "depth-to-image"},
+        "task",
+        "cannot do depth-to-image",
+    ),
+    "mask of another size": ({"image": "image.png", "mask_image": "narrow.png"}, "mask_image", "is 32x64"),
+    "strength above 1": ({"image": "image.png", "strength": 1.2}, "strength", "between 0 and 1"),
+    "hires fix with a ControlNet": (
+        {"controlnet": "control", "control_image": "image.png", "hires_scale": 2},
+        "hires_scale",
+        "together with a controlnet",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_combination_is_refused(root: Path, name: str) -> None:
+    cells, column, reason = WRONG[name]
+    filled = {key: value.format(root=root) if isinstance(value, str) else value for key, value in cells.items()}
+    lines = complaints(root, filled)
+    assert any(f"m.jsonl, row 2, column '{column}'" in line and reason in line for line in lines), lines
+    assert not any("row 1" in line for line in lines)
+
+
+def test_depth_model_without_estimator_needs_a_map(root: Path, tmp_path: Path) -> None:
+    """A depth UNet whose folder holds no estimator."""
+    folder = models.build_depth(tmp_path / "blind")
+    index = json.loads((folder / "model_index.json").read_text())
+    del index["depth_estimator"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    (line,) = complaints(root, {"image": "image.png", "model": str(folder)})
+    assert "column 'depth_map'" in line
+    assert "has no depth estimator" in line
+
+
+def test_scales_and_paths_decide_what_is_done(root: Path) -> None:
+    """The bytes of an adapter and its scale are part of the fingerprint, its place is not."""
+    (root / "copy").mkdir(exist_ok=True)
+    (root / "copy" / "other.safetensors").write_bytes((root / "lora.safetensors").read_bytes())
+    cells = [
+        {"loras": "lora.safetensors"},
+        {"loras": [{"path": "copy/other.safetensors", "scale": 1.0}]},
+        {"loras": [{"path": "lora.safetensors", "scale": 0.5}]},
+        {},
+    ]
+    (root / "n.jsonl").write_text(
+        "\n".join(json.dumps({"id": str(i), "prompt": "a", "seed": 1} | c) for i, c in enumerate(cells))
+    )
+    with check(Job(manifest=str(root / "n.jsonl"), model=str(root / "sd1"))) as (index, _):
+        prints = {row.id: row.fingerprint for _, row in index.pending(None)}
+    assert prints["0"] == prints["1"]
+    assert len(set(prints.values())) == 3

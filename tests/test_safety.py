@@ -1,0 +1,59 @@
+"""The model's safety checker: a flag a row, and what the job wants done with the picture."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import RunCli
+from PIL import Image
+from tiny_models import build_sd1
+
+ROWS = "id,prompt,seed,num_inference_steps,width,height\n" + "".join(
+    f"{seed},{prompt},{seed},2,64,64\n" for seed, prompt in enumerate(["a castle", "a castle", "rain", "rain"])
+)
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose checker objects to about half of what it makes."""
+    return build_sd1(tmp_path_factory.mktemp("safety") / "model", with_safety_checker=True)
+
+
+def run(
+    batchgen: RunCli, folder: Path, model: Path, safety: str
+) -> tuple[dict[str, bool | None], dict[str, Path], int]:
+    """Flags and pictures by id, and the exit code."""
+    (folder / "m.csv").write_text(ROWS)
+    (folder / "job.toml").write_text(
+        f'manifest = "m.csv"\noutput = "{safety}"\nmodel = "{model}"\nsafety = "{safety}"\n'
+    )
+    done = batchgen("run", str(folder / "job.toml"))
+    flags: dict[str, bool | None] = {}
+    pictures: dict[str, Path] = {}
+    for file in (folder / safety / "data").glob("*/metadata.parquet"):
+        for row in pq.read_table(file).to_pylist():
+            flags[row["id"]] = row["flagged"]
+            pictures[row["id"]] = file.parent / row["file_name"]
+    return flags, pictures, done.returncode
+
+
+def test_policies(batchgen: RunCli, judged: Path, tmp_path: Path) -> None:
+    """Keep flags, blank blackens what is flagged and nothing else, drop records a failure, off asks nobody."""
+    flags, kept, code = run(batchgen, tmp_path, judged, "keep")
+    assert code == 0
+    assert set(flags.values()) == {True, False}
+    flagged = {name for name, flag in flags.items() if flag}
+    _, blanked, _ = run(batchgen, tmp_path, judged, "blank")
+    for name, file in blanked.items():
+        pixels = np.asarray(Image.open(file))
+        assert (pixels.max() == 0) == (name in flagged)
+        if name not in flagged:
+            assert np.array_equal(pixels, np.asarray(Image.open(kept[name])))
+    left, _, code = run(batchgen, tmp_path, judged, "drop")
+    assert code == 1
+    assert left.keys() == flags.keys() - flagged
+    (ledger,) = (tmp_path / "drop" / "failures").glob("*.parquet")
+    assert {row["error_class"] for row in pq.read_table(ledger).to_pylist()} == {"safety"}
+    unasked, _, _ = run(batchgen, tmp_path, judged, "off")
+    assert set(unasked.values()) == {None}
