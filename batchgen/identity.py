@@ -17,6 +17,7 @@ LEFT_OUT = (
     "image format",
     "layout",
     "log level",
+    "memory mode",
     "name and place of models, adapters and images (their bytes count)",
     "safety policy",
     "shard size",

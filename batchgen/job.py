@@ -18,7 +18,7 @@ from batchgen.images import ImageFormat
 from batchgen.storage import is_remote, join
 from batchgen.tasks import TASKS
 
-__all__ = ["Device", "Dtype", "Job", "Layout", "Limits", "Safety", "WorkerResources", "load_job"]
+__all__ = ["Device", "Dtype", "Job", "Layout", "Limits", "Memory", "Safety", "WorkerResources", "load_job"]
 
 
 _DEFAULTS = frozenset().union(*(task.columns for task in TASKS.values())) - {
@@ -51,6 +51,15 @@ class Dtype(StrEnum):
     FLOAT32 = "float32"
     FLOAT16 = "float16"
     BFLOAT16 = "bfloat16"
+
+
+class Memory(StrEnum):
+    """How much of the device's memory a worker may take."""
+
+    NORMAL = "normal"
+    LOW = (
+        "low"  # slower: attention in slices, large pictures decoded in tiles, on a GPU one part of the model at a time
+    )
 
 
 class Safety(StrEnum):
@@ -100,6 +109,7 @@ class Job:
     worker: WorkerResources = field(default_factory=WorkerResources)
     storage_options: Mapping[str, Any] = field(default_factory=dict)
     safety: Safety = Safety.KEEP
+    memory: Memory = Memory.NORMAL
     lora_folder: str | None = None  # where the LoRAs lie that prompts name; else in the manifest's folder
     allow_pickle: bool = False  # read pickled weights too, with torch's weights-only loader
 

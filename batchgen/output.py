@@ -43,6 +43,8 @@ class RunRecord:
     rows: int
     done_before: int
     failed_before: int
+    memory: str = "normal"
+    safety: str = "off"
     batchgen: str = __version__
     finished: float | None = None
     outcome: str = "running"

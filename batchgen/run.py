@@ -220,6 +220,8 @@ class _Run:
             output=self.output,
             models=self.resolved.models,
             safety=self.job.safety,
+            memory=self.job.memory,
+            allow_pickle=self.job.allow_pickle,
             device=device,
             dtype=_DTYPES[automatic if self.job.dtype is Dtype.AUTO else self.job.dtype],
         )
@@ -233,6 +235,8 @@ class _Run:
             model={model.name: model.fingerprint for model in self.resolved.models.values()},
             device=settings.device,
             dtype=settings.dtype,
+            memory=settings.memory,
+            safety=settings.safety,
             workers=workers,
             rows=counts.total,
             done_before=counts.done,

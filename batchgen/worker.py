@@ -19,9 +19,10 @@ from PIL.Image import Image
 from batchgen.columns import image_column
 from batchgen.commit import Attempt
 from batchgen.diffusion.host import Environment, PipelineHost
+from batchgen.diffusion.loading import Loading
 from batchgen.errors import NotFound
 from batchgen.images import ImageError, decode, encode, fit
-from batchgen.job import Safety
+from batchgen.job import Memory, Safety
 from batchgen.manifest import embedded_bytes
 from batchgen.models import Model
 from batchgen.plan import key_model
@@ -64,7 +65,13 @@ class Worker:
         self._settings = settings
         self._store = open_store(settings.store, settings.storage_options)
         self._host = PipelineHost(
-            device=settings.device, dtype=settings.dtype, with_safety=settings.safety is not Safety.OFF
+            device=settings.device,
+            dtype=settings.dtype,
+            loading=Loading(
+                with_safety=settings.safety is not Safety.OFF,
+                allow_pickle=settings.allow_pickle,
+                low_memory=settings.memory is Memory.LOW,
+            ),
         )
         self._device = threading.Lock()
         self._encoders = ThreadPoolExecutor(ENCODERS, thread_name_prefix="encode")

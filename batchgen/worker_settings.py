@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from batchgen.commit import OutputFormat
-from batchgen.job import Safety
+from batchgen.job import Memory, Safety
 from batchgen.models import Model
 
 __all__ = ["SHARDS_IN_WORK", "WorkerSettings"]
@@ -25,3 +25,5 @@ class WorkerSettings:
     device: Literal["cpu", "cuda"]
     dtype: Literal["float16", "bfloat16", "float32"]
     safety: Safety = Safety.OFF
+    memory: Memory = Memory.NORMAL
+    allow_pickle: bool = False

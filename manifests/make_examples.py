@@ -7,6 +7,7 @@ The pictures come from the renderer of the built-in model's recipe, so that anyo
 
 import csv
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -84,6 +85,37 @@ INPAINTING = (
 )
 
 
+EDGES = {"controlnet": "builtin-controlnet-edges", "control_preprocess": "canny"}
+CONTROLNET = (
+    ("edges-orange-cube", "blue-cube", "a large orange cube at sunset", EDGES),
+    ("edges-purple-cube", "blue-cube", "a large purple cube on a checkered floor", EDGES),
+    ("edges-cyan-cone", "green-cone", "a large cyan cone on a pink background", EDGES),
+    ("edges-half", "red-sphere", "a large green sphere in the desert", EDGES | {"controlnet_conditioning_scale": 0.5}),
+)
+
+DEPTH = (
+    ("depth-red-cube", "blue-cube", "a large red cube in the desert"),
+    ("depth-yellow-sphere", "red-sphere", "a large yellow sphere under a night sky"),
+    ("depth-white-cone", "green-cone", "a large white cone on a blue background"),
+)
+
+ADAPTERS: tuple[dict[str, object], ...] = (
+    {"id": "ink-none", "prompt": "a large red cube on a white background"},
+    {
+        "id": "ink-half",
+        "prompt": "a large red cube on a white background",
+        "loras": {"path": "builtin-ink", "scale": 0.5},
+    },
+    {"id": "ink-full", "prompt": "a large red cube on a white background", "loras": "builtin-ink"},
+    {"id": "ink-in-prompt", "prompt": "a large cone in a meadow <lora:builtin-ink:1>", "prompt_syntax": "a1111"},
+    {
+        "id": "ruby-ring",
+        "prompt": "a <ruby-ring> on a gray background",
+        "embeddings": {"path": "builtin-ruby-ring", "token": "<ruby-ring>"},
+    },
+)
+
+
 def write_starts() -> None:
     """Pictures, and masks that are white over the object and a margin of 6 pixels around it."""
     (FOLDER / "images").mkdir(exist_ok=True)
@@ -133,8 +165,41 @@ def write_inpainting() -> None:
             stream.write(json.dumps(row) + "\n")
 
 
+def _write_jsonl(name: str, rows: Iterable[Mapping[str, object]]) -> None:
+    with (FOLDER / name).open("w", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def write_companions() -> None:
+    """ControlNet, depth-to-image, LoRA and textual inversion with the built-in model's companions."""
+    starts = enumerate(CONTROLNET)
+    _write_jsonl(
+        "controlnet.jsonl",
+        (
+            {"id": name, "prompt": prompt, "control_image": f"images/{image}.png", "seed": number, **control}
+            for number, (name, image, prompt, control) in starts
+        ),
+    )
+    _write_jsonl(
+        "depth-to-image.jsonl",
+        (
+            {
+                "id": name,
+                "prompt": prompt,
+                "image": f"images/{image}.png",
+                "strength": 1.0,
+                "seed": number,
+                "model": "builtin-depth",
+            }
+            for number, (name, image, prompt) in enumerate(DEPTH)
+        ),
+    )
+    _write_jsonl("adapters.jsonl", ({**row, "seed": 3} for row in ADAPTERS))
+
+
 if __name__ == "__main__":
     write_starts()
     write_quickstart()
     write_image_to_image()
     write_inpainting()
+    write_companions()

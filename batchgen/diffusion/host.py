@@ -20,7 +20,7 @@ import torch
 from PIL.Image import Image
 
 from batchgen.diffusion.loaded import LoadedModel
-from batchgen.diffusion.loading import load_components
+from batchgen.diffusion.loading import Loading, load_components
 from batchgen.models import Model
 from batchgen.rows import MicroBatch, Row
 
@@ -66,19 +66,18 @@ class PipelineHost:
         device: Literal["cpu", "cuda"],
         dtype: Literal["float16", "bfloat16", "float32"],
         threads: int = 1,
-        with_safety: bool = False,
+        loading: Loading | None = None,
     ) -> None:
         """Fix the process's numerics.
 
         Args:
-            with_safety: have pictures judged by the safety checkers of models that have one.
             threads: CPU threads of one operation. Another number gives other last bits, so it must not follow the
                 number of workers or cores; one thread a worker and one worker a core is as fast in total.
         """
         _fix_numerics(device, threads)
         self._device = torch.device(device)
         self._dtype = _DTYPES[dtype]
-        self._with_safety = with_safety
+        self._loading = loading or Loading()
         self._loaded: LoadedModel | None = None
         self._refiner: LoadedModel | None = None
         self.environment = Environment(
@@ -173,8 +172,8 @@ class PipelineHost:
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-        components = load_components(model, device=self._device, dtype=self._dtype, with_safety=self._with_safety)
-        return LoadedModel(model, components, self._dtype)
+        components = load_components(model, device=self._device, dtype=self._dtype, how=self._loading)
+        return LoadedModel(model, components, self._dtype, tiled=self._loading.low_memory)
 
 
 def _alike(numbers: Sequence[int]) -> Iterator[list[int]]:

@@ -25,6 +25,8 @@ from batchgen.tasks import Task, batch_strength, denoised_steps, find_task
 
 __all__ = ["AfterStep", "LoadedModel"]
 
+_FACTOR = 8  # pixels a latent
+_LARGEST_UNTILED = 1024  # pixels a side
 _LIKED, _DISLIKED = 6.0, 2.5  # aesthetic scores that a refiner is asked for and away from: its authors' defaults
 
 Inputs = Sequence[Mapping[str, Image]]
@@ -37,8 +39,10 @@ AfterStep = Callable[[int, torch.Tensor], None]
 class LoadedModel:
     """A model's components and what is made from them and goes with them. For one thread at a time."""
 
-    def __init__(self, model: Model, components: Components, dtype: torch.dtype) -> None:
+    def __init__(self, model: Model, components: Components, dtype: torch.dtype, *, tiled: bool = False) -> None:
+        """Take the model apart; `tiled` decodes pictures of more than 1024 pixels a side in tiles."""
         self.model = model
+        self._tiled = tiled
         self._parts, self._options = components.parts, components.options
         self._pipelines: dict[tuple[str, ...], Any] = {}  # a scheduler each, some 100 kB: never dropped
         self.prompts = PromptEncoder(components.parts)
@@ -93,6 +97,8 @@ class LoadedModel:
         Pictures are decoded one at a time: with more, their bits would depend on how many there are.
         """
         decoder = self._attachments.vae(vae)
+        if self._tiled and max(latents.shape[-2:]) * _FACTOR > _LARGEST_UNTILED:
+            decoder.enable_tiling()
         pictures, finite = [], []
         for latent in torch.split(latents, 1):
             with _wide_enough(decoder):

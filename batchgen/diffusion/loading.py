@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 from batchgen.errors import ModelLoadError
 from batchgen.models import Family, Model, Source
 
-__all__ = ["Components", "load_components", "one_line", "quiet"]
+__all__ = ["Components", "Loading", "load_components", "one_line", "quiet"]
 
 _TWO_TOWERED = (Family.SDXL, Family.REFINER)
 _UNCHECKED: Mapping[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
@@ -39,18 +39,32 @@ def quiet() -> None:
         logging.disable_progress_bar()
 
 
-def load_components(model: Model, *, device: torch.device, dtype: torch.dtype, with_safety: bool = False) -> Components:
-    """Read a model's weights in one precision, whatever the files hold, and put them on the device.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loading:
+    """How models are loaded.
 
-    Args:
-        with_safety: read the safety checker too, where the model has one.
+    `with_safety` reads the safety checker too, where the model has one; `allow_pickle` reads pickled weights where
+    there are no others, with torch's weights-only loader; `low_memory` slices attention and, on a GPU, keeps there only
+    the part of the model that computes.
+    """
+
+    with_safety: bool = False
+    allow_pickle: bool = False
+    low_memory: bool = False
+
+
+PLAIN = Loading()
+
+
+def load_components(model: Model, *, device: torch.device, dtype: torch.dtype, how: Loading = PLAIN) -> Components:
+    """Read a model's weights in one precision, whatever the files hold, and put them on the device.
 
     Raises:
         ModelLoadError: weights missing, damaged, pickled, or of another kind of model; one line that says what to do.
     """
     quiet()
     try:
-        pipeline = _read(model, dtype, {} if with_safety and model.checks_safety else _UNCHECKED).to(device)
+        pipeline = _place(_read(model, dtype, how), device, how)
     except ModelLoadError:
         raise
     except Exception as error:  # diffusers, transformers, safetensors, torch and the hub each raise their own kinds
@@ -68,39 +82,58 @@ def load_components(model: Model, *, device: torch.device, dtype: torch.dtype, w
     return Components(parts=parts, options=options)
 
 
-def _read(model: Model, dtype: torch.dtype, unwanted: Mapping[str, Any]) -> Any:
+def _place(pipeline: Any, device: torch.device, how: Loading) -> Any:
+    if not how.low_memory:
+        return pipeline.to(device)
+    if hasattr(pipeline, "enable_attention_slicing"):
+        pipeline.enable_attention_slicing()
+    if device.type != "cpu":
+        pipeline.enable_model_cpu_offload(device=device)
+    return pipeline
+
+
+def _read(model: Model, dtype: torch.dtype, how: Loading) -> Any:
+    unwanted = {} if how.with_safety and model.checks_safety else _UNCHECKED
     match model.source:
         case Source.FOLDER:
-            return _read_folder(model, Path(model.location), dtype, unwanted)
+            return _read_folder(model, Path(model.location), dtype, unwanted, how)
         case Source.HUB:
-            return _read_folder(model, _download(model, unwanted), dtype, unwanted)
+            return _read_folder(model, _download(model, unwanted), dtype, unwanted, how)
         case Source.SINGLE_FILE:
             return _read_single_file(model, dtype)
 
 
-def _read_folder(model: Model, folder: Path, dtype: torch.dtype, unwanted: Mapping[str, Any]) -> Any:
+def _read_folder(model: Model, folder: Path, dtype: torch.dtype, unwanted: Mapping[str, Any], how: Loading) -> Any:
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     return DiffusionPipeline.from_pretrained(
         folder,
         dtype=dtype,
-        variant=_variant(model, folder, [part for part in index if part not in unwanted]),
-        use_safetensors=True,
+        variant=_variant(model, folder, [part for part in index if part not in unwanted], how),
+        use_safetensors=None if how.allow_pickle else True,
         local_files_only=True,
         **(unwanted if "safety_checker" in index else {}),
     )
 
 
-def _variant(model: Model, folder: Path, parts: Iterable[str]) -> str | None:
-    """The part of the weights' file names that says fp16, needed where a folder has no others; refuses pickles."""
+def _variant(model: Model, folder: Path, parts: Iterable[str], how: Loading) -> str | None:
+    """The part of the weights' file names that says fp16, needed where a folder has no others.
+
+    Raises:
+        ModelLoadError: there are pickles alone, and they are not allowed.
+    """
     weighted = [part for part in parts if (folder / part / "config.json").is_file()]
     names = {part: [file.name for file in sorted((folder / part).glob("*"))] for part in weighted}
     for part, files in names.items():
+        if how.allow_pickle:
+            break
         if not any(name.endswith(".safetensors") for name in files) and any(name.endswith(".bin") for name in files):
             raise ModelLoadError(
                 f"model {model.name!r} has only pickled weights in {part}/, which can run code when loaded; convert a "
-                "copy you trust: DiffusionPipeline.from_pretrained(OLD, use_safetensors=False).save_pretrained(NEW)"
+                "copy you trust: DiffusionPipeline.from_pretrained(OLD, use_safetensors=False).save_pretrained(NEW), or "
+                "set allow_pickle = true in the job to have it read with torch's weights-only loader"
             )
-    weights = [name for files in names.values() for name in files if name.endswith(".safetensors")]
+    endings = (".safetensors", ".bin") if how.allow_pickle else (".safetensors",)
+    weights = [name for files in names.values() for name in files if name.endswith(endings)]
     return "fp16" if weights and all(".fp16." in name for name in weights) else None
 
 
