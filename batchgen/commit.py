@@ -52,9 +52,9 @@ class Attempt:
         self._shard = shard
         self._run = run
 
-    def add_picture(self, row: Row, data: bytes) -> dict[str, Any]:
-        """Keep an encoded picture; returns the cell of the metadata that holds or names it."""
-        name = picture_name(row, self._output.image_format)
+    def add_picture(self, row: Row, data: bytes, *, step: int | None = None) -> dict[str, Any]:
+        """Keep an encoded picture, the row's or that after a step; returns the cell that holds or names it."""
+        name = picture_name(row, self._output.image_format, step)
         if self._output.layout is Layout.PARQUET:
             return {"image": {"bytes": data, "path": name}}
         self._store.write(f"data/{self._shard.id}/{self.id}/{name}", data)

@@ -110,6 +110,7 @@ class Job:
     storage_options: Mapping[str, Any] = field(default_factory=dict)
     safety: Safety = Safety.KEEP
     memory: Memory = Memory.NORMAL
+    save_steps: tuple[int, ...] = ()  # pictures after these sampling steps too, counted from 1
     lora_folder: str | None = None  # where the LoRAs lie that prompts name; else in the manifest's folder
     allow_pickle: bool = False  # read pickled weights too, with torch's weights-only loader
 
@@ -203,6 +204,10 @@ def _typed(hint: Any, value: Any, name: str, wrong: list[str]) -> Any:
     Raises:
         ValueError: it is not of that type; the text says what is wanted.
     """
+    if get_origin(hint) is tuple:
+        if not isinstance(value, list):
+            raise ValueError("wants a list of whole numbers")
+        return tuple(_typed(get_args(hint)[0], one, name, wrong) for one in value)
     accepted = [option for option in get_args(hint) if option is not type(None)] or [hint]
     wanted = accepted[0]
     if get_origin(hint) is not None and get_origin(hint) is get_origin(Mapping[str, Any]):

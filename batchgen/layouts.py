@@ -27,10 +27,14 @@ def shard_of_name(layout: Layout, name: str) -> str:
     return name if layout is Layout.FILES else name.removesuffix(".parquet")
 
 
-def picture_name(row: Row, image_format: ImageFormat) -> str:
-    """File name of a row's picture; an id that is no safe name everywhere is cut down, and a hash of it added."""
+def picture_name(row: Row, image_format: ImageFormat, step: int | None = None) -> str:
+    """File name of a row's picture, or of that after a step.
+
+    An id that is no safe name everywhere is cut down, and a hash of it added.
+    """
     stem = row.id
     if not _SAFE_NAME.fullmatch(stem):
         own = hashlib.sha256(stem.encode()).hexdigest()[:16]
         stem = "-".join(filter(None, [re.sub(r"[^A-Za-z0-9_-]+", "-", stem)[:60].strip("-"), own]))
-    return f"{stem}.{image_format.value}"
+    suffix = "" if step is None else f".step-{step:03d}"
+    return f"{stem}{suffix}.{image_format.value}"

@@ -132,7 +132,9 @@ def read_marker(store: Store, layout: Layout, shard: str, *, pictures: bool = Fa
         return None
     try:
         parquet = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
-        table = parquet.read(columns=[n for n in parquet.schema_arrow.names if pictures or n != "image"])
+        table = parquet.read(
+            columns=[n for n in parquet.schema_arrow.names if pictures or n not in ("image", "step_images")]
+        )
         table.validate(full=True)
         own = (table.schema.metadata or {}).get(b"batchgen")
         # a file without our own words in its schema was put there by somebody else, and is no marker

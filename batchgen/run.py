@@ -222,6 +222,7 @@ class _Run:
             safety=self.job.safety,
             memory=self.job.memory,
             allow_pickle=self.job.allow_pickle,
+            save_steps=self.job.save_steps,
             device=device,
             dtype=_DTYPES[automatic if self.job.dtype is Dtype.AUTO else self.job.dtype],
         )

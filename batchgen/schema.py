@@ -53,7 +53,10 @@ FAILURES = pa.schema(
 
 
 def metadata_schema(layout: Layout, carried: Mapping[str, pa.DataType]) -> pa.Schema:
-    """Schema of every shard of an output: result columns, what was applied, then the carried columns by name."""
+    """Schema of every shard of an output: result columns, what was applied, then the carried columns by name.
+
+    `step_images` holds or names the pictures after the job's `save_steps`; null where it has none.
+    """
     picture = ("file_name", pa.string()) if layout is Layout.FILES else ("image", _IMAGE)
     columns: list[tuple[str, pa.DataType]] = [
         ("id", pa.string()),
@@ -63,6 +66,7 @@ def metadata_schema(layout: Layout, carried: Mapping[str, pa.DataType]) -> pa.Sc
         ("flagged", pa.bool_()),
         ("seed", pa.int64()),
         ("sha256", pa.string()),
+        ("step_images", pa.list_(pa.struct([("step", pa.int32()), picture, ("sha256", pa.string())]))),
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("task", pa.string()),

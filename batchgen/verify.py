@@ -115,7 +115,7 @@ def _verify_shard(check: _Check, shard: str, receipt: Receipt | None, places: di
             found.faults.append(f"{key}: id {row['id']!r} is in {places[row['id']]}, too")
         places[row["id"]] = key
     _verify_receipt(found, shard, receipt, rows)
-    found.faults += [fault for fault in check.pool.map(lambda row: _verify_picture(check, shard, row), rows) if fault]
+    found.faults += [fault for fault in check.pool.map(lambda row: _verify_pictures(check, shard, row), rows) if fault]
     found.images += len(rows)
     found.decoded += len(rows) if check.deep else 0
     _strays(check, key, stored, rows)
@@ -139,6 +139,13 @@ def _verify_receipt(
     told = {(row.id, row.fingerprint) for row in receipt.rows if row.status is Status.DONE}
     if told != {(row["id"], row["fingerprint"]) for row in rows}:
         found.faults.append(f"shard {shard}: receipt and marker name different rows")
+
+
+def _verify_pictures(check: _Check, shard: str, row: Mapping[str, Any]) -> str | None:
+    """What is wrong with a row's picture or those after its steps."""
+    size = {name: row[name] for name in ("id", "width", "height")}
+    pictures = [row, *({**size, **step} for step in row["step_images"] or ())]
+    return next(filter(None, (_verify_picture(check, shard, picture) for picture in pictures)), None)
 
 
 def _verify_picture(check: _Check, shard: str, row: Mapping[str, Any]) -> str | None:
@@ -167,7 +174,9 @@ def _strays(check: _Check, key: str, stored: Sequence[Entry], rows: Sequence[Map
     if check.output.layout is not Layout.FILES:
         return
     folder = key.rpartition("/")[0]
-    named = {f"{folder}/{row['file_name']}" for row in rows} | {key}
+    named = {f"{folder}/{picture['file_name']}" for row in rows for picture in (row, *(row["step_images"] or ()))} | {
+        key
+    }
     for entry in stored:
         if entry.key not in named:
             check.found.strays += 1

@@ -142,7 +142,11 @@ class Worker:
         started = time.perf_counter()
         refiner = batch.rows[0].values.get("refiner")
         pictures = self._host.generate(
-            model, batch, inputs, refiner=None if refiner is None else self._settings.models[refiner]
+            model,
+            batch,
+            inputs,
+            refiner=None if refiner is None else self._settings.models[refiner],
+            save_steps=self._settings.save_steps,
         )
         seconds = time.perf_counter() - started
         work.seconds += seconds
@@ -163,20 +167,37 @@ class Worker:
                     "prompt_tokens": pictures.prompt_tokens[number],
                     "flagged": pictures.flagged[number],
                 }
-                work.pending[row.id] = self._encoders.submit(self._finish, row, pixels, cells, attempt)
+                steps = {step: after[number] for step, after in pictures.steps.items()}
+                work.pending[row.id] = self._encoders.submit(self._finish, row, pixels, steps, cells, attempt)
 
-    def _finish(self, row: Row, pixels: npt.NDArray[np.uint8], cells: Mapping[str, Any], attempt: Attempt) -> _Made:
+    def _finish(
+        self,
+        row: Row,
+        pixels: npt.NDArray[np.uint8],
+        steps: Mapping[int, npt.NDArray[np.uint8]],
+        cells: Mapping[str, Any],
+        attempt: Attempt,
+    ) -> _Made:
         data = encode(pixels, self._settings.output.image_format)
         picture = attempt.add_picture(row, data)
+        saved = {step: encode(after, self._settings.output.image_format) for step, after in steps.items()}
+        step_images = [
+            {"step": step, **attempt.add_picture(row, part, step=step), "sha256": sha256(part).hexdigest()}
+            for step, part in saved.items()
+        ]
         made = {
             "id": row.id,
             "fingerprint": row.fingerprint,
             "status": Status.DONE.value,
             "sha256": sha256(data).hexdigest(),
+            "step_images": step_images or None,
             "height": pixels.shape[0],
             "width": pixels.shape[1],
         }
-        return _Made(cells={**row.carried, **applied_cells(row), **cells, **made, **picture}, size=len(data))
+        return _Made(
+            cells={**row.carried, **applied_cells(row), **cells, **made, **picture},
+            size=len(data) + sum(map(len, saved.values())),
+        )
 
 
 def _made_by(environment: Environment, model: Model, batch_size: int) -> dict[str, Any]:

@@ -27,3 +27,4 @@ class WorkerSettings:
     safety: Safety = Safety.OFF
     memory: Memory = Memory.NORMAL
     allow_pickle: bool = False
+    save_steps: tuple[int, ...] = ()

@@ -318,3 +318,57 @@ def test_row_does_not_depend_on_its_mates(name: str, host: PipelineHost, shop: W
         assert not np.array_equal(without, together)
         fresh = PipelineHost(device="cpu", dtype="float32")
         assert np.array_equal(generate(fresh, shop, plain), without), "nothing of the adapters stays behind"
+
+
+def test_saved_steps_are_the_rows_own(host: PipelineHost, shop: Workshop) -> None:
+    """The picture after the last step is the row's own, those before are not, and none depends on mates."""
+    rows = shop.rows([_cells(shop, SYSTEMS["sd1 text-to-image"], number) for number in range(3)])
+    model, inputs = shop.models[rows[0].values["model"]], [load_inputs(row) for row in rows]
+    pictures = host.generate(model, MicroBatch(rows=rows, size=SIZE), inputs, save_steps=(1, STEPS, 99))
+    assert pictures.steps.keys() == {1, STEPS}
+    assert np.array_equal(pictures.steps[STEPS], pictures.pixels)
+    assert not np.array_equal(pictures.steps[1], pictures.pixels)
+    alone = host.generate(model, MicroBatch(rows=rows[1:2], size=SIZE), inputs[1:2], save_steps=(1,))
+    assert np.array_equal(alone.steps[1][0], pictures.steps[1][1])
+
+
+def test_size_conditioning_is_the_rows_own(host: PipelineHost, shop: Workshop) -> None:
+    """SDXL's sizes differ from row to row in one call; a row with other sizes is another picture."""
+    plain = [_cells(shop, SYSTEMS["sdxl text-to-image"], number) for number in range(3)]
+    sized = [plain[0], plain[1] | {"original_size": [512, 256], "crops_coords_top_left": [8, 0]}, plain[2]]
+    before, after = (generate(host, shop, shop.rows(cells)) for cells in (plain, sized))
+    assert np.array_equal(before[[0, 2]], after[[0, 2]])
+    assert not np.array_equal(before[1], after[1])
+
+
+def test_unmasked_pixels_are_kept_on_request(host: PipelineHost, shop: Workshop) -> None:
+    """Where the mask is dark the init image's own pixels are left, where it is light the picture is the same."""
+    cells = [_cells(shop, SYSTEMS["sd1 inpainting"], number) for number in range(3)]
+    plain = generate(host, shop, shop.rows(cells))
+    rows = shop.rows([cell | {"keep_unmasked": True} for cell in cells])
+    kept = generate(host, shop, rows)
+    for picture, before, row in zip(kept, plain, rows, strict=True):
+        inputs = load_inputs(row)
+        light = np.asarray(inputs["mask_image"]) >= 128
+        assert np.array_equal(picture[~light], np.asarray(inputs["image"])[~light])
+        assert np.array_equal(picture[light], before[light])
+
+
+def test_missing_and_empty_negative_prompts_differ_for_two_towers(host: PipelineHost, shop: Workshop) -> None:
+    """SDXL takes zeros for a missing negative prompt; for one tower the two are the same row."""
+    for model, same in (("sdxl", False), ("sd1", True)):
+        base = _cells(shop, SYSTEMS[f"{model} text-to-image"], 0)
+        rows = shop.rows([base | {"negative_prompt": text} for text in (None, "")])
+        assert (rows[0].fingerprint == rows[1].fingerprint) is same
+        pictures = generate(host, shop, rows)
+        assert np.array_equal(pictures[0], pictures[1]) is same
+
+
+def test_lora_formats_agree(host: PipelineHost, shop: Workshop) -> None:
+    """The same weights in the key names of PEFT, diffusers and kohya make the same picture."""
+    pictures = [
+        generate(host, shop, shop.rows([_cells(shop, System(model="sd1", shared={"loras": loras(**{name: 0.8})}), 0)]))
+        for name in ("peft", "diffusers", "kohya")
+    ]
+    assert np.array_equal(pictures[0], pictures[1])
+    assert np.array_equal(pictures[0], pictures[2])

@@ -8,7 +8,7 @@ at a time, and every row draws its noise from a CPU generator of its own, made a
 
 import gc
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from PIL.Image import Image
 
-from batchgen.diffusion.loaded import LoadedModel
+from batchgen.diffusion.loaded import AfterStep, LoadedModel
 from batchgen.diffusion.loading import Loading, load_components
 from batchgen.models import Model
 from batchgen.rows import MicroBatch, Row
@@ -40,6 +40,7 @@ class Pictures:
 
     pixels: npt.NDArray[np.uint8]  # (B, H, W, 3)
     finite: tuple[bool, ...]  # False where latents or decoded picture held NaN or infinity
+    steps: Mapping[int, npt.NDArray[np.uint8]]  # (B, H, W, 3) after each of the chosen steps that ran
     flagged: tuple[bool | None, ...]  # by the model's safety checker; None where it has none or is not asked
     prompt_tokens: tuple[int, ...]  # of the whole prompt, start and end markers not counted
 
@@ -95,6 +96,7 @@ class PipelineHost:
         inputs: Sequence[Mapping[str, Image]],
         *,
         refiner: Model | None = None,
+        save_steps: Collection[int] = (),
     ) -> Pictures:
         """Make the pictures of a micro-batch.
 
@@ -106,6 +108,7 @@ class PipelineHost:
             batch: rows of one batch key, in any order.
             inputs: the rows' conditioning images by name, in the task's modes and the rows' size.
             refiner: the model that the rows name as theirs.
+            save_steps: sampling steps, from 1, after which the latents are decoded too, with the noise still in them.
 
         Raises:
             ModelLoadError: the model cannot be loaded.
@@ -116,14 +119,24 @@ class PipelineHost:
         loaded = self._load(model, refiner)
         pixels: dict[int, npt.NDArray[np.uint8]] = {}
         finite: dict[int, bool] = {}
+        steps: dict[int, dict[int, npt.NDArray[np.uint8]]] = {}
         for places in _alike([loaded.chunks(row) for row in batch.rows]):
             rows, images = [batch.rows[i] for i in places], [inputs[i] for i in places]
-            made, sound = self._make(loaded, rows, images, batch.size)
+            seen: dict[int, torch.Tensor] = {}
+            made, sound = self._make(loaded, rows, images, batch.size, _keeper(seen, save_steps))
+            for step, latents in seen.items():
+                after, _ = loaded.decode(latents[: len(rows)], rows[0].values.get("vae"))
+                steps.setdefault(step, {}).update(zip(places, after, strict=True))
             pixels.update(zip(places, made, strict=True))
             finite.update(zip(places, sound, strict=True))
         ordered = [_unmasked_kept(pixels[i], row, inputs[i]) for i, row in enumerate(batch.rows)]
         return Pictures(
             pixels=np.stack(ordered),
+            steps={
+                step: np.stack([after[i] for i in range(len(ordered))])
+                for step, after in steps.items()
+                if len(after) == len(ordered)
+            },
             flagged=tuple(loaded.is_flagged(picture) for picture in ordered),
             finite=tuple(finite[i] for i in range(len(ordered))),
             prompt_tokens=tuple(loaded.count_tokens(row) for row in batch.rows),
@@ -144,13 +157,18 @@ class PipelineHost:
         return [loaded.decode(latents, row.values.get("vae"))[0][0] for latents in seen]
 
     def _make(
-        self, loaded: LoadedModel, rows: Sequence[Row], inputs: Sequence[Mapping[str, Image]], size: int
+        self,
+        loaded: LoadedModel,
+        rows: Sequence[Row],
+        inputs: Sequence[Mapping[str, Image]],
+        size: int,
+        after_step: AfterStep | None,
     ) -> tuple[npt.NDArray[np.uint8], tuple[bool, ...]]:
         """Pictures (n, H, W, 3) of at most `size` rows, and which of them are finite."""
         padding = size - len(rows)
         padded = [*rows, *[rows[-1]] * padding]
         generators = [torch.Generator("cpu").manual_seed(row.values["seed"]) for row in padded]
-        latents = loaded.denoise(padded, [*inputs, *[inputs[-1]] * padding], generators)
+        latents = loaded.denoise(padded, [*inputs, *[inputs[-1]] * padding], generators, after_step)
         last = loaded
         if self._refiner is not None:
             latents, last = self._refiner.refine(latents, padded, generators), self._refiner
@@ -174,6 +192,16 @@ class PipelineHost:
             torch.cuda.empty_cache()
         components = load_components(model, device=self._device, dtype=self._dtype, how=self._loading)
         return LoadedModel(model, components, self._dtype, tiled=self._loading.low_memory)
+
+
+def _keeper(seen: dict[int, torch.Tensor], wanted: Collection[int]) -> AfterStep | None:
+    """Keeps the latents after the wanted steps; nothing to call where none are."""
+
+    def keep(step: int, latents: torch.Tensor) -> None:
+        if step in wanted:
+            seen[step] = latents
+
+    return keep if wanted else None
 
 
 def _alike(numbers: Sequence[int]) -> Iterator[list[int]]:

@@ -129,8 +129,8 @@ def _variant(model: Model, folder: Path, parts: Iterable[str], how: Loading) -> 
         if not any(name.endswith(".safetensors") for name in files) and any(name.endswith(".bin") for name in files):
             raise ModelLoadError(
                 f"model {model.name!r} has only pickled weights in {part}/, which can run code when loaded; convert a "
-                "copy you trust: DiffusionPipeline.from_pretrained(OLD, use_safetensors=False).save_pretrained(NEW), or "
-                "set allow_pickle = true in the job to have it read with torch's weights-only loader"
+                "copy you trust: DiffusionPipeline.from_pretrained(OLD, use_safetensors=False).save_pretrained(NEW), "
+                "or set allow_pickle = true in the job to have it read with torch's weights-only loader"
             )
     endings = (".safetensors", ".bin") if how.allow_pickle else (".safetensors",)
     weights = [name for files in names.values() for name in files if name.endswith(endings)]
