@@ -53,6 +53,13 @@ def _score_table(scores: dict[str, Any]) -> str:
     )
 
 
+def _uses_table(scores: dict[str, Any]) -> str:
+    if "uses" not in scores:
+        return "Not measured yet."
+    lines = [f"| {name} | {value:.2f} |" for name, value in scores["uses"].items()]
+    return "\n".join(["| | |", "|---|---|", *lines])
+
+
 def render_card(card: Card) -> str:
     """The card as Markdown."""
     short = any(part.steps < part.full_steps for part in card.parts)
@@ -92,6 +99,13 @@ The autoencoder restores held-out renders at {card.psnr:.1f} dB PSNR. The pair o
 ## Scores
 
 {_score_table(card.scores)}
+
+## What else the weights do
+
+Negative prompts, image-to-image and inpainting with the same weights, guidance 5: shares of pictures with that color on
+their object, and likeness in dB. The autoencoder alone gives the dB at strength 0.
+
+{_uses_table(card.scores)}
 
 ## Use
 

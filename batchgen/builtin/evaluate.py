@@ -14,16 +14,19 @@ from batchgen.builtin.autoencoder import psnr, reconstruct
 from batchgen.builtin.captions import draw_caption
 from batchgen.builtin.export import SCORES
 from batchgen.builtin.naming import ATTRIBUTES, THING_ATTRIBUTES, UNNAMED, scene_labels
-from batchgen.builtin.recipe import SCORER_SEED_OFFSET, TEST_SEED_OFFSET
-from batchgen.builtin.renderer import PICTURE_SIZE, render
+from batchgen.builtin.painting import paint
+from batchgen.builtin.recipe import TEST_SEED_OFFSET
+from batchgen.builtin.renderer import render
 from batchgen.builtin.scenes import Scene, draw_scene
 from batchgen.builtin.scorer import ScorerTask, name_attributes
 from batchgen.builtin.sheets import write_sheet
 from batchgen.builtin.stages import Workshop
 from batchgen.builtin.training import averaged
+from batchgen.builtin.uses import measure_uses
 
 FIRST_PROMPT = 10_000  # of the held-out sequence; the pictures before it judge the autoencoder
-BATCH = 16
+USED_SCENES = 64  # of the exam, for what else the weights do
+USES_GUIDANCE = 5.0
 PLACES = {attribute.name: number for number, attribute in enumerate(ATTRIBUTES)}
 
 
@@ -69,28 +72,6 @@ def score_answers(answered: NDArray[np.int64], labels: NDArray[np.int64]) -> dic
     return result
 
 
-@torch.no_grad()
-def paint(
-    pipeline: StableDiffusionPipeline, prompts: Sequence[str], *, guidance: float, steps: int, seed: int
-) -> NDArray[np.uint8]:
-    """One picture a prompt, uint8 (n, 128, 128, 3); picture i starts from the noise of seed + i."""
-    pictures = []
-    for start in range(0, len(prompts), BATCH):
-        part = list(prompts[start : start + BATCH])
-        noises = [torch.Generator("cpu").manual_seed(seed + start + index) for index in range(len(part))]
-        output = pipeline(
-            part,
-            guidance_scale=guidance,
-            num_inference_steps=steps,
-            generator=noises,
-            height=PICTURE_SIZE,
-            width=PICTURE_SIZE,
-            output_type="np",
-        )
-        pictures.append((output.images * 255).round().astype(np.uint8))
-    return np.concatenate(pictures)
-
-
 def evaluate(
     shop: Workshop, model: Path, *, count: int, guidances: Sequence[float], steps: int, output: Path
 ) -> dict[str, dict[str, float]]:
@@ -112,7 +93,7 @@ def evaluate(
         "through the autoencoder": score_answers(name_attributes(scorer, restored), exam.labels),
     }
     for guidance in guidances:
-        pictures = paint(pipeline, exam.prompts, guidance=guidance, steps=steps, seed=SCORER_SEED_OFFSET)
+        pictures = paint(pipeline, exam.prompts, guidance=guidance, steps=steps)
         name = f"guidance {guidance:g}"
         rows[name] = score_answers(name_attributes(scorer, pictures), exam.labels)
         write_sheet(output / f"sheet-{name.replace(' ', '-')}.png", pictures[:64], exam.prompts[:64])
@@ -123,6 +104,7 @@ def evaluate(
         "scheduler": "DPM++ 2M",
         "psnr": psnr(truth, restored),
         "rows": rows,
+        "uses": measure_uses(pipeline, scorer, exam.scenes[:USED_SCENES], guidance=USES_GUIDANCE, steps=steps),
     }
     (output / SCORES).write_text(json.dumps(scores, indent=2) + "\n")
     return rows

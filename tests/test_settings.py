@@ -1,5 +1,7 @@
-"""The model's safety checker: a flag a row, and what the job wants done with the picture."""
+"""Settings of a job that change what is kept: the safety checker's policy, pictures of steps, the memory mode."""
 
+import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -57,3 +59,34 @@ def test_policies(batchgen: RunCli, judged: Path, tmp_path: Path) -> None:
     assert {row["error_class"] for row in pq.read_table(ledger).to_pylist()} == {"safety"}
     unasked, _, _ = run(batchgen, tmp_path, judged, "off")
     assert set(unasked.values()) == {None}
+
+
+@pytest.mark.parametrize("layout", ["files", "parquet"])
+def test_step_pictures_are_part_of_the_dataset(batchgen: RunCli, judged: Path, tmp_path: Path, layout: str) -> None:
+    """They are named or held by the metadata, verified like the rows' own, and no strays."""
+    (tmp_path / "m.csv").write_text(ROWS)
+    (tmp_path / "job.toml").write_text(
+        f'manifest = "m.csv"\noutput = "out"\nmodel = "{judged}"\nlayout = "{layout}"\n'
+        'memory = "low"\nsave_steps = [1, 2]\n'
+    )
+    assert batchgen("run", str(tmp_path / "job.toml")).returncode == 0
+    pattern = "*/metadata.parquet" if layout == "files" else "*.parquet"
+    rows = [
+        (file, row) for file in (tmp_path / "out" / "data").glob(pattern) for row in pq.read_table(file).to_pylist()
+    ]
+    assert len(rows) == 4
+    for file, row in rows:
+        assert [step["step"] for step in row["step_images"]] == [1, 2]
+        assert row["step_images"][1]["sha256"] == row["sha256"] != row["step_images"][0]["sha256"]
+        for step in row["step_images"]:
+            data = (file.parent / step["file_name"]).read_bytes() if layout == "files" else step["image"]["bytes"]
+            assert Image.open(io.BytesIO(data)).size == (64, 64)
+    verified = batchgen("verify", str(tmp_path / "out"), "--deep", "--json")
+    assert verified.returncode == 0
+    assert json.loads(verified.stdout)["strays"] == 0
+    (record,) = (tmp_path / "out" / ".batchgen" / "runs").glob("*.json")
+    assert json.loads(record.read_text())["memory"] == "low"
+    if layout == "files":
+        file, row = rows[0]
+        (file.parent / row["step_images"][0]["file_name"]).write_bytes(b"gone")
+        assert batchgen("verify", str(tmp_path / "out")).returncode == 1
