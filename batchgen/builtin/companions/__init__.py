@@ -1,0 +1,1 @@
+"""Companions of the built-in model: ControlNets, LoRA, embedding, depth, inpainting, a sharper decoder."""

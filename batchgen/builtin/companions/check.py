@@ -1,0 +1,300 @@
+"""The checks: every finished companion on fresh scenes, measured beside the same thing without it."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionDepth2ImgPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    UNet2DConditionModel,
+)
+from PIL import Image
+
+from batchgen.builtin.autoencoder import psnr, reconstruct
+from batchgen.builtin.captions import caption_around
+from batchgen.builtin.companions import ink, inpainting, ruby_ring
+from batchgen.builtin.companions.bench import FIRST_SCENE, Bench, Finding, Rows, images
+from batchgen.builtin.companions.conditions import canny, depth_picture, edge_picture
+from batchgen.builtin.companions.depth import build_feature_extractor
+from batchgen.builtin.companions.foundation import widened
+from batchgen.builtin.companions.masks import box
+from batchgen.builtin.companions.measures import (
+    Pictures,
+    edge_agreement,
+    gradient_error,
+    palette_distance,
+    psnr_where,
+    saturation,
+    sharpness,
+)
+from batchgen.builtin.companions.stages import COMPANIONS
+from batchgen.builtin.export import load_finished
+from batchgen.builtin.latents import digest
+from batchgen.builtin.naming import ATTRIBUTES, VALUES
+from batchgen.builtin.recipe import RecipeError
+from batchgen.builtin.scenes import Color, Scene, Shape
+from batchgen.builtin.sheets import write_sheet
+from batchgen.builtin.stages import Workshop
+
+CHECKS_FILE = "companions.json"
+SHOWN = 24  # scenes on a contact sheet
+HOLE_MARGIN = 8  # pixels around the object that is painted anew
+PLACES = {attribute.name: number for number, attribute in enumerate(ATTRIBUTES)}
+
+
+def _guided(bench: Bench, stage: str, control: Pictures) -> Pictures:
+    controlnet = ControlNetModel.from_pretrained(bench.finished(stage), dtype=torch.float32)
+    pipeline = StableDiffusionControlNetPipeline(**load_finished(bench.shop).components, controlnet=controlnet,
+                                                 requires_safety_checker=False)  # fmt: skip
+    return bench.paint(pipeline, bench.prompts, inputs={"image": images(control)})
+
+
+def check_controlnet_edges(bench: Bench) -> Finding:
+    wanted = [canny(picture) for picture in bench.truth]
+    control = np.stack([edge_picture(edges) for edges in wanted])
+    guided = _guided(bench, "controlnet-edges", control)
+
+    def agreement(pictures: Pictures) -> dict[str, float]:
+        return {"F1": float(np.mean([edge_agreement(canny(p), w) for p, w in zip(pictures, wanted, strict=True)]))}
+
+    rows = {
+        "with": agreement(guided),
+        "without": agreement(bench.plain),
+        "renders through the autoencoder": agreement(bench.restored),
+    }
+    return Finding(
+        question="Do the edges of the picture lie within 2 pixels of those of the conditioning picture (and the "
+        "reverse)? F1 of the two maps by Canny.",
+        rows=rows,
+        passes=rows["with"]["F1"] > rows["without"]["F1"] + 0.1,
+        columns=(control, bench.plain, guided),
+    )
+
+
+def check_controlnet_depth(bench: Bench) -> Finding:
+    control = np.stack([depth_picture(inverse) for inverse in bench.inverse])
+    guided = _guided(bench, "controlnet-depth", control)
+    return _depth_finding(bench, guided, without=bench.plain, shown=control)
+
+
+def check_depth(bench: Bench) -> Finding:
+    base = load_finished(bench.shop).components
+    unet = UNet2DConditionModel.from_pretrained(bench.finished("depth"), dtype=torch.float32)
+    shared = {name: base[name] for name in ("vae", "text_encoder", "tokenizer", "scheduler")}
+    pipeline = StableDiffusionDepth2ImgPipeline(
+        **shared, unet=unet, depth_estimator=bench.open_estimator(), feature_extractor=build_feature_extractor()
+    )
+    inputs, options = {"image": images(bench.truth)}, {"strength": 1.0}
+    painted = bench.paint(pipeline, bench.prompts, inputs=inputs, **options)
+    plain = StableDiffusionImg2ImgPipeline(**base, requires_safety_checker=False)
+    without = bench.paint(plain, bench.prompts, inputs=inputs, **options)
+    return _depth_finding(bench, painted, without=without, shown=bench.truth)
+
+
+def _depth_finding(bench: Bench, pictures: Pictures, *, without: Pictures, shown: Pictures) -> Finding:
+    rows = {
+        "with": {"correlation": bench.relief(pictures)},
+        "without": {"correlation": bench.relief(without)},
+        "renders through the autoencoder": {"correlation": bench.relief(bench.restored)},
+    }
+    return Finding(
+        question="Does the picture have the depth that was asked for? Correlation of the depth that the estimator sees "
+        "with the scene's, both less the average scene.",
+        rows=rows,
+        passes=rows["with"]["correlation"] > rows["without"]["correlation"] + 0.1,
+        columns=(shown, without, pictures),
+    )
+
+
+def check_estimator(bench: Bench) -> Finding:
+    maps = bench.estimate(bench.truth)
+    error = float(np.abs(maps - bench.inverse).mean())
+    average = np.broadcast_to(bench.inverse.mean(axis=0), bench.inverse.shape)
+    rows = {
+        "with": {"correlation": bench.relief_of(maps), "error": error},
+        "without": {"correlation": 0.0, "error": float(np.abs(average - bench.inverse).mean())},
+    }
+    seen = np.stack([depth_picture(np.clip(one, 0, 1)) for one in maps])
+    return Finding(
+        question="Does it see the depth of fresh renders? Correlation with the true inverse depth, both less the "
+        "average scene, and mean absolute error; without it, the average scene is all there is.",
+        rows=rows,
+        passes=rows["with"]["correlation"] > 0.5 and error < rows["without"]["error"],
+        columns=(bench.truth, np.stack([depth_picture(inverse) for inverse in bench.inverse]), seen),
+    )
+
+
+def check_ink(bench: Bench) -> Finding:
+    pipeline = load_finished(bench.shop)
+    pipeline.load_lora_weights(bench.finished("ink"), weight_name=ink.FILE)
+    prompts = [prompt + ink.PHRASE for prompt in bench.prompts]
+    rows: Rows = {}
+    columns = []
+    for scale in (0.0, 0.5, 1.0):
+        pictures = bench.paint(pipeline, prompts, cross_attention_kwargs={"scale": scale})
+        rows[f"scale {scale:g}"] = _ink_numbers(pictures)
+        columns.append(pictures)
+    drawn = [ink.draw_in_ink(picture.rgb, picture.edges) for picture in bench.renders]
+    rows["drawings it learnt from"] = _ink_numbers(np.stack(drawn))
+    return Finding(
+        question="Are the pictures in ink on paper? Mean distance of their pixels to mixtures of the two colours, in "
+        "1/255 of a channel, and mean saturation; scale 0 is without the LoRA.",
+        rows=rows,
+        passes=rows["scale 1"]["distance"] < 0.5 * rows["scale 0"]["distance"],
+        columns=tuple(columns),
+    )
+
+
+def _ink_numbers(pictures: Pictures) -> dict[str, float]:
+    return {"distance": palette_distance(pictures, ink.INK, ink.PAPER), "saturation": saturation(pictures)}
+
+
+def check_ruby_ring(bench: Bench) -> Finding:
+    pipeline = load_finished(bench.shop)
+    pipeline.load_textual_inversion(bench.finished("ruby-ring") / ruby_ring.FILE)
+
+    def paint(subject: str) -> Pictures:
+        rng = np.random.default_rng((bench.shop.recipe.seed, FIRST_SCENE))
+        prompts = [caption_around(rng, f"a photo of {subject}", scene.background) for scene in bench.scenes]
+        return bench.paint(pipeline, prompts)
+
+    def numbers(pictures: Pictures) -> dict[str, float]:
+        answered = bench.answers(pictures)
+        ring = answered[:, PLACES["shape_1"]] == VALUES["shape"].index(Shape.RING)
+        red = answered[:, PLACES["color_1"]] == VALUES["color"].index(Color.RED)
+        return {"red ring": float((ring & red).mean()), "ring": float(ring.mean()), "red": float(red.mean())}
+
+    with_it, without = paint(ruby_ring.TOKEN), paint(" ".join([ruby_ring.START] * len(ruby_ring.TOKENS)))
+    rows = {"with": numbers(with_it), "without": numbers(without)}
+    return Finding(
+        question=f"Is the object of '{ruby_ring.TOKEN}' on any background a red ring, as the scorer sees it? Without "
+        f"training its vectors are those of the word '{ruby_ring.START}'.",
+        rows=rows,
+        passes=rows["with"]["red ring"] > rows["without"]["red ring"] + 0.2,
+        columns=(without, with_it),
+    )
+
+
+def _recolored(scene: Scene) -> Scene:
+    """The scene with its first object in another colour."""
+    first, *others = scene.things
+    colors = list(Color)
+    other = colors[(colors.index(first.color) + 3) % len(colors)]
+    return replace(scene, things=(replace(first, color=other), *others))
+
+
+def check_inpainting(bench: Bench) -> Finding:
+    wanted = [_recolored(scene) for scene in bench.scenes]
+    holes = np.stack([box(picture.objects == 1, HOLE_MARGIN) for picture in bench.renders])
+    prompts = bench.describe(wanted)
+    hole_pictures = [Image.fromarray(hole.astype(np.uint8) * 255) for hole in holes]
+    inputs = {"image": images(bench.truth), "mask_image": hole_pictures}
+    base = load_finished(bench.shop).components
+    trained = UNet2DConditionModel.from_pretrained(bench.finished("inpainting"), dtype=torch.float32)
+    unets = {
+        "with": trained,
+        "without, the base's UNet widened": widened(base["unet"], inpainting.CHANNELS),
+        "without, the base's UNet and blended latents": base["unet"],
+    }
+    colors = np.array([VALUES["color"].index(scene.things[0].color) for scene in wanted])
+
+    def numbers(pictures: Pictures) -> dict[str, float]:
+        return {
+            "color": float((bench.answers(pictures)[:, PLACES["color_1"]] == colors).mean()),
+            "PSNR outside": psnr_where(pictures, bench.truth, ~holes),
+        }
+
+    rows: Rows = {}
+    painted: dict[str, Pictures] = {}
+    for name, unet in unets.items():
+        pipeline = StableDiffusionInpaintPipeline(**{**base, "unet": unet}, requires_safety_checker=False)
+        painted[name] = bench.paint(pipeline, prompts, inputs=inputs, strength=1.0)
+        rows[name] = numbers(painted[name])
+    rows["renders through the autoencoder"] = numbers(bench.restored)
+    mine, untrained = rows["with"], rows["without, the base's UNet widened"]
+    hidden = np.stack([inpainting.hide(*pair) for pair in zip(bench.truth, holes, strict=True)])
+    return Finding(
+        question="One object is hidden by a box and asked for in another colour. Does the scorer see the new colour, "
+        "and is the rest of the picture as it was (dB)?",
+        rows=rows,
+        passes=mine["color"] > 0.5 and mine["PSNR outside"] > untrained["PSNR outside"] + 3,
+        columns=(hidden, painted["without, the base's UNet and blended latents"], painted["with"]),
+    )
+
+
+def check_vae_sharp(bench: Bench) -> Finding:
+    model = AutoencoderKL.from_pretrained(bench.finished("vae-sharp"), dtype=torch.float32)
+    sharp = reconstruct(model, bench.truth)
+
+    def numbers(pictures: Pictures) -> dict[str, float]:
+        return {
+            "PSNR": psnr(pictures, bench.truth),
+            "gradient error": gradient_error(pictures, bench.truth),
+            "sharpness": sharpness(pictures, bench.truth),
+        }
+
+    rows = {"with": numbers(sharp), "without": numbers(bench.restored)}
+    return Finding(
+        question="How well are fresh renders restored? PSNR in dB, mean error of the differences between neighbouring "
+        "pixels in 1/255, and the mean square of these differences as a share of the renders'.",
+        rows=rows,
+        passes=rows["with"]["gradient error"] < rows["without"]["gradient error"]
+        and rows["with"]["sharpness"] > rows["without"]["sharpness"],
+        columns=(bench.truth, bench.restored, sharp),
+    )
+
+
+CHECKS: Mapping[str, Callable[[Bench], Finding]] = {
+    "controlnet-edges": check_controlnet_edges,
+    "depth-estimator": check_estimator,
+    "depth": check_depth,
+    "ink": check_ink,
+    "ruby-ring": check_ruby_ring,
+    "inpainting": check_inpainting,
+    "controlnet-depth": check_controlnet_depth,
+    "vae-sharp": check_vae_sharp,
+}
+
+
+def check_companions(shop: Workshop, names: Sequence[str], *, count: int, steps: int) -> dict[str, Any]:
+    """Check the named companions, or all finished ones, and write `companions.json` and a sheet of each.
+
+    What stands in `companions.json` of other companions is kept. Raises RecipeError when a named companion, the base
+    or the scorer has not been finished, or when none has.
+    """
+    assert set(CHECKS) == set(COMPANIONS)
+    names = names or [name for name in CHECKS if shop.folders.finished(name).exists()]
+    if not names:
+        raise RecipeError(f"no finished companion in {shop.folders.root}: run a companion's stage first")
+    path, bench = shop.folders.root / CHECKS_FILE, Bench(shop, count, steps)
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    for name in names:
+        weights = digest(bench.finished(name))
+        finding = CHECKS[name](bench)
+        found[name] = {
+            "weights": weights,
+            "count": count,
+            "steps": steps,
+            **{key: value for key, value in asdict(finding).items() if key != "columns"},
+        }
+        path.write_text(json.dumps(found, indent=2) + "\n")
+        shown = np.stack([column[:SHOWN] for column in finding.columns], axis=1)
+        write_sheet(
+            shop.folders.root / f"sheet-{name}.png",
+            shown.reshape(-1, *shown.shape[2:]),
+            columns=4 * len(finding.columns),
+        )
+        numbers = "; ".join(
+            f"{row}: " + ", ".join(f"{measure} {value:.3f}" for measure, value in values.items())
+            for row, values in finding.rows.items()
+        )
+        shop.log(f"check {name}: {'passed' if finding.passes else 'NO EFFECT'}; {numbers}")
+    return found
