@@ -14,13 +14,16 @@ from typing import Any
 
 from batchgen import builtin
 from batchgen.columns import CellError
-from batchgen.models import Model, hash_file, hash_folder, hash_text
+from batchgen.models import Model, Source, hash_file, hash_folder, hash_text
 
 __all__ = ["ADAPTERS", "Finder", "find_adapters", "image_encoder", "read_shapes"]
 
 _BUILTIN = re.compile(r"builtin-[a-z0-9-]+")
 _PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth"})
 _LORA_CROSS_ATTENTION = re.compile(r"attn2[._](processor[._])?to_k.*(lora_A|lora_?\.?down)\.(default\.)?weight$")
+_LORA_LAYER = re.compile(  # tensors that a UNet's layer feeds, in the names of PEFT, diffusers and kohya
+    r"(unet\.|lora_unet_)(?P<layer>.+?)(\.lora_A|\.lora\.down|_lora\.down|\.lora_down)\.(default\.)?weight$"
+)
 _IP_CROSS_ATTENTION = re.compile(r"to_k_ip\.weight$")
 _SINGLE_FILE_VAE = re.compile(r"(^|\.)decoder\.conv_in\.weight$")
 
@@ -216,7 +219,34 @@ def _check_lora(shapes: Shapes, _config: Mapping[str, Any], model: Model) -> str
     if not any("lora" in name or "hada" in name or "lokr" in name for name in shapes) and shapes:
         return "no tensor in it is a LoRA's"
     width = _width_of(shapes, _LORA_CROSS_ATTENTION)
-    return _other_model(width, model) if width is not None and width != model.text_width else None
+    if width is not None and width != model.text_width:
+        return _other_model(width, model)
+    layers = _unet_inputs(model)
+    for name, shape in shapes.items():
+        match = _LORA_LAYER.match(name)
+        inputs = layers.get(_flat(match["layer"])) if match else None
+        if match and inputs is not None and inputs != shape[1]:
+            layer = f"{match['layer']} takes {shape[1]} numbers"
+            return f"its layer {layer} and that of {model.name!r} {inputs}; use one trained for it"
+    return None
+
+
+def _flat(layer: str) -> str:
+    """A layer's name as kohya's trainer writes it; processors of old files are no layers of their own."""
+    return layer.replace(".processor", "").replace(".", "_")
+
+
+@lru_cache(maxsize=16)
+def _unet_inputs(model: Model) -> Mapping[str, int]:
+    """How many numbers each layer of the model's UNet takes; nothing where its weights are not at hand."""
+    folder = Path(model.location) / "unet"
+    files = sorted(folder.glob("*.safetensors")) if model.source is Source.FOLDER else []
+    shapes = {name: shape for file in files for name, shape in read_shapes(file).items()}
+    return {
+        _flat(name.removesuffix(".weight")): shape[1]
+        for name, shape in shapes.items()
+        if name.endswith(".weight") and len(shape) > 1
+    }
 
 
 def _check_embedding(shapes: Shapes, _config: Mapping[str, Any], model: Model) -> str | None:
@@ -225,8 +255,9 @@ def _check_embedding(shapes: Shapes, _config: Mapping[str, Any], model: Model) -
     widths = {shape[-1] for shape in shapes.values()}
     if any(len(shape) not in (1, 2) for shape in shapes.values()) or len(shapes) > 2:
         return "it is not an embedding: expected one or two tensors of token vectors"
-    if sum(widths) != model.text_width and widths != {model.text_width}:
-        return _other_model(sum(widths), model)
+    if widths != set(model.token_widths) or len(shapes) != len(model.token_widths):
+        made, has = (" and ".join(map(str, sorted(found))) for found in (widths, set(model.token_widths)))
+        return f"it is made for text states of width {made}, and {model.name!r} has {has}; use one trained for it"
     return None
 
 
@@ -254,6 +285,9 @@ def _check_controlnet(_shapes: Shapes, config: Mapping[str, Any], model: Model) 
             f"its levels are {tuple(config.get('block_out_channels', ()))} wide and those of {model.name!r} "
             f"{model.unet_widths}; use one trained for it"
         )
+    layers = config.get("layers_per_block", 2)
+    if (tuple(layers) if isinstance(layers, list) else (layers,) * len(model.unet_widths)) != model.unet_layers:
+        return f"it has {layers} blocks a level and {model.name!r} {model.unet_layers}; use one trained for it"
     return None
 
 

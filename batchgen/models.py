@@ -37,6 +37,14 @@ class Family(StrEnum):
     UPSCALER = "Stable Diffusion x4 upscaler"
 
 
+_TEXT_ENCODERS: Mapping[Family, tuple[str, ...]] = {
+    Family.SD: ("text_encoder",),
+    Family.SDXL: ("text_encoder", "text_encoder_2"),
+    Family.REFINER: ("text_encoder_2",),
+    Family.UPSCALER: ("text_encoder",),
+}
+
+
 class Source(StrEnum):
     """How a model is stored."""
 
@@ -52,8 +60,9 @@ class Model:
     `fingerprint` is the sha256 over the files that are loaded (for a hub id: over repository and resolved commit).
     `width` and `height` are the size in pixels it was trained at, `scheduler` the class its folder names,
     `unet_channels` what its UNet takes (4 for latents, 9 where it was made for inpainting, 5 for depth, 8 for edits),
-    `unet_widths` the channels of its levels, `text_width` the width of the states that the UNet attends to,
-    `text_layers` the number of its text encoder's layers.
+    `unet_widths` and `unet_layers` the channels and the residual blocks of its levels, `text_width` the width of the
+    states that the UNet attends to, `token_widths` that of the vectors of each text encoder's tokens, `text_layers` the
+    number of the first one's layers.
     """
 
     name: str
@@ -66,7 +75,9 @@ class Model:
     family: Family = Family.SD
     unet_channels: int = 4
     unet_widths: tuple[int, ...] = (320, 640, 1280, 1280)  # of SD 1.x and 2.x
+    unet_layers: tuple[int, ...] = (2, 2, 2, 2)
     text_width: int = 768
+    token_widths: tuple[int, ...] = (768,)
     estimates_depth: bool = False  # has a depth estimator beside its UNet
     checks_safety: bool = False  # has a safety checker
     text_layers: int = 12  # of CLIP ViT-L, the text encoder of SD 1.x
@@ -165,18 +176,23 @@ def _layout(folder: Path, name: str) -> dict[str, Any]:
     factor = 2 ** (len(vae.get("block_out_channels", (1,) * 4)) - 1)
     sample = unet.get("sample_size") or 64
     height, width = sample if isinstance(sample, list) else (sample, sample)
-    text = folder / ("text_encoder_2" if family is Family.REFINER else "text_encoder") / "config.json"
+    texts = [_read_json(folder / part / "config.json", name) for part in _TEXT_ENCODERS[family]]
+    widths = tuple(unet.get("block_out_channels", ()))
+    layers = unet.get("layers_per_block", 2)
+    attended = unet.get("cross_attention_dim") or 0
     return {
         "width": int(width) * factor,
         "height": int(height) * factor,
         "scheduler": str((index.get("scheduler") or [None, "PNDMScheduler"])[1]),
         "family": family,
         "unet_channels": int(unet.get("in_channels", 4)),
-        "unet_widths": tuple(unet.get("block_out_channels", ())),
-        "text_width": int(unet.get("cross_attention_dim") or 0),
+        "unet_widths": widths,
+        "unet_layers": tuple(layers) if isinstance(layers, list) else (int(layers),) * len(widths),
+        "text_width": int(attended[0] if isinstance(attended, list) else attended),
+        "token_widths": tuple(int(text.get("hidden_size", 768)) for text in texts),
         "estimates_depth": "depth_estimator" in index,
         "checks_safety": (index.get("safety_checker") or [None])[0] is not None,
-        "text_layers": int(_read_json(text, name).get("num_hidden_layers", 12)),
+        "text_layers": int(texts[0].get("num_hidden_layers", 12)),
     }
 
 

@@ -10,7 +10,7 @@ import tiny_adapters as adapters
 import tiny_models as models
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from batchgen.job import Job
 from batchgen.problems import ManifestProblems
@@ -40,6 +40,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     adapters.build_embedding(root / "embedding.pt", root / "sd1", format="a1111-pt")
     adapters.build_ip_adapter(root / "ip", root / "sd1")
     adapters.build_vae(root / "vae")
+    weights = load_file(root / "lora.safetensors")
+    (first,) = [name for name in weights if "mid_block" in name and "proj_in.lora_A" in name][:1]
+    save_file(weights | {first: torch.zeros(4, 999)}, root / "lora-other.safetensors")
     save_file({"weight": torch.zeros(3)}, root / "nothing.safetensors")
     (root / "cut.safetensors").write_bytes((root / "lora.safetensors").read_bytes()[:-100])
     (root / "words.safetensors").write_text("no tensors here")
@@ -100,6 +103,7 @@ WRONG: Mapping[str, tuple[Mapping[str, Any], str, str]] = {
     ),
     "LoRA of another family": ({"loras": "lora-xl.safetensors"}, "loras", "made for text states of width"),
     "LoRA of another model": ({"loras": ["lora-wide.safetensors"]}, "loras", "made for text states of width 48"),
+    "LoRA of other levels": ({"loras": "lora-other.safetensors"}, "loras", "takes"),
     "LoRA that is none": ({"loras": "nothing.safetensors"}, "loras", "no tensor in it is a LoRA's"),
     "LoRA cut short": ({"loras": "cut.safetensors"}, "loras", "not a whole .safetensors file"),
     "LoRA of words": ({"loras": "words.safetensors"}, "loras", "not a whole .safetensors file"),
@@ -175,7 +179,7 @@ def test_scales_and_paths_decide_what_is_done(root: Path) -> None:
     """The bytes of an adapter and its scale are part of the fingerprint, its place is not."""
     (root / "copy").mkdir(exist_ok=True)
     (root / "copy" / "other.safetensors").write_bytes((root / "lora.safetensors").read_bytes())
-    cells = [
+    cells: list[dict[str, Any]] = [
         {"loras": "lora.safetensors"},
         {"loras": [{"path": "copy/other.safetensors", "scale": 1.0}]},
         {"loras": [{"path": "lora.safetensors", "scale": 0.5}]},
