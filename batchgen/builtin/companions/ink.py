@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
-from diffusers.utils import convert_state_dict_to_diffusers
 from numpy.typing import NDArray
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor, nn
@@ -94,8 +93,12 @@ class InkTask:
 
 
 def save_lora(model: nn.Module, folder: Path) -> None:
-    """Write `pytorch_lora_weights.safetensors`, which `load_lora_weights` reads, in float16."""
-    weights = convert_state_dict_to_diffusers(get_peft_model_state_dict(model))
+    """Write `pytorch_lora_weights.safetensors`, which `load_lora_weights` reads, in float16.
+
+    The names stay PEFT's: diffusers' converter renames those of attention alone, and of a mixture the loader drops
+    one half with no more than a warning.
+    """
+    weights = get_peft_model_state_dict(model)
     StableDiffusionPipeline.save_lora_weights(
         folder, unet_lora_layers={name: value.half().contiguous() for name, value in weights.items()}
     )

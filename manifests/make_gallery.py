@@ -1,0 +1,63 @@
+"""Lays the pictures of outputs out on one sheet, as the README and this folder show them.
+
+    python manifests/make_gallery.py manifests/gallery.jpg out/controlnet out/depth-to-image
+
+A row that starts from a picture shows that picture to its left.
+"""
+
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pyarrow.parquet as pq
+from PIL import Image, ImageDraw, ImageFont
+
+SIDE = 128  # pixels of a picture on the sheet
+GAP, STRIP = 6, 34
+LINE_LETTERS = {1: 26, 2: 54}  # letters a line below one picture and below a pair
+STARTS = ("control_image_uri", "image_uri")
+
+
+def rows_of(output: Path) -> Iterator[tuple[dict[str, Any], list[Image.Image]]]:
+    """Rows in the order of their ids, with what they start from, if anything, and their picture."""
+    files = sorted((output / "data").glob("*/metadata.parquet"))
+    rows = [(file, row) for file in files for row in pq.read_table(file).to_pylist()]
+    for file, row in sorted(rows, key=lambda pair: pair[1]["id"]):
+        starts = [Image.open(row[name]) for name in STARTS if row[name] is not None]
+        yield row, [*starts[:1], Image.open(file.parent / row["file_name"])]
+
+
+@click.command()
+@click.argument("sheet", type=click.Path(path_type=Path))
+@click.argument("outputs", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--columns", default=6, show_default=True, help="Pictures side by side.")
+def main(sheet: Path, outputs: tuple[Path, ...], columns: int) -> None:
+    """Write SHEET from the pictures of OUTPUTS."""
+    placed: list[tuple[int, int, Image.Image]] = []
+    texts: list[tuple[int, int, str]] = []
+    row, column = 0, 0
+    for output in outputs:
+        for cells, pictures in rows_of(output):
+            if column + len(pictures) > columns:
+                row, column = row + 1, 0
+            lines = textwrap.wrap(cells["prompt"], LINE_LETTERS[len(pictures)])[:3]
+            texts.append((row, column, "\n".join(lines)))
+            for picture in pictures:
+                placed.append((row, column, picture.convert("RGB").resize((SIDE, SIDE))))
+                column += 1
+    size = (columns * (SIDE + GAP) + GAP, (row + 1) * (SIDE + STRIP + GAP) + GAP)
+    canvas = Image.new("RGB", size, "white")
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=9)
+    for y, x, picture in placed:
+        canvas.paste(picture, (GAP + x * (SIDE + GAP), GAP + y * (SIDE + STRIP + GAP)))
+    for y, x, text in texts:
+        place = (GAP + x * (SIDE + GAP), GAP + y * (SIDE + STRIP + GAP) + SIDE + 2)
+        pen.multiline_text(place, text, fill="black", font=font, spacing=1)
+    canvas.save(sheet, quality=88)
+    click.echo(f"{sheet}: {len(texts)} rows")
+
+
+if __name__ == "__main__":
+    main()
