@@ -40,19 +40,19 @@ class Training:
 def _companions() -> dict[str, Training]:
     """What is trained on top of the finished base, by stage.
 
-    A ControlNet begins as a copy but its connections begin at zero, so it takes more than half of the UNet's rate; the
+    A ControlNet begins as a copy but its connections begin at zero, so it takes more than the UNet's own rate; the
     fine-tuned UNets take less, or they would forget before they learn. LoRA and embedding change few numbers and can
     move fast; a word vector's entries deviate by 0.02, a seventh of that a step is enough. Averages span up to a tenth
     of the run.
     """
     return {
-        "controlnet-edges": Training(steps=2_000, batch=32, learning_rate=5e-4, ema=0.995),
+        "controlnet-edges": Training(steps=2_000, batch=32, learning_rate=1e-3, ema=0.995),
         "depth-estimator": Training(steps=1_500, batch=32, learning_rate=1e-3, ema=0.99),
         "depth": Training(steps=2_000, batch=32, learning_rate=3e-4, ema=0.995),
         "ink": Training(steps=400, batch=32, learning_rate=1e-3, warmup=20, ema=0.98),
         "ruby-ring": Training(steps=300, batch=32, learning_rate=3e-3, warmup=20, ema=0.97, weight_decay=0.0),
         "inpainting": Training(steps=2_000, batch=32, learning_rate=3e-4, ema=0.995),
-        "controlnet-depth": Training(steps=2_000, batch=32, learning_rate=5e-4, ema=0.995),
+        "controlnet-depth": Training(steps=2_000, batch=32, learning_rate=1e-3, ema=0.995),
         "vae-sharp": Training(steps=800, batch=32, learning_rate=5e-4, warmup=50, ema=0.99),
     }
 
