@@ -1,16 +1,15 @@
 """Conditioning pictures from renders: edges and depth, as Stable Diffusion's annotators draw them; knows no torch."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from batchgen.builtin.renderer import Picture
 from batchgen.builtin.renders import RenderSet
-
-Condition = Callable[[Generator, RenderSet, int], NDArray[np.uint8]]
-"""Draws the conditioning picture of one scene, uint8 (128, 128, 3)."""
 
 CANNY = (100, 200)  # the thresholds of ControlNet's canny annotator (Zhang et al. 2023)
 CANNY_SHARE = 0.5  # of the conditioning pictures; the rest are the renderer's own edges, as a careful drawing has them
@@ -48,4 +47,15 @@ def _depth(_rng: Generator, renders: RenderSet, index: int) -> NDArray[np.uint8]
     return depth_picture(inverse_depth(renders.depth(index)))
 
 
-CONDITIONS: Mapping[str, Condition] = {"edges": _edges, "depth": _depth}
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Condition:
+    """A kind of conditioning picture, uint8 (128, 128, 3): as drawn in training, and as any render has it."""
+
+    draw: Callable[[Generator, RenderSet, int], NDArray[np.uint8]]
+    exact: Callable[[Picture], NDArray[np.uint8]]
+
+
+CONDITIONS: Mapping[str, Condition] = {
+    "edges": Condition(draw=_edges, exact=lambda picture: edge_picture(picture.edges)),
+    "depth": Condition(draw=_depth, exact=lambda picture: depth_picture(inverse_depth(picture.depth))),
+}
