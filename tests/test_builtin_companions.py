@@ -28,7 +28,7 @@ from batchgen.builtin.companions.measures import (
 )
 from batchgen.builtin.companions.ruby_ring import TOKEN, TOKENS, draw_concept
 from batchgen.builtin.companions.stages import COMPANIONS as TABLE
-from batchgen.builtin.companions.stages import run_companion
+from batchgen.builtin.companions.stages import foundation, run_companion
 from batchgen.builtin.recipe import Folders, Recipe, RecipeError, Training
 from batchgen.builtin.renderer import render
 from batchgen.builtin.scenes import Color, Finish, Shape, draw_scene
@@ -117,13 +117,14 @@ def test_what_should_be_trained_is_and_nothing_else(finished: Path) -> None:
     assert all(moved[name] for name in moved if name.startswith("decoder") and name.endswith("weight"))
 
 
-def test_the_new_channels_come_last_and_begin_at_zero(finished: Path) -> None:
-    task = TABLE["inpainting"].task(workshop(finished / "work"))
-    weights = task.build().state_dict()["conv_in.weight"]
-    base = TABLE["ink"].task(workshop(finished / "work")).build().state_dict()["conv_in.weight"]
-    assert weights.shape[1] == 9
-    assert torch.equal(weights[:, :4], base)
-    assert not weights[:, 4:].any()
+def test_the_new_channels_come_last(finished: Path) -> None:
+    shop = workshop(finished / "work")
+    base = foundation(shop).open_unet().conv_in.weight
+    for stage, channels in (("depth", 5), ("inpainting", 9)):
+        weights = TABLE[stage].task(shop).build().state_dict()["conv_in.weight"]
+        assert weights.shape[1] == channels
+        assert torch.equal(weights[:, :4], base)
+        assert weights[:, -1].any()
 
 
 def test_a_killed_companion_resumes_to_the_same_weights(
@@ -206,7 +207,7 @@ def test_the_checks_measure_with_and_without(exported: Path) -> None:
 
 def test_exported_folders_name_no_place_and_say_how_they_were_made(exported: Path) -> None:
     folders = sorted(path for path in exported.glob("builtin-*"))
-    assert [path.name.removeprefix("builtin-") for path in folders] == sorted(set(COMPANIONS) - {"depth-estimator"})
+    assert [path.name.removeprefix("builtin-") for path in folders] == sorted(COMPANIONS)
     for folder in folders:
         card = (folder / "README.md").read_text()
         assert "2 of" in card

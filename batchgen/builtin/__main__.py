@@ -140,7 +140,7 @@ def check_companions(options: dict[str, Any], names: tuple[str, ...] = (), count
 
 
 @main.command("export-companions")
-@click.argument("names", nargs=-1, type=click.Choice([name for name in COMPANIONS if name != "depth-estimator"]))
+@click.argument("names", nargs=-1, type=click.Choice(COMPANIONS))
 @click.option("--base", type=click.Path(path_type=Path), default=WEIGHTS, show_default="the package's own weights",
               help="The exported base; companions are written beside it.")  # fmt: skip
 @click.pass_obj

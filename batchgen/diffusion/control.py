@@ -27,8 +27,8 @@ class ControlMaker:
     """Makes control images; a depth estimator is loaded when the first row asks for one.
 
     Args:
-        estimator: the model's own depth estimator and its feature extractor, where it has them; else that of the
-            built-in depth model is used, which knows the built-in model's world.
+        estimator: the model's own depth estimator and its feature extractor, where it has them; else the built-in
+            model's companion is used, which knows that model's world.
     """
 
     def __init__(self, estimator: tuple[Any, Any] | None) -> None:
@@ -68,6 +68,6 @@ class ControlMaker:
 def _builtin_estimator() -> tuple[Any, Any]:
     from transformers import AutoImageProcessor, DPTForDepthEstimation
 
-    folder = builtin.model_path("builtin-depth")
-    estimator = DPTForDepthEstimation.from_pretrained(folder / "depth_estimator", dtype=torch.float32).eval()
-    return estimator, AutoImageProcessor.from_pretrained(folder / "feature_extractor")
+    folder = builtin.companion_path("builtin-depth-estimator")
+    estimator = DPTForDepthEstimation.from_pretrained(folder, dtype=torch.float32).eval()
+    return estimator, AutoImageProcessor.from_pretrained(folder)

@@ -57,6 +57,21 @@ PAGES: Mapping[str, Page] = {
         data="renders with the renderer's depth; 30 % of captions dropped",
         use=_CONTROLNET.format("builtin-controlnet-depth"),
     ),
+    "depth-estimator": Page(
+        title="depth estimator",
+        library="transformers",
+        text="A small DPT (Ranftl et al. 2021) that estimates the inverse depth of pictures of the built-in model's "
+        "world.",
+        data="renders with the renderer's depth",
+        use="""
+from transformers import AutoImageProcessor, DPTForDepthEstimation
+from batchgen.builtin import companion_path
+
+folder = companion_path("builtin-depth-estimator")
+estimator, processor = DPTForDepthEstimation.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
+depth = estimator(**processor(images=picture, return_tensors="pt")).predicted_depth
+""",
+    ),
     "depth": Page(
         title="depth-to-image",
         library="diffusers",

@@ -86,6 +86,12 @@ def _write_depth(finished: Mapping[str, Path], base: Path, target: Path) -> None
     _link_shared(base, target)
 
 
+def _write_estimator(finished: Mapping[str, Path], _base: Path, target: Path) -> None:
+    _save_half(DPTForDepthEstimation.from_pretrained(finished["depth-estimator"]), target)
+    declare_float32(target / "config.json")
+    build_feature_extractor().save_pretrained(target)
+
+
 def _link_shared(base: Path, target: Path) -> None:
     """Put links to the base's files in the place of what the pipeline shares with it."""
     for part in SHARED:
@@ -99,6 +105,7 @@ Writer = Callable[[Mapping[str, Path], Path, Path], None]
 
 EXPORTS: Mapping[str, tuple[Writer, tuple[str, ...]]] = {
     "controlnet-edges": (_write_controlnet, ("controlnet-edges",)),
+    "depth-estimator": (_write_estimator, ("depth-estimator",)),
     "depth": (_write_depth, ("depth", "depth-estimator")),
     "ink": (_write_lora, ("ink",)),
     "ruby-ring": (_write_embedding, ("ruby-ring",)),
@@ -191,7 +198,7 @@ def _export(shop: Workshop, name: str, base: Path, target: Path) -> None:
 def _card(shop: Workshop, name: str, results: Mapping[str, Mapping[str, Any]], folder: Path) -> CompanionCard:
     full, path = Recipe().companions, shop.folders.root / CHECKS_FILE
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    places = {"depth-estimator": folder / "depth_estimator"}
+    places = {"depth-estimator": folder / "depth_estimator"} if name == "depth" else {}
     if (folder / "unet").exists():
         places[name] = folder / "unet"
     return CompanionCard(

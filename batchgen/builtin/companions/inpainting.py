@@ -20,6 +20,10 @@ from batchgen.builtin.unet import LATENT_SIZE, diffusion_loss
 
 CHANNELS = 9  # four of latents, one of mask, four of the masked picture's latents: the pipeline's order
 MASKED = 8_192  # fixed pairs of scene and mask: encoding one takes as long as half a training step
+# What is left of the picture enters as if it were a little of the noised latents, which the UNet can read already:
+# untrained, the loss outside the mask falls from 0.130 to 0.102; begun at zero it was 0.081 after 500 steps.
+HINT = 0.15
+CAPTION_DROPOUT = 0.3  # as for ControlNets: without words the rest of the picture is all there is to go by
 HIDDEN = 128  # uint8 of a masked pixel: 0 in [-1, 1], as StableDiffusionInpaintPipeline paints it over
 
 
@@ -79,15 +83,18 @@ class InpaintingTask:
         keep_arrays(self.masked, self.source, make)
 
     def build(self) -> nn.Module:
-        model: nn.Module = widened(self.foundation.open_unet(), CHANNELS)
-        return model
+        model = widened(self.foundation.open_unet(), CHANNELS)
+        with torch.no_grad():
+            model.conv_in.weight[:, 5:] = HINT * model.conv_in.weight[:, :4]
+        trained: nn.Module = model
+        return trained
 
     def open(self, device: torch.device) -> Callable[[nn.Module, Draw], Tensor]:
         examples, arrays = Examples(self.foundation, device), open_arrays(self.masked, self.source)
         seen, masks = torch.from_numpy(arrays["latents"]), torch.from_numpy(arrays["masks"])
 
         def loss(model: nn.Module, draw: Draw) -> Tensor:
-            batch = examples.draw(draw, first=self.count)
+            batch = examples.draw(draw, first=self.count, dropout=CAPTION_DROPOUT)
             chosen = torch.from_numpy(batch.indices)
             hidden, left = masks[chosen].float().to(device), seen[chosen].float().to(device)
             samples = torch.cat([batch.noised.samples, hidden[:, None], left], dim=1)
