@@ -86,8 +86,8 @@ INPAINTING = (
 )
 
 
-EDGES = {"controlnet": "builtin-controlnet-edges", "control_preprocess": "canny"}
-CONTROLNET = (
+EDGES: dict[str, object] = {"controlnet": "builtin-controlnet-edges", "control_preprocess": "canny"}
+CONTROLNET: tuple[tuple[str, str, str, dict[str, object]], ...] = (
     ("edges-orange-cube", "blue-cube", "a large orange cube at sunset", EDGES),
     ("edges-purple-cube", "blue-cube", "a large purple cube on a checkered floor", EDGES),
     ("edges-cyan-cone", "green-cone", "a large cyan cone on a pink background", EDGES),

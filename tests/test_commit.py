@@ -3,9 +3,9 @@
 import hashlib
 import io
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from batchgen.plan import batch_key
 from batchgen.receipts import fold_receipts, read_receipts, rebuild_receipt, write_receipt
 from batchgen.rows import Receipt, RowOutcome, Shard, Status, failed_row
 from batchgen.schema import applied_cells
-from batchgen.storage import Entry, Store, _filesystem, open_store
+from batchgen.storage import Entry, Store, open_store
 from batchgen.verify import verify_output
 
 CARRIED = {"split": pa.string(), "tags": pa.list_(pa.string()), "weight": pa.float64()}
@@ -276,15 +276,21 @@ class Dying:
         self._change("delete", key)
 
 
+def attempt_and_die(uri: str, layout: Layout, at: int, after: bool) -> None:
+    """Make an attempt on a store whose process ends at its n-th change; module-level so that it can be spawned."""
+    attempt(Dying(open_store(uri), at, after), make_output(layout), make_shard(), failed=(1,))
+
+
 def code_of_killed(uri: str, layout: Layout, at: int, after: bool) -> int:
-    """Exit code of a forked process that makes an attempt and is killed at its n-th change of the store."""
-    if (child := os.fork()) == 0:
-        try:
-            _filesystem.cache_clear()  # connections belong to the parent
-            attempt(Dying(open_store(uri), at, after), make_output(layout), make_shard(), failed=(1,))
-        finally:
-            os._exit(0 if sys.exc_info()[0] is None else 1)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    """Exit code of a process that makes an attempt and is killed at its n-th change of the store.
+
+    Spawned, not forked: a forked child shares the epoll of the parent's connections, and can make them deaf.
+    """
+    process = get_context("spawn").Process(target=attempt_and_die, args=(uri, layout, at, after))
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
 
 
 def test_killed_at_every_step(store: Store, store_uri: str, output: OutputFormat) -> None:
