@@ -52,13 +52,22 @@ class Attempt:
         self._shard = shard
         self._run = run
 
-    def add_picture(self, row: Row, data: bytes, *, step: int | None = None) -> dict[str, Any]:
-        """Keep an encoded picture, the row's or that after a step; returns the cell that holds or names it."""
-        name = picture_name(row, self._output.image_format, step)
+    def add_picture(self, row: Row, data: bytes) -> dict[str, Any]:
+        """Keep an encoded picture; returns the cell of the metadata that holds or names it."""
+        name, image = self._keep(data, picture_name(row, self._output.image_format))
+        return {"file_name": name} if image is None else {"image": image}
+
+    def add_step_picture(self, row: Row, data: bytes, step: int) -> dict[str, Any]:
+        """The same for the picture after a step; the cell is one of the row's `step_images`."""
+        name, image = self._keep(data, picture_name(row, self._output.image_format, step))
+        return {"path": name} if image is None else {"image": image}
+
+    def _keep(self, data: bytes, name: str) -> tuple[str, dict[str, Any] | None]:
+        """The stored object's name below the shard's folder, or the struct that holds the picture."""
         if self._output.layout is Layout.PARQUET:
-            return {"image": {"bytes": data, "path": name}}
+            return name, {"bytes": data, "path": name}
         self._store.write(f"data/{self._shard.id}/{self.id}/{name}", data)
-        return {"file_name": f"{self.id}/{name}"}
+        return f"{self.id}/{name}", None
 
     def commit(
         self, done: Sequence[Mapping[str, Any]], failed: Sequence[RowOutcome], *, size: int, seconds: float, device: str

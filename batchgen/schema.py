@@ -58,6 +58,8 @@ def metadata_schema(layout: Layout, carried: Mapping[str, pa.DataType]) -> pa.Sc
     `step_images` holds or names the pictures after the job's `save_steps`; null where it has none.
     """
     picture = ("file_name", pa.string()) if layout is Layout.FILES else ("image", _IMAGE)
+    # `datasets` looks for `file_name` in lists as well, and fails where one is null
+    step_picture = ("path", pa.string()) if layout is Layout.FILES else picture
     columns: list[tuple[str, pa.DataType]] = [
         ("id", pa.string()),
         ("fingerprint", pa.string()),
@@ -66,7 +68,7 @@ def metadata_schema(layout: Layout, carried: Mapping[str, pa.DataType]) -> pa.Sc
         ("flagged", pa.bool_()),
         ("seed", pa.int64()),
         ("sha256", pa.string()),
-        ("step_images", pa.list_(pa.struct([("step", pa.int32()), picture, ("sha256", pa.string())]))),
+        ("step_images", pa.list_(pa.struct([("step", pa.int32()), step_picture, ("sha256", pa.string())]))),
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("task", pa.string()),

@@ -144,7 +144,7 @@ def _verify_receipt(
 def _verify_pictures(check: _Check, shard: str, row: Mapping[str, Any]) -> str | None:
     """What is wrong with a row's picture or those after its steps."""
     size = {name: row[name] for name in ("id", "width", "height")}
-    pictures = [row, *({**size, **step} for step in row["step_images"] or ())]
+    pictures = [row, *({**size, "file_name": step.get("path"), **step} for step in row["step_images"] or ())]
     return next(filter(None, (_verify_picture(check, shard, picture) for picture in pictures)), None)
 
 
@@ -174,9 +174,8 @@ def _strays(check: _Check, key: str, stored: Sequence[Entry], rows: Sequence[Map
     if check.output.layout is not Layout.FILES:
         return
     folder = key.rpartition("/")[0]
-    named = {f"{folder}/{picture['file_name']}" for row in rows for picture in (row, *(row["step_images"] or ()))} | {
-        key
-    }
+    steps = (step["path"] for row in rows for step in row["step_images"] or ())
+    named = {f"{folder}/{name}" for name in (*(row["file_name"] for row in rows), *steps)} | {key}
     for entry in stored:
         if entry.key not in named:
             check.found.strays += 1

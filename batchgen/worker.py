@@ -182,7 +182,7 @@ class Worker:
         picture = attempt.add_picture(row, data)
         saved = {step: encode(after, self._settings.output.image_format) for step, after in steps.items()}
         step_images = [
-            {"step": step, **attempt.add_picture(row, part, step=step), "sha256": sha256(part).hexdigest()}
+            {"step": step, **attempt.add_step_picture(row, part, step), "sha256": sha256(part).hexdigest()}
             for step, part in saved.items()
         ]
         made = {

@@ -79,14 +79,14 @@ def test_step_pictures_are_part_of_the_dataset(batchgen: RunCli, judged: Path, t
         assert [step["step"] for step in row["step_images"]] == [1, 2]
         assert row["step_images"][1]["sha256"] == row["sha256"] != row["step_images"][0]["sha256"]
         for step in row["step_images"]:
-            data = (file.parent / step["file_name"]).read_bytes() if layout == "files" else step["image"]["bytes"]
+            data = (file.parent / step["path"]).read_bytes() if layout == "files" else step["image"]["bytes"]
             assert Image.open(io.BytesIO(data)).size == (64, 64)
     verified = batchgen("verify", str(tmp_path / "out"), "--deep", "--json")
     assert verified.returncode == 0
     assert json.loads(verified.stdout)["strays"] == 0
-    (record,) = (tmp_path / "out" / ".batchgen" / "runs").glob("*.json")
+    (record,) = (tmp_path / "out" / ".batchgen" / "runs").rglob("*.json")
     assert json.loads(record.read_text())["memory"] == "low"
     if layout == "files":
         file, row = rows[0]
-        (file.parent / row["step_images"][0]["file_name"]).write_bytes(b"gone")
+        (file.parent / row["step_images"][0]["path"]).write_bytes(b"gone")
         assert batchgen("verify", str(tmp_path / "out")).returncode == 1
