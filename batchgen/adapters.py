@@ -16,7 +16,27 @@ from batchgen import builtin
 from batchgen.columns import CellError
 from batchgen.models import Model, Source, hash_file, hash_folder, hash_text
 
-__all__ = ["ADAPTERS", "Finder", "find_adapters", "image_encoder", "read_shapes"]
+__all__ = [
+    "ADAPTERS",
+    "CLASSIFIER_MULTIPLIERS",
+    "CLASSIFIER_WEIGHTS",
+    "ClassifierFacts",
+    "Finder",
+    "find_adapters",
+    "image_encoder",
+    "read_classifier",
+    "read_shapes",
+]
+
+CLASSIFIER_MULTIPLIERS: Mapping[int, tuple[float, ...]] = {
+    64: (1, 2, 3, 4),
+    128: (1, 1, 2, 3, 4),
+    256: (1, 1, 2, 2, 4, 4),
+    512: (0.5, 1, 1, 2, 2, 4, 4),
+}
+"""Widths of the levels of ADM's classifiers over that of the first one, by the size of their pictures."""
+
+CLASSIFIER_WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 
 _BUILTIN = re.compile(r"builtin-[a-z0-9-]+")
 _PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth"})
@@ -25,6 +45,7 @@ _LORA_LAYER = re.compile(  # tensors that a UNet's layer feeds, in the names of 
     r"(unet\.|lora_unet_)(?P<layer>.+?)(\.lora_A|\.lora\.down|_lora\.down|\.lora_down)\.(default\.)?weight$"
 )
 _IP_CROSS_ATTENTION = re.compile(r"to_k_ip\.weight$")
+_CLASSES = "out.2.c_proj.weight"
 _SINGLE_FILE_VAE = re.compile(r"(^|\.)decoder\.conv_in\.weight$")
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -298,6 +319,29 @@ def _check_ip_adapter(shapes: Shapes, _config: Mapping[str, Any], model: Model) 
     return _other_model(width, model) if width is not None and width != model.text_width else None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassifierFacts:
+    """What a classifier's files say: the side of its pictures in pixels, and how many classes it tells apart."""
+
+    image_size: int
+    classes: int
+
+
+def read_classifier(path: str) -> ClassifierFacts:
+    """The facts of a classifier that `find_adapters` found."""
+    shapes, config = _facts(Path(path), CLASSIFIER_WEIGHTS)
+    return ClassifierFacts(image_size=int(config["image_size"]), classes=shapes[_CLASSES][0])
+
+
+def _check_classifier(shapes: Shapes, config: Mapping[str, Any], _model: Model) -> str | None:
+    if _CLASSES not in shapes:
+        return f"it has no tensor {_CLASSES}: expected weights of ADM's classifier with attention pooling"
+    size = config.get("image_size")
+    if not isinstance(size, int) or (size not in CLASSIFIER_MULTIPLIERS and "channel_mult" not in config):
+        return f"its config.json says image_size {size!r} and no channel_mult; see the README on classifiers"
+    return None
+
+
 ADAPTERS: Mapping[str, Kind] = {
     "loras": Kind(
         what="LoRA",
@@ -328,6 +372,9 @@ ADAPTERS: Mapping[str, Kind] = {
         is_folder=True,
         weights=("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"),
         in_list=True,
+    ),
+    "classifier": Kind(
+        what="classifier", names={}, check=_check_classifier, is_folder=True, weights=CLASSIFIER_WEIGHTS
     ),
     "ip_adapter": Kind(
         what="IP-Adapter", names={}, check=_check_ip_adapter, weights=("*ip*adapter*.safetensors", "*ip*adapter*.bin")

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from batchgen.adapters import ADAPTERS, Finder, find_adapters
-from batchgen.cells import Parsed
+from batchgen.adapters import ADAPTERS, Finder, find_adapters, read_classifier
+from batchgen.cells import Parsed, missing_prompt
 from batchgen.columns import COLUMNS, MAX_SIDE, CellError, Kind, image_column, input_name
 from batchgen.errors import InputError
 from batchgen.models import Family, Model
@@ -94,7 +94,7 @@ def _not_taken(name: str, task: Task) -> str:
 
 
 def apply_arguments(
-    cells: Mapping[str, Any],
+    parsed: Parsed,
     task: Task,
     model: Model,
     inputs: Mapping[str, ImageRef],
@@ -104,23 +104,21 @@ def apply_arguments(
     """Every argument of the task by column name; what breaks a rule goes to `complaints`."""
     values: Values = {}
     for name in sorted(task.columns_for(model.family) - _NOT_APPLIED - _IMAGE_COLUMNS):
-        value = cells.get(name)
+        value = parsed.cells.get(name)
         if value is None:
             value = defaults.values.get(name, COLUMNS[name].default)
         values[name] = value
     values["model"] = model.name
-    if (values["clip_skip"] or 0) >= model.text_layers:
-        complaints.add("clip_skip", f"is {values['clip_skip']}; {model.name!r} has {model.text_layers} text layers")
     values["width"], values["height"] = _size(values, model, inputs, complaints)
     values["scheduler"], values["scheduler_kwargs"] = _scheduler(values, model, complaints)
-    _apply_prompts(values, model, defaults, complaints)
+    if task.reads_text:
+        _apply_prompts(values, parsed, model, defaults, complaints)
     _apply_control(values, task, model, inputs, complaints)
     _apply_image_prompt(values, inputs, complaints)
     _apply_adapters(values, model, defaults, complaints)
     _apply_refiner(values, model, defaults, complaints)
+    _apply_class(values, model, complaints)
     _check_images(values, task, model, inputs, complaints)
-    if values.get("hires_scale") and values.get("controlnet"):
-        complaints.add("hires_scale", "cannot be used together with a controlnet; leave one of them null")
     if values.get("hires_scale") in (None, 1.0):
         values.pop("hires_scale", None)
         values.pop("hires_strength", None)
@@ -153,6 +151,8 @@ def _scheduler(values: Mapping[str, Any], model: Model, complaints: Complaints) 
     except UnknownSampler as error:
         complaints.add("scheduler", str(error))
         return model.scheduler, {}
+    if model.family is Family.LATENT_UPSCALER and sampler.class_name != "EulerDiscreteScheduler":
+        complaints.add("scheduler", f"is {sampler.class_name}; a {model.family} takes EulerDiscreteScheduler only")
     options = {**sampler.kwargs, **(values["scheduler_kwargs"] or {})}
     for name in options:
         if name == "noise_sampler_seed":
@@ -164,8 +164,12 @@ def _scheduler(values: Mapping[str, Any], model: Model, complaints: Complaints) 
     return sampler.class_name, options
 
 
-def _apply_prompts(values: Values, model: Model, defaults: Defaults, complaints: Complaints) -> None:
+def _apply_prompts(values: Values, parsed: Parsed, model: Model, defaults: Defaults, complaints: Complaints) -> None:
     """Size conditioning and the second prompt of SDXL; LoRAs named in a prompt of A1111's syntax."""
+    if values["prompt"] is None and "prompt" not in parsed.spoiled:
+        complaints.add("prompt", missing_prompt(parsed.record))
+    if (values["clip_skip"] or 0) >= model.text_layers:
+        complaints.add("clip_skip", f"is {values['clip_skip']}; {model.name!r} has {model.text_layers} text layers")
     if model.family in (Family.SDXL, Family.REFINER):
         size = (values["height"], values["width"])
         values["original_size"] = values.get("original_size") or size
@@ -255,6 +259,30 @@ def _apply_refiner(values: Values, model: Model, defaults: Defaults, complaints:
     if model.family is not Family.SDXL:
         complaints.add("refiner", f"cannot follow {model.name!r}, a {model.family} model; leave it null")
     values["denoising_end"] = _HANDOFF if values["denoising_end"] is None else values["denoising_end"]
+
+
+def _apply_class(values: Values, model: Model, complaints: Complaints) -> None:
+    """A label where the model or a classifier wants one, and one that they know."""
+    if "class_label" not in values:
+        return
+    label, found = values["class_label"], values["classifier"]
+    known = {f"{model.name!r}": model.classes} if model.classes else {}
+    if isinstance(found, Mapping):
+        facts = read_classifier(found["path"])
+        known["the classifier"] = facts.classes
+        if {values["width"], values["height"]} != {facts.image_size}:
+            size = f"{values['width']}x{values['height']}"
+            complaints.add("classifier", f"reads pictures of {facts.image_size} pixels a side, and the row's is {size}")
+    elif found is None:
+        del values["classifier"], values["classifier_scale"]
+    if label is None and known:
+        name, classes = next(iter(known.items()))
+        complaints.add("class_label", f"is null, but {name} wants one from 0 to {classes - 1}")
+    elif label is not None and found is None and not known:
+        complaints.add("class_label", f"means nothing to {model.name!r}; name a classifier, or leave it null")
+    for name, classes in known.items():
+        if label is not None and label >= classes:
+            complaints.add("class_label", f"is {label}; {name} knows 0 to {classes - 1}")
 
 
 def _check_images(

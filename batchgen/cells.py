@@ -13,7 +13,7 @@ from batchgen.identity import canonical
 from batchgen.manifest import Record, column_types
 from batchgen.problems import ProblemLog
 
-__all__ = ["CellSorter", "Parsed", "carried_cell"]
+__all__ = ["CellSorter", "Parsed", "carried_cell", "missing_prompt"]
 
 _ARROW = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
 
@@ -43,10 +43,9 @@ class _Meaning:
 class CellSorter:
     """Reads names once a file, and remembers what types the carried columns had."""
 
-    def __init__(self, problems: ProblemLog, defaults: Mapping[str, Any]) -> None:
+    def __init__(self, problems: ProblemLog) -> None:
         self.notices: dict[str, None] = {}  # an ordered set of lines
         self._problems = problems
-        self._has_default_prompt = "prompt" in defaults
         self._meanings: dict[tuple[str, str], _Meaning] = {}
         self._carried: set[str] = set()
         self._kinds: dict[str, set[type]] = {}  # of the cells of JSONL, which declares no types
@@ -73,9 +72,6 @@ class CellSorter:
                 except CellError as error:
                     self._problems.add(record.file, record.number, name, str(error))
                     spoiled.add(meaning.column)
-        if not self._has_default_prompt and "prompt" not in cells and "prompt" not in spoiled:
-            self._problems.add(record.file, record.number, "prompt", _missing_prompt(record))
-            spoiled.add("prompt")
         return Parsed(record=record, cells=cells, carried=carried, spoiled=frozenset(spoiled))
 
     def carried_types(self, files: list[str]) -> dict[str, pa.DataType]:
@@ -144,7 +140,8 @@ def _is_empty_struct(cell: Any) -> bool:
     return isinstance(cell, dict) and bool(cell) and all(value is None for value in cell.values())
 
 
-def _missing_prompt(record: Record) -> str:
+def missing_prompt(record: Record) -> str:
+    """What to say of a record without a prompt."""
     if record.columns & {"prompt", "text", "caption"}:
         return "is null; write a prompt, or set one in the job's [defaults]"
     folded = {name.strip().lower(): name for name in record.columns}

@@ -146,11 +146,11 @@ def _make_row(cells: Mapping[str, Any], model: Model) -> Row:
     """
     problems = ProblemLog()
     record = Record(file="", number=1, cells=cells, columns=frozenset(cells), from_text=False)
-    parsed = CellSorter(problems, {}).parse(record)
+    parsed = CellSorter(problems).parse(record)
     complaints = Complaints((problem.column or "prompt", problem.message) for problem in problems.shown)
     task = choose_task(parsed, model, complaints)
     defaults = Defaults(values={"seed": SEED}, adapters=Finder(folder=str(Path.cwd())), find_model=find_model)
-    values = apply_arguments(parsed.cells, task, model, {}, defaults, complaints)
+    values = apply_arguments(parsed, task, model, {}, defaults, complaints)
     if complaints:
         raise InputError("\n".join(f"{_FLAGS.get(name, name.upper())}: {message}" for name, message in complaints))
     return Row(id="explained", fingerprint="", task=task.name, values=values)

@@ -35,6 +35,8 @@ class Family(StrEnum):
     SDXL = "Stable Diffusion XL"
     REFINER = "Stable Diffusion XL refiner"
     UPSCALER = "Stable Diffusion x4 upscaler"
+    LATENT_UPSCALER = "Stable Diffusion x2 latent upscaler"
+    PIXELS = "diffusion of pixels"  # no text, no autoencoder: DDPM, ADM
 
 
 _TEXT_ENCODERS: Mapping[Family, tuple[str, ...]] = {
@@ -42,6 +44,7 @@ _TEXT_ENCODERS: Mapping[Family, tuple[str, ...]] = {
     Family.SDXL: ("text_encoder", "text_encoder_2"),
     Family.REFINER: ("text_encoder_2",),
     Family.UPSCALER: ("text_encoder",),
+    Family.LATENT_UPSCALER: ("text_encoder",),
 }
 
 
@@ -81,6 +84,7 @@ class Model:
     estimates_depth: bool = False  # has a depth estimator beside its UNet
     checks_safety: bool = False  # has a safety checker
     text_layers: int = 12  # of CLIP ViT-L, the text encoder of SD 1.x
+    classes: int | None = None  # labels that its UNet is told, where it is class-conditional
     revision: str | None = None  # resolved commit of a hub id
     config: str | None = None  # folder or hub id with the layout of a single file
 
@@ -171,11 +175,12 @@ def _layout(folder: Path, name: str) -> dict[str, Any]:
         raise InputError(f"model {name!r}: {folder} has no model_index.json; give the folder save_pretrained wrote")
     index = _read_json(folder / "model_index.json", name)
     family = _family(index, name)
+    if family is Family.PIXELS:
+        return _pixel_layout(folder, index, name)
     unet = _read_json(folder / "unet" / "config.json", name)
     vae = _read_json(folder / "vae" / "config.json", name)
     factor = 2 ** (len(vae.get("block_out_channels", (1,) * 4)) - 1)
-    sample = unet.get("sample_size") or 64
-    height, width = sample if isinstance(sample, list) else (sample, sample)
+    height, width = _sides(unet, 64)
     texts = [_read_json(folder / part / "config.json", name) for part in _TEXT_ENCODERS[family]]
     widths = tuple(unet.get("block_out_channels", ()))
     layers = unet.get("layers_per_block", 2)
@@ -196,10 +201,37 @@ def _layout(folder: Path, name: str) -> dict[str, Any]:
     }
 
 
+def _pixel_layout(folder: Path, index: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The same of a model that denoises pixels; its oldest ones lie flat in their folder."""
+    inside = folder / "unet" / "config.json"
+    unet = _read_json(inside if inside.is_file() else folder / "config.json", name)
+    height, width = _sides(unet, 32)
+    return {
+        "width": width,
+        "height": height,
+        "scheduler": str((index.get("scheduler") or [None, "DDPMScheduler"])[1]),
+        "family": Family.PIXELS,
+        "unet_channels": int(unet.get("in_channels", 3)),
+        "text_layers": 0,
+        "classes": unet.get("num_class_embeds"),
+    }
+
+
+def _sides(unet: Mapping[str, Any], default: int) -> tuple[int, int]:
+    """Height and width of what a UNet was trained on, in its own pixels."""
+    sample = unet.get("sample_size") or default
+    height, width = sample if isinstance(sample, list) else (sample, sample)
+    return int(height), int(width)
+
+
 def _family(index: Mapping[str, Any], name: str) -> Family:
     kind = str(index.get("_class_name"))
+    if kind in ("DDPMPipeline", "DDIMPipeline"):
+        return Family.PIXELS
     if kind == "StableDiffusionUpscalePipeline":
         return Family.UPSCALER
+    if kind == "StableDiffusionLatentUpscalePipeline":
+        return Family.LATENT_UPSCALER
     if kind.startswith("StableDiffusionXL"):
         return Family.REFINER if (index.get("text_encoder") or [None])[0] is None else Family.SDXL
     if kind in _SD_PIPELINES:

@@ -72,7 +72,7 @@ class Sizing:
 def batch_key(row: Row, model_fingerprint: str) -> str:
     """Canonical JSON of all that the rows of a micro-batch must share, what is costliest to switch first."""
     shared = {name: value for name, value in row.values.items() if COLUMNS[name].shared and name != "model"}
-    guided = row.values["guidance_scale"] > 1  # at or below 1 the pipeline skips the unconditional pass
+    guided = row.values.get("guidance_scale", 0) > 1  # at or below 1 the pipeline skips the unconditional pass
     extra = TASKS[row.task].key(row.values)
     return canonical([row.values["model"], model_fingerprint, row.task, shared, guided, extra, sorted(row.inputs)])
 

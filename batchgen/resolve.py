@@ -58,7 +58,7 @@ def resolve(job: Job, index: Index, problems: ProblemLog) -> Resolved:
         InputError: the manifest as a whole, or the job's model, cannot be used.
     """
     files = manifest_files(job.manifest)
-    sorter = CellSorter(problems, job.defaults)
+    sorter = CellSorter(problems)
     builder = _RowBuilder(job, index, problems)
     builder.model(job.model)
     with ThreadPoolExecutor(IMAGE_THREADS) as pool:
@@ -159,7 +159,7 @@ class _RowBuilder:
             self._complain(parsed.record, complaints)
             return
         task = choose_task(parsed, model, complaints)
-        values = apply_arguments(parsed.cells, task, model, inputs, self._defaults_for(parsed.record), complaints)
+        values = apply_arguments(parsed, task, model, inputs, self._defaults_for(parsed.record), complaints)
         copies = parsed.cells.get("num_images_per_prompt") or self._job.defaults.get("num_images_per_prompt", 1)
         if (values.get("seed") or 0) + copies - 1 > MAX_SEED:
             complaints.add("seed", f"is {values['seed']}, and {copies} images would count it past {MAX_SEED}")

@@ -19,7 +19,7 @@ from batchgen.tasks import TASKS
 
 __all__ = ["FAILURES", "VERSION", "applied_cells", "failures_table", "metadata_schema", "metadata_table"]
 
-VERSION = 2  # of the metadata; raised when a column is added or changes
+VERSION = 3  # of the metadata; raised when a column is added or changes
 
 _TYPES = {
     Kind.TEXT: pa.string(),

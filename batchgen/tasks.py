@@ -34,21 +34,34 @@ Inputs = Mapping[str, "Image"]
 """A row's decoded conditioning images, by column name."""
 
 COMMON = frozenset(
-    "id task prompt negative_prompt prompt_syntax seed num_images_per_prompt width height num_inference_steps "
-    "guidance_scale eta clip_skip scheduler scheduler_kwargs model vae loras embeddings hypernetwork".split()
+    "id task seed num_images_per_prompt width height num_inference_steps eta scheduler scheduler_kwargs model".split()
 )
 """Columns that every task takes."""
+
+TEXT = frozenset(
+    "prompt negative_prompt prompt_syntax guidance_scale clip_skip vae loras embeddings hypernetwork".split()
+)
+"""Columns of the tasks that read a prompt."""
 
 TWO_TOWERS = frozenset(
     "prompt_2 negative_prompt_2 original_size crops_coords_top_left target_size refiner denoising_end".split()
 )
 """Columns that mean something to Stable Diffusion XL only."""
 
+CLASS = ("class_label", "classifier", "classifier_scale")
 CONTROL = tuple(
     "control_image control_preprocess controlnet controlnet_conditioning_scale control_guidance_start "
     "control_guidance_end".split()
 )
 IMAGE_PROMPT = ("ip_adapter", "ip_adapter_image", "ip_adapter_scale")
+
+
+_MEANINGLESS: Mapping[Family, frozenset[str]] = {
+    Family.SDXL: frozenset(),
+    Family.REFINER: frozenset(),
+    Family.LATENT_UPSCALER: TWO_TOWERS | {"noise_level", "eta", "loras", "hypernetwork"},
+}
+"""Columns that a task takes, but not with such a model; for families not listed, those of two towers."""
 
 
 def _nothing_more(_values: Values) -> tuple[object, ...]:
@@ -66,7 +79,8 @@ class Task:
     `pipelines` are diffusers' classes by the family of the model, `controlled` those that take ControlNets besides.
     `key` gives what the batch key adds to the shared columns; `arguments` turns the values that a micro-batch shares
     (taken from any one of its rows) and the inputs of its rows into arguments of the pipeline call. `modes` are
-    Pillow modes of the conditioning images; `unet_channels` are the UNets that can do it.
+    Pillow modes of the conditioning images; `unet_channels` are the UNets that can do it. Tasks that read no text are
+    those of models that have no text encoder.
     """
 
     name: str
@@ -78,17 +92,18 @@ class Task:
     unet_channels: tuple[int, ...] = (4,)
     key: Callable[[Values], tuple[object, ...]] = _nothing_more
     arguments: Callable[[Values, Sequence[Inputs]], dict[str, Any]] = _no_arguments
-    output_scale: int = 1  # size of the picture over that of the latents' picture
+    reads_text: bool = True
 
     @property
     def columns(self) -> frozenset[str]:
         """Every column that means something to this task, with some family of models."""
         two_towers = TWO_TOWERS if Family.SDXL in self.pipelines else frozenset()
-        return COMMON.union(self.needs, self.takes, two_towers)
+        text = TEXT if self.reads_text else frozenset()
+        return COMMON.union(text, self.needs, self.takes, two_towers)
 
     def columns_for(self, family: Family) -> frozenset[str]:
         """Every column that means something to this task with that family of models."""
-        return self.columns if family in (Family.SDXL, Family.REFINER) else self.columns - TWO_TOWERS
+        return self.columns - _MEANINGLESS.get(family, TWO_TOWERS)
 
     def pipeline(self, family: Family, *, controlled: bool) -> str | None:
         """The class in diffusers, or None where there is none."""
@@ -149,7 +164,8 @@ def _edit_arguments(_values: Values, inputs: Sequence[Inputs]) -> dict[str, Any]
 
 
 def _upscaling_arguments(values: Values, inputs: Sequence[Inputs]) -> dict[str, Any]:
-    return {"image": [i["image"] for i in inputs], "noise_level": values["noise_level"]}
+    noise = {"noise_level": values["noise_level"]} if "noise_level" in values else {}
+    return {"image": [i["image"] for i in inputs]} | noise
 
 
 TASKS: Mapping[str, Task] = {
@@ -218,13 +234,22 @@ TASKS: Mapping[str, Task] = {
         ),
         Task(
             name="upscaling",
-            pipelines={Family.UPSCALER: "StableDiffusionUpscalePipeline"},
+            pipelines={
+                Family.UPSCALER: "StableDiffusionUpscalePipeline",
+                Family.LATENT_UPSCALER: "StableDiffusionLatentUpscalePipeline",
+            },
             needs=("image",),
             takes=("noise_level",),
             modes={"image": "RGB"},
-            unet_channels=(7,),
+            unet_channels=(7, 8),
             arguments=_upscaling_arguments,
-            output_scale=4,
+        ),
+        Task(
+            name="unconditional",
+            pipelines={Family.PIXELS: "DDPMPipeline"},
+            takes=CLASS,
+            unet_channels=(1, 3),
+            reads_text=False,
         ),
     )
 }
@@ -239,6 +264,8 @@ SPELLINGS: Mapping[str, str] = {
     "instruct-pix2pix": "edit",
     "pix2pix": "edit",
     "upscale": "upscaling",
+    "uncond": "unconditional",
+    "class-conditional": "unconditional",
 }
 
 

@@ -27,6 +27,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     models.build_sdxl(root / "sdxl")
     models.build_refiner(root / "refiner")
     models.build_depth(root / "depth")
+    models.build_latent_upscaler(root / "latent-upscaler")
+    models.build_unconditional(root / "pixels")
+    models.build_class_conditional(root / "classes")
+    adapters.build_classifier(root / "classifier", classes=5)
     adapters.build_controlnet(root / "control", root / "sd1")
     adapters.build_controlnet(root / "control-xl", root / "sdxl")
     for name, model, kind in (
@@ -146,12 +150,45 @@ WRONG: Mapping[str, tuple[Mapping[str, Any], str, str]] = {
         "cannot do depth-to-image",
     ),
     "mask of another size": ({"image": "image.png", "mask_image": "narrow.png"}, "mask_image", "is 32x64"),
-    "strength above 1": ({"image": "image.png", "strength": 1.2}, "strength", "between 0 and 1"),
-    "hires fix with a ControlNet": (
-        {"controlnet": "control", "control_image": "image.png", "hires_scale": 2},
-        "hires_scale",
-        "together with a controlnet",
+    "prompt without text encoder": ({"model": "{root}/pixels"}, "prompt", "means nothing to unconditional"),
+    "class of a model without": (
+        {"model": "{root}/pixels", "prompt": None, "class_label": 1},
+        "class_label",
+        "name a classifier, or leave it null",
     ),
+    "no class": ({"model": "{root}/classes", "prompt": None}, "class_label", "wants one from 0 to 9"),
+    "class that is unknown": (
+        {"model": "{root}/classes", "prompt": None, "class_label": 10},
+        "class_label",
+        "is 10; '{root}/classes' knows 0 to 9",
+    ),
+    "class that the classifier does not know": (
+        {"model": "{root}/pixels", "prompt": None, "class_label": 7, "classifier": "classifier"},
+        "class_label",
+        "is 7; the classifier knows 0 to 4",
+    ),
+    "classifier of another size": (
+        {"model": "{root}/pixels", "prompt": None, "class_label": 1, "classifier": "classifier", "width": 64},
+        "classifier",
+        "reads pictures of 32 pixels a side, and the row's is 64x32",
+    ),
+    "classifier that is a ControlNet": (
+        {"model": "{root}/pixels", "prompt": None, "class_label": 1, "classifier": "control"},
+        "classifier",
+        "expected weights of ADM's classifier",
+    ),
+    "class of a picture from words": ({"class_label": 1}, "class_label", "means nothing to text-to-image"),
+    "sampler of a latent upscaler": (
+        {"model": "{root}/latent-upscaler", "image": "image.png", "scheduler": "DDIM"},
+        "scheduler",
+        "takes EulerDiscreteScheduler only",
+    ),
+    "LoRA on a latent upscaler": (
+        {"model": "{root}/latent-upscaler", "image": "image.png", "loras": "lora.safetensors"},
+        "loras",
+        "means nothing to",
+    ),
+    "strength above 1": ({"image": "image.png", "strength": 1.2}, "strength", "between 0 and 1"),
 }
 
 
@@ -160,7 +197,9 @@ def test_wrong_combination_is_refused(root: Path, name: str) -> None:
     cells, column, reason = WRONG[name]
     filled = {key: value.format(root=root) if isinstance(value, str) else value for key, value in cells.items()}
     lines = complaints(root, filled)
-    assert any(f"m.jsonl, row 2, column '{column}'" in line and reason in line for line in lines), lines
+    assert any(f"m.jsonl, row 2, column '{column}'" in line and reason.format(root=root) in line for line in lines), (
+        lines
+    )
     assert not any("row 1" in line for line in lines)
 
 

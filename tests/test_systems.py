@@ -12,9 +12,11 @@ import numpy.typing as npt
 import pytest
 import tiny_adapters as adapters
 import tiny_models as models
+import torch
 from PIL import Image
 
 from batchgen.columns import image_column
+from batchgen.diffusion.classifier import load_classifier
 from batchgen.diffusion.host import PipelineHost
 from batchgen.images import fit
 from batchgen.job import Job
@@ -85,6 +87,10 @@ MAKERS: Mapping[str, Maker] = {
     "depth": lambda _, path: models.build_depth(path),
     "pix2pix": lambda _, path: models.build_pix2pix(path),
     "upscaler": lambda _, path: models.build_upscaler(path),
+    "latent-upscaler": lambda _, path: models.build_latent_upscaler(path),
+    "unconditional": lambda _, path: models.build_unconditional(path),
+    "classes": lambda _, path: models.build_class_conditional(path),
+    "classifier": lambda _, path: adapters.build_classifier(path),
     "lcm": lambda _, path: models.build_lcm(path),
     "control-1": lambda shop, path: adapters.build_controlnet(path, Path(shop.path("sd1")), seed=1),
     "control-2": lambda shop, path: adapters.build_controlnet(path, Path(shop.path("sd1")), seed=2),
@@ -140,6 +146,10 @@ def generate(host: PipelineHost, shop: Workshop, rows: Sequence[Row]) -> npt.NDA
     return pictures.pixels
 
 
+class PerRow(tuple[Any, ...]):
+    """A value of its own for each of the three rows."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class System:
     """One way to generate: what its rows share, and what makes its picture another than without it."""
@@ -150,24 +160,26 @@ class System:
     without: tuple[str, ...] = ()
     guidance_scale: float | None = None
     pickles: bool = False
+    prompted: bool = True
 
 
 def _cells(shop: Workshop, system: System, number: int) -> dict[str, Any]:
-    cells: dict[str, Any] = {
+    cells: dict[str, Any] = {"seed": (2**63 - 1, 1, 2)[number], "num_inference_steps": STEPS}
+    cells["model"] = shop.path(system.model)
+    prompted = {
         "prompt": ("a castle", "the sea, 海 with ships", "")[number],
         "negative_prompt": ("fog", "", None)[number],
-        "seed": (2**63 - 1, 1, 2)[number],
         "guidance_scale": (7.3, 1.5, 30.0)[number] if system.guidance_scale is None else system.guidance_scale,
-        "num_inference_steps": STEPS,
-        "model": shop.path(system.model),
     }
+    cells |= prompted if system.prompted else {}
     for column in system.images:
         kind = "mask" if column == "mask_image" else "image"
         count = 2 if column == "control_images" else 1
         paths = [shop.path(f"{kind}-{(number + place) % 4}.png") for place in range(count)]
         cells["control_image" if count == 2 else column] = paths if count == 2 else paths[0]
     for name, value in (system.shared or {}).items():
-        cells[name] = value(shop) if callable(value) else value
+        chosen = value[number] if isinstance(value, PerRow) else value
+        cells[name] = chosen(shop) if callable(chosen) else chosen
     return cells
 
 
@@ -208,6 +220,23 @@ SYSTEMS: Mapping[str, System] = {
     "depth given": System(model="depth", images=("image", "depth_map"), without=("depth_map",)),
     "edit": System(model="pix2pix", images=("image",), shared={"image_guidance_scale": 1.7}),
     "upscaling": System(model="upscaler", images=("image",)),
+    "latent upscaling": System(model="latent-upscaler", images=("image",)),
+    "unconditional": System(model="unconditional", prompted=False),
+    "unconditional, DDIM": System(
+        model="unconditional", prompted=False, shared={"scheduler": "DDIM", "eta": 0.5}, without=("eta",)
+    ),
+    "unconditional, DPM++ SDE": System(model="unconditional", prompted=False, shared={"scheduler": "DPM++ SDE Karras"}),
+    "class-conditional": System(model="classes", prompted=False, shared={"class_label": PerRow((3, 0, 9))}),
+    "classifier guidance": System(
+        model="unconditional",
+        prompted=False,
+        shared={
+            "class_label": PerRow((3, 0, 9)),
+            "classifier": lambda shop: shop.path("classifier"),
+            "classifier_scale": PerRow((20.0, 0.0, 5.0)),
+        },
+        without=("class_label", "classifier", "classifier_scale"),
+    ),
     "lcm": System(model="lcm", shared={"scheduler": "LCM"}),
     "turbo": System(
         model="sd1",
@@ -258,6 +287,12 @@ SYSTEMS: Mapping[str, System] = {
     "sdxl lora": System(model="sdxl", shared={"loras": loras(xl=1.0)}, without=("loras",)),
     "hires fix": System(
         model="sd1", shared={"hires_scale": 2.0, "hires_strength": 0.7}, without=("hires_scale", "hires_strength")
+    ),
+    "hires fix, controlnet": System(
+        model="sd1",
+        images=("control_image",),
+        shared={"hires_scale": 2.0, "hires_strength": 0.7, "controlnet": control("control-1")},
+        without=("controlnet", "control_image"),
     ),
     "embedding": System(
         model="sd1", shared={"embeddings": embedding("embedding.safetensors")}, without=("embeddings",)
@@ -372,3 +407,36 @@ def test_lora_formats_agree(host: PipelineHost, shop: Workshop) -> None:
     ]
     assert np.array_equal(pictures[0], pictures[1])
     assert np.array_equal(pictures[0], pictures[2])
+
+
+def test_classifier_leads_to_its_class(host: PipelineHost, shop: Workshop) -> None:
+    """Guided pictures are likelier of their class in the classifier's own eyes; a scale of 0 changes nothing."""
+    base = _cells(shop, SYSTEMS["classifier guidance"], 0) | {"num_inference_steps": 10}
+    folder = Path(base["classifier"])
+    classifier = load_classifier(folder, torch.device("cpu"))
+    chances = []
+    for scale in (0.0, 3.0, 30.0):
+        rows = shop.rows([base | {"classifier_scale": scale, "seed": seed} for seed in range(3)])
+        pixels = torch.from_numpy(generate(host, shop, rows)).permute(0, 3, 1, 2) / 127.5 - 1
+        logits = classifier(pixels, torch.zeros(3))
+        chances.append(logits.log_softmax(-1)[:, base["class_label"]].mean().item())
+    assert chances[0] < chances[1] < chances[2]
+    plain = shop.rows([{k: v for k, v in base.items() if k not in SYSTEMS["classifier guidance"].without}])
+    unguided = shop.rows([base | {"classifier_scale": 0.0}])
+    assert np.array_equal(generate(host, shop, plain), generate(host, shop, unguided))
+
+
+def test_classifier_gradient_is_that_of_its_logits(shop: Workshop) -> None:
+    """Against a difference quotient along the gradient itself."""
+    classifier = load_classifier(Path(shop.path("classifier")), torch.device("cpu"))
+    pictures, times = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([10.0, 500.0])
+    labels = torch.tensor([1, 7])
+    gradient = classifier.gradient(pictures, times, labels)
+
+    def log_chance(seen: torch.Tensor) -> torch.Tensor:
+        return classifier(seen, times).double().log_softmax(-1).gather(1, labels[:, None])[:, 0]
+
+    direction = gradient / gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    step = 1e-2
+    slope = (log_chance(pictures + step * direction) - log_chance(pictures - step * direction)) / (2 * step)
+    assert torch.allclose(slope, gradient.flatten(1).norm(dim=1).double(), rtol=0.02)

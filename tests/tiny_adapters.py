@@ -17,6 +17,7 @@ from tiny_models import original_unet_key, original_vae_state, seeded, tiny_vae,
 from transformers import CLIPVisionModelWithProjection
 
 __all__ = [
+    "build_classifier",
     "build_controlnet",
     "build_embedding",
     "build_hypernetwork",
@@ -44,6 +45,66 @@ def build_controlnet(folder: Path, model: Path, *, seed: int = 0) -> Path:
             torch.nn.init.normal_(layer.weight, std=2 * layer.weight[0].numel() ** -0.5)
     net.save_pretrained(folder)
     return folder
+
+
+def build_classifier(folder: Path, *, seed: int = 0, image_size: int = 32, classes: int = 10) -> Path:
+    """ADM's classifier of noisy pictures under the tensor names of the published ones, two levels of 32 channels."""
+    width, depth, levels = 32, 2, 2
+    with seeded(seed):
+        state = {name: torch.randn(shape) * 0.5 / shape[-1] ** 0.5 for name, shape in _classifier_shapes(
+            width, depth, levels, image_size // 2 ** (levels - 1), classes
+        )}  # fmt: skip
+    folder.mkdir(parents=True)
+    save_file(state, folder / "model.safetensors")
+    config = {
+        "image_size": image_size,
+        "classifier_width": width,
+        "classifier_depth": depth,
+        "classifier_attention_resolutions": [image_size // 2],
+        "num_head_channels": 16,
+        "channel_mult": [1] * levels,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def _classifier_shapes(
+    width: int, depth: int, levels: int, side: int, classes: int
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    def layer(name: str, *shape: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+        yield f"{name}.weight", shape
+        yield f"{name}.bias", shape[:1]
+
+    def residual(name: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+        yield from layer(f"{name}.in_layers.0", width)
+        yield from layer(f"{name}.in_layers.2", width, width, 3, 3)
+        yield from layer(f"{name}.emb_layers.1", 2 * width, 4 * width)
+        yield from layer(f"{name}.out_layers.0", width)
+        yield from layer(f"{name}.out_layers.3", width, width, 3, 3)
+
+    def attention(name: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+        yield from layer(f"{name}.norm", width)
+        yield from layer(f"{name}.qkv", 3 * width, width, 1)
+        yield from layer(f"{name}.proj_out", width, width, 1)
+
+    yield from layer("time_embed.0", 4 * width, width)
+    yield from layer("time_embed.2", 4 * width, 4 * width)
+    yield from layer("input_blocks.0.0", width, 3, 3, 3)
+    for level in range(levels):
+        for block in range(depth):
+            number = 1 + level * (depth + 1) + block
+            yield from residual(f"input_blocks.{number}.0")
+            if level == levels - 1:
+                yield from attention(f"input_blocks.{number}.1")
+        if level < levels - 1:
+            yield from residual(f"input_blocks.{1 + level * (depth + 1) + depth}.0")
+    yield from residual("middle_block.0")
+    yield from attention("middle_block.1")
+    yield from residual("middle_block.2")
+    yield from layer("out.0", width)
+    yield "out.2.positional_embedding", (width, side * side + 1)
+    yield from layer("out.2.qkv_proj", 3 * width, width, 1)
+    yield from layer("out.2.c_proj", classes, width, 1)
 
 
 def build_lora(

@@ -36,6 +36,7 @@ _LOADERS: Mapping[Family, str] = {
     Family.SDXL: "StableDiffusionXLPipeline",
     Family.REFINER: "StableDiffusionXLImg2ImgPipeline",
     Family.UPSCALER: "StableDiffusionUpscalePipeline",
+    Family.LATENT_UPSCALER: "StableDiffusionLatentUpscalePipeline",
 }
 
 _Made = TypeVar("_Made")

@@ -21,7 +21,8 @@ from PIL.Image import Image
 
 from batchgen.diffusion.loaded import AfterStep, LoadedModel
 from batchgen.diffusion.loading import Loading, load_components
-from batchgen.models import Model
+from batchgen.diffusion.pixels import PixelModel
+from batchgen.models import Family, Model
 from batchgen.rows import MicroBatch, Row
 
 __all__ = ["Environment", "Pictures", "PipelineHost"]
@@ -79,8 +80,8 @@ class PipelineHost:
         self._device = torch.device(device)
         self._dtype = _DTYPES[dtype]
         self._loading = loading or Loading()
-        self._loaded: LoadedModel | None = None
-        self._refiner: LoadedModel | None = None
+        self._loaded: LoadedModel | PixelModel | None = None
+        self._refiner: LoadedModel | PixelModel | None = None
         self.environment = Environment(
             device="cpu" if device == "cpu" else torch.cuda.get_device_name(),
             dtype=dtype,
@@ -158,7 +159,7 @@ class PipelineHost:
 
     def _make(
         self,
-        loaded: LoadedModel,
+        loaded: LoadedModel | PixelModel,
         rows: Sequence[Row],
         inputs: Sequence[Mapping[str, Image]],
         size: int,
@@ -175,7 +176,7 @@ class PipelineHost:
         vae = None if self._refiner is not None else rows[0].values.get("vae")
         return last.decode(latents[: len(rows)], vae)
 
-    def _load(self, model: Model, refiner: Model | None) -> LoadedModel:
+    def _load(self, model: Model, refiner: Model | None) -> LoadedModel | PixelModel:
         if self._loaded is None or self._loaded.model != model:
             self._loaded = self._refiner = None  # before the next one is read: the two may not fit side by side
             self._loaded = self._read(model)
@@ -186,11 +187,13 @@ class PipelineHost:
             self._refiner = self._read(refiner)
         return self._loaded
 
-    def _read(self, model: Model) -> LoadedModel:
+    def _read(self, model: Model) -> LoadedModel | PixelModel:
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         components = load_components(model, device=self._device, dtype=self._dtype, how=self._loading)
+        if model.family is Family.PIXELS:
+            return PixelModel(model, components, self._dtype)
         return LoadedModel(model, components, self._dtype, tiled=self._loading.low_memory)
 
 

@@ -45,7 +45,7 @@ class LoadedModel:
         self._tiled = tiled
         self._parts, self._options = components.parts, components.options
         self._pipelines: dict[tuple[str, ...], Any] = {}  # a scheduler each, some 100 kB: never dropped
-        self.prompts = PromptEncoder(components.parts)
+        self.prompts = PromptEncoder(components.parts, pools=model.family is Family.LATENT_UPSCALER)
         self._attachments = Attachments(model, components, self.prompts, dtype)
         estimator = self._parts.get("depth_estimator")
         self._controls = ControlMaker(None if estimator is None else (estimator, self._parts["feature_extractor"]))
@@ -72,11 +72,13 @@ class LoadedModel:
         arguments = self._tensors(task.arguments(shared, inputs))
         if "strength" in arguments and shared.get("denoising_start") is None and denoised_steps(shared) == 0:
             return self._encode(pipeline, arguments["image"], generators)
-        arguments |= self._control_arguments(task, shared, inputs)
+        arguments |= self._control_arguments(task.name, shared, inputs)
         arguments |= {
             name: shared[name] for name in ("denoising_start", "denoising_end") if shared.get(name) is not None
         }
-        if after_step is not None:
+        if after_step is not None and task.name == "upscaling":  # its pipelines know the older way only
+            arguments["callback"] = lambda step, _timestep, latents: after_step(step + 1, latents.clone())
+        elif after_step is not None:
             arguments["callback_on_step_end"] = _told(after_step)
         latents = self._call(pipeline, rows, inputs, generators, arguments)
         if shared.get("hires_scale"):
@@ -134,10 +136,11 @@ class LoadedModel:
             if shared.get("ip_adapter") is not None:
                 images = [one["ip_adapter_image"] for one in inputs]
                 arguments["ip_adapter_image_embeds"] = self._attachments.embed_images(images, guided=guided)
+            if "eta" in shared:
+                arguments["eta"] = shared["eta"]
             latents: torch.Tensor = pipeline(
                 **arguments,
                 num_inference_steps=shared["num_inference_steps"],
-                eta=shared.get("eta") or 0.0,
                 generator=generators,
                 output_type="latent",
             ).images
@@ -156,6 +159,9 @@ class LoadedModel:
             return larger.to(latents.dtype)
         pipeline = self._pipeline(task, values)
         arguments = {"image": larger.to(latents.dtype), "strength": batch_strength(values)}
+        width, height = size[1] * _FACTOR, size[0] * _FACTOR
+        enlarged = [{name: image.resize((width, height)) for name, image in one.items()} for one in inputs]
+        arguments |= self._control_arguments(task.name, shared, enlarged)
         return self._call(pipeline, rows, inputs, generators, arguments)
 
     def _tensors(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,10 +172,10 @@ class LoadedModel:
             made["depth_map"] = torch.from_numpy(np.stack(maps))
         return made
 
-    def _control_arguments(self, task: Task, shared: Mapping[str, Any], inputs: Inputs) -> dict[str, Any]:
+    def _control_arguments(self, task: str, shared: Mapping[str, Any], inputs: Inputs) -> dict[str, Any]:
         if shared.get("controlnet") is None:
             return {}
-        name = "image" if task.name == "text-to-image" else "control_image"
+        name = "image" if task == "text-to-image" else "control_image"
         images = self._controls.tensors(inputs, shared["control_preprocess"])
         values = {
             name: images,

@@ -43,7 +43,7 @@ class Encoded:
     """What a prompt becomes, on the device, in the text encoder's precision."""
 
     embeddings: torch.Tensor  # (1, 77 * chunks, width); of two towers the widths add up
-    pooled: torch.Tensor | None  # (1, width_2) of SDXL's second tower, from the first chunk; None without that tower
+    pooled: torch.Tensor | None  # (1, width) of SDXL's second tower or of a tower that pools, from the first chunk
 
     @property
     def nbytes(self) -> int:
@@ -64,14 +64,19 @@ class Token:
 class PromptEncoder:
     """The text side of one model with a cache of what it made, least recently used out first.
 
-    Made for Stable Diffusion 1.x and 2.x (one CLIP tower), SDXL (two) and SDXL's refiner (the second only).
+    Made for Stable Diffusion 1.x and 2.x and the upscalers (one CLIP tower), SDXL (two) and its refiner (the second).
     """
 
-    def __init__(self, components: Mapping[str, Any], *, cache_bytes: int = CACHE_BYTES) -> None:
-        """Take what there is of `tokenizer`, `text_encoder`, `tokenizer_2` and `text_encoder_2`, diffusers' names."""
+    def __init__(self, components: Mapping[str, Any], *, pools: bool = False, cache_bytes: int = CACHE_BYTES) -> None:
+        """Take what there is of `tokenizer`, `text_encoder`, `tokenizer_2` and `text_encoder_2`, diffusers' names.
+
+        Args:
+            pools: the only tower's pooled state is wanted too, as the latent upscaler reads it.
+            cache_bytes: room for embeddings, on the device.
+        """
         is_xl = components.get("text_encoder_2") is not None
         self._towers = [
-            _Tower(components[f"tokenizer{suffix}"], components[f"text_encoder{suffix}"], is_xl=is_xl)
+            _Tower(components[f"tokenizer{suffix}"], components[f"text_encoder{suffix}"], is_xl=is_xl, pools=pools)
             for suffix in ("", "_2")
             if components.get(f"text_encoder{suffix}") is not None
         ]
@@ -174,11 +179,12 @@ _Chunk = Sequence[tuple[int, float]]
 class _Tower:
     """A tokenizer and a CLIP text encoder."""
 
-    def __init__(self, tokenizer: Any, encoder: Any, *, is_xl: bool) -> None:
+    def __init__(self, tokenizer: Any, encoder: Any, *, is_xl: bool, pools: bool) -> None:
         self.added: dict[str, range] = {}  # names of textual inversions and their rows in the embedding matrix
         self._tokenizer = tokenizer
         self._encoder = encoder
         self._is_xl = is_xl
+        self._pools = pools
         self._length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
 
     @property
@@ -258,6 +264,8 @@ class _Tower:
         if getattr(self._encoder.config, "use_attention_mask", False):
             mask = torch.ones_like(ids)
             mask[:, self._length - padding :] = 0
+        if self._pools:
+            return self._run_pooled(ids, mask, clip_skip)
         if clip_skip is None:
             return Encoded(embeddings=self._encoder(ids, attention_mask=mask)[0], pooled=None)
         self._check(clip_skip, self._encoder.config.num_hidden_layers)
@@ -270,6 +278,12 @@ class _Tower:
         output = self._encoder(ids, output_hidden_states=True)
         pooled = getattr(output, "text_embeds", None)
         return Encoded(embeddings=output.hidden_states[-((clip_skip or 0) + 2)], pooled=pooled)
+
+    def _run_pooled(self, ids: torch.Tensor, mask: torch.Tensor | None, clip_skip: int | None) -> Encoded:
+        """As StableDiffusionLatentUpscalePipeline.encode_prompt: the last states, and the pooled one."""
+        self._check(clip_skip or 0, self._encoder.config.num_hidden_layers)
+        output = self._encoder(ids, attention_mask=mask, output_hidden_states=True)
+        return Encoded(embeddings=output.hidden_states[-((clip_skip or 0) + 1)], pooled=output.pooler_output)
 
     @staticmethod
     def _check(clip_skip: int, most: int) -> None:
