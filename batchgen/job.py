@@ -21,6 +21,9 @@ from batchgen.tasks import TASKS
 __all__ = ["Device", "Dtype", "Job", "Layout", "Limits", "Memory", "Safety", "WorkerResources", "load_job"]
 
 
+COMPONENTS = ("text_encoder", "text_encoder_2", "vae")
+"""Parts of a model that may have a precision of their own: what comes before and after the UNet."""
+
 _DEFAULTS = frozenset().union(*(task.columns for task in TASKS.values())) - {
     "id",
     "task",
@@ -101,6 +104,7 @@ class Job:
     shard_rows: int | None = None
     batch_size: int | None = None
     dtype: Dtype = Dtype.AUTO
+    dtypes: Mapping[str, Any] = field(default_factory=dict)  # of single components, by diffusers' names
     device: Device = Device.AUTO
     workers: int | None = None
     address: str | None = None
@@ -119,6 +123,12 @@ class Job:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}; give at least 1, or leave it out")
+        kinds = [kind.value for kind in Dtype if kind is not Dtype.AUTO]
+        for component, dtype in self.dtypes.items():
+            if component not in COMPONENTS:
+                raise InputError(f"[dtypes] names {component!r}; known are {', '.join(COMPONENTS)}")
+            if dtype not in kinds:
+                raise InputError(f"[dtypes] {component} is {dtype!r}; one of {', '.join(kinds)}")
 
     def require_output(self) -> str:
         """Where the dataset goes.

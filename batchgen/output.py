@@ -39,6 +39,7 @@ class RunRecord:
     model: Mapping[str, str]  # fingerprints by name
     device: str
     dtype: str
+    dtypes: Mapping[str, str]  # of components that have another
     workers: int
     rows: int
     done_before: int

@@ -225,6 +225,7 @@ class _Run:
             save_steps=self.job.save_steps,
             device=device,
             dtype=_DTYPES[automatic if self.job.dtype is Dtype.AUTO else self.job.dtype],
+            dtypes=self.job.dtypes,
         )
 
     def _record(self, settings: WorkerSettings, workers: int, counts: Counts) -> RunRecord:
@@ -236,6 +237,7 @@ class _Run:
             model={model.name: model.fingerprint for model in self.resolved.models.values()},
             device=settings.device,
             dtype=settings.dtype,
+            dtypes=settings.dtypes,
             memory=settings.memory,
             safety=settings.safety,
             workers=workers,

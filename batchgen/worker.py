@@ -71,6 +71,7 @@ class Worker:
                 with_safety=settings.safety is not Safety.OFF,
                 allow_pickle=settings.allow_pickle,
                 low_memory=settings.memory is Memory.LOW,
+                dtypes=settings.dtypes,
             ),
         )
         self._device = threading.Lock()

@@ -24,6 +24,7 @@ class WorkerSettings:
     models: Mapping[str, Model]
     device: Literal["cpu", "cuda"]
     dtype: Literal["float16", "bfloat16", "float32"]
+    dtypes: Mapping[str, str]
     safety: Safety = Safety.OFF
     memory: Memory = Memory.NORMAL
     allow_pickle: bool = False

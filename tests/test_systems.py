@@ -18,6 +18,7 @@ from PIL import Image
 from batchgen.columns import image_column
 from batchgen.diffusion.classifier import load_classifier
 from batchgen.diffusion.host import PipelineHost
+from batchgen.diffusion.loading import Loading
 from batchgen.images import fit
 from batchgen.job import Job
 from batchgen.rows import MicroBatch, Row
@@ -440,3 +441,35 @@ def test_classifier_gradient_is_that_of_its_logits(shop: Workshop) -> None:
     step = 1e-2
     slope = (log_chance(pictures + step * direction) - log_chance(pictures - step * direction)) / (2 * step)
     assert torch.allclose(slope, gradient.flatten(1).norm(dim=1).double(), rtol=0.02)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sd1 text-to-image",
+        "sd1 inpainting, 9 channels",
+        "sdxl image-to-image",
+        "sdxl inpainting",
+        "depth estimated",
+        "edit",
+        "upscaling",
+        "latent upscaling",
+        "vae of a single file",
+    ],
+)
+def test_components_have_precisions_of_their_own(name: str, shop: Workshop) -> None:
+    """Autoencoder and text encoders in float32 beside a UNet in bfloat16, call after call."""
+    mixed = PipelineHost(
+        device="cpu",
+        dtype="bfloat16",
+        loading=Loading(dtypes={"vae": "float32", "text_encoder": "float32", "text_encoder_2": "float32"}),
+    )
+    rows = shop.rows([_cells(shop, SYSTEMS[name], number) for number in range(3)])
+    together = generate(mixed, shop, rows)
+    assert np.array_equal(generate(mixed, shop, rows[1:2])[0], together[1])
+    narrow = generate(PipelineHost(device="cpu", dtype="bfloat16"), shop, rows)
+    wide = generate(PipelineHost(device="cpu", dtype="float32"), shop, rows)
+    assert mixed.environment.dtype == "bfloat16, text_encoder float32, text_encoder_2 float32, vae float32"
+    distance = {key: np.abs(other.astype(int) - wide).mean() for key, other in (("mixed", together), ("all", narrow))}
+    assert 0 < distance["mixed"] < 1.2 * distance["all"] < 4, "the same picture but for rounding"
+    assert not np.array_equal(together, narrow)

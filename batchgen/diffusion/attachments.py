@@ -17,7 +17,7 @@ from PIL.Image import Image
 
 from batchgen.adapters import image_encoder
 from batchgen.diffusion.hypernetworks import Hypernetwork
-from batchgen.diffusion.loading import Components, one_line
+from batchgen.diffusion.loading import Components, one_line, translate
 from batchgen.diffusion.pipelines import make_pipeline
 from batchgen.diffusion.prompts import PromptEncoder
 from batchgen.diffusion.weights import read_weights
@@ -177,27 +177,29 @@ class Attachments:
         return Hypernetwork(read_weights(path), self._device, self._dtype)
 
     def _read_controlnet(self, folder: Path) -> Any:
-        return self._read_module(ControlNetModel, folder)
+        return self._read_module(ControlNetModel, folder, self._dtype)
 
     def _read_vae(self, path: Path) -> Any:
-        if path.is_dir():
-            return self._read_module(AutoencoderKL, path)
-        with (
-            tempfile.TemporaryDirectory() as config
-        ):  # a single file says nothing of its layout: the model's it must be
+        is_folder = path.is_dir()
+        made = self._read_module(AutoencoderKL, path, self._vae.dtype) if is_folder else self._read_single_vae(path)
+        return made if made.dtype == self._dtype else translate(made)
+
+    def _read_single_vae(self, path: Path) -> Any:
+        """From a file that says nothing of its layout: the model's it must be."""
+        with tempfile.TemporaryDirectory() as config:
             self._vae.save_config(config)
             try:
-                made = AutoencoderKL.from_single_file(str(path), config=config, dtype=self._dtype)
+                made = AutoencoderKL.from_single_file(str(path), config=config, dtype=self._vae.dtype)
             except Exception as error:  # as above
                 raise InputError(f"autoencoder {path} could not be loaded: {one_line(error)}") from error
-        return made.to(self._device, self._dtype).eval().requires_grad_(False)
+        return made.to(self._device, self._vae.dtype).eval().requires_grad_(False)
 
-    def _read_module(self, kind: Any, folder: Path) -> Any:
+    def _read_module(self, kind: Any, folder: Path, dtype: torch.dtype) -> Any:
         has_plain = (folder / "diffusion_pytorch_model.safetensors").is_file()
         variant = None if has_plain else "fp16"
         try:
             made = kind.from_pretrained(
-                folder, dtype=self._dtype, variant=variant, use_safetensors=True, local_files_only=True
+                folder, dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True
             )
         except Exception as error:  # as above
             raise InputError(f"{kind.__name__} {folder} could not be loaded: {one_line(error)}") from error

@@ -20,18 +20,13 @@ import torch
 from PIL.Image import Image
 
 from batchgen.diffusion.loaded import AfterStep, LoadedModel
-from batchgen.diffusion.loading import Loading, load_components
+from batchgen.diffusion.loading import DTYPES, Loading, load_components
 from batchgen.diffusion.pixels import PixelModel
 from batchgen.models import Family, Model
 from batchgen.rows import MicroBatch, Row
 
 __all__ = ["Environment", "Pictures", "PipelineHost"]
 
-_DTYPES: Mapping[str, torch.dtype] = {
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float32": torch.float32,
-}
 _REPAINTED = 128  # of 255: a mask's pixels from here on are repainted, as the inpainting pipelines have it
 
 
@@ -51,7 +46,7 @@ class Environment:
     """What computes: recorded with every picture, since other hardware or versions may give other last bits."""
 
     device: str  # "cpu" or the GPU's name
-    dtype: str
+    dtype: str  # of the UNet, and of the components that have another
     torch_version: str
     diffusers_version: str
 
@@ -78,13 +73,13 @@ class PipelineHost:
         """
         _fix_numerics(device, threads)
         self._device = torch.device(device)
-        self._dtype = _DTYPES[dtype]
+        self._dtype = DTYPES[dtype]
         self._loading = loading or Loading()
         self._loaded: LoadedModel | PixelModel | None = None
         self._refiner: LoadedModel | PixelModel | None = None
         self.environment = Environment(
             device="cpu" if device == "cpu" else torch.cuda.get_device_name(),
-            dtype=dtype,
+            dtype=", ".join([dtype, *(f"{name} {own}" for name, own in sorted(self._loading.dtypes.items()))]),
             torch_version=torch.__version__,
             diffusers_version=diffusers.__version__,
         )

@@ -29,6 +29,9 @@ _FACTOR = 8  # pixels a latent
 _LARGEST_UNTILED = 1024  # pixels a side
 _LIKED, _DISLIKED = 6.0, 2.5  # aesthetic scores that a refiner is asked for and away from: its authors' defaults
 
+_NO_TEXT = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+"""Pipelines are given embeddings, and would turn them into a text encoder's precision where they had one."""
+
 Inputs = Sequence[Mapping[str, Image]]
 """The rows' conditioning images by name."""
 
@@ -190,10 +193,11 @@ class LoadedModel:
         count = max(self.chunks(row) for row in rows)
         state = json.dumps([[one["sha256"], one["scale"]] for one in rows[0].values.get("loras") or ()])
         encoded = [self.prompts.encode(self._prompt(row), chunks=count, state=state) for row in rows]
-        embeddings = torch.cat([one.embeddings for one in encoded])
+        kind = self._parts["unet"].dtype
+        embeddings = torch.cat([one.embeddings for one in encoded]).to(kind)
         made: dict[str, Any] = {"prompt_embeds": embeddings}
         if encoded[0].pooled is not None:
-            made["pooled_prompt_embeds"] = torch.cat([_pooled(one) for one in encoded])
+            made["pooled_prompt_embeds"] = torch.cat([_pooled(one) for one in encoded]).to(kind)
         scales = [row.values["guidance_scale"] for row in rows]
         made["guidance_scale"] = RowScale(scales, embeddings)
         if "image_guidance_scale" in rows[0].values:
@@ -201,9 +205,9 @@ class LoadedModel:
         if not guided:
             return made
         negatives = [self._encode_negative(row, like, count, state) for row, like in zip(rows, encoded, strict=True)]
-        made["negative_prompt_embeds"] = torch.cat([one.embeddings for one in negatives])
+        made["negative_prompt_embeds"] = torch.cat([one.embeddings for one in negatives]).to(kind)
         if negatives[0].pooled is not None:
-            made["negative_pooled_prompt_embeds"] = torch.cat([_pooled(one) for one in negatives])
+            made["negative_pooled_prompt_embeds"] = torch.cat([_pooled(one) for one in negatives]).to(kind)
         return made
 
     def _encode_negative(self, row: Row, like: Encoded, count: int, state: str) -> Encoded:
@@ -298,7 +302,8 @@ class LoadedModel:
             modules["controlnet"] = loaded[0] if len(loaded) == 1 else MultiControlNetModel(loaded)
         if key not in self._pipelines:
             modules["scheduler"] = make_scheduler(values["scheduler"], kwargs, self._parts["scheduler"].config)
-            self._pipelines[key] = make_pipeline(class_name, {**self._parts, **modules}, self._options)
+            parts = {**self._parts, **modules, **_NO_TEXT}
+            self._pipelines[key] = make_pipeline(class_name, parts, self._options)
         pipeline = self._pipelines[key]
         pipeline.register_modules(**modules)
         return pipeline

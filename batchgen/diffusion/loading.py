@@ -2,19 +2,28 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from batchgen.errors import ModelLoadError
 from batchgen.models import Family, Model, Source
 
-__all__ = ["Components", "Loading", "load_components", "one_line", "quiet"]
+__all__ = ["DTYPES", "Components", "Loading", "load_components", "one_line", "quiet"]
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+}
+"""Precisions by the names that jobs give them."""
 
 _TWO_TOWERED = (Family.SDXL, Family.REFINER)
 _UNCHECKED: Mapping[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
@@ -45,19 +54,20 @@ class Loading:
 
     `with_safety` reads the safety checker too, where the model has one; `allow_pickle` reads pickled weights where
     there are no others, with torch's weights-only loader; `low_memory` slices attention and, on a GPU, keeps there only
-    the part of the model that computes.
+    the part of the model that computes. `dtypes` are precisions of single components, by diffusers' names for them.
     """
 
     with_safety: bool = False
     allow_pickle: bool = False
     low_memory: bool = False
+    dtypes: Mapping[str, str] = field(default_factory=dict)
 
 
 PLAIN = Loading()
 
 
 def load_components(model: Model, *, device: torch.device, dtype: torch.dtype, how: Loading = PLAIN) -> Components:
-    """Read a model's weights in one precision, whatever the files hold, and put them on the device.
+    """Read a model's weights in the precisions asked for, whatever the files hold, and put them on the device.
 
     Raises:
         ModelLoadError: weights missing, damaged, pickled, or of another kind of model; one line that says what to do.
@@ -77,9 +87,28 @@ def load_components(model: Model, *, device: torch.device, dtype: torch.dtype, h
     for part in parts.values():
         if isinstance(part, torch.nn.Module):
             part.eval().requires_grad_(False)
+    if "vae" in parts and parts["vae"].dtype != dtype:
+        translate(parts["vae"])
     plain = (bool, int, float, str)
     options = {name: value for name, value in pipeline.config.items() if isinstance(value, plain) and name not in parts}
     return Components(parts=parts, options=options)
+
+
+def translate(vae: Any) -> Any:
+    """Make an autoencoder of a precision of its own take pictures of another one and answer in that.
+
+    Pipelines give it pictures of the UNet's precision, and would give the UNet latents of the autoencoder's.
+    """
+    encode = vae.encode
+
+    def translated(pictures: torch.Tensor) -> AutoencoderKLOutput:
+        parameters = encode(pictures.to(vae.dtype)).latent_dist.parameters
+        return AutoencoderKLOutput(latent_dist=DiagonalGaussianDistribution(parameters.to(pictures.dtype)))
+
+    vae.encode = translated
+    if vae.dtype == torch.float32:  # or pipelines would upcast it for a moment and then leave it in half precision
+        vae.register_to_config(force_upcast=False)
+    return vae
 
 
 def _place(pipeline: Any, device: torch.device, how: Loading) -> Any:
@@ -100,14 +129,14 @@ def _read(model: Model, dtype: torch.dtype, how: Loading) -> Any:
         case Source.HUB:
             return _read_folder(model, _download(model, unwanted), dtype, unwanted, how)
         case Source.SINGLE_FILE:
-            return _read_single_file(model, dtype)
+            return _read_single_file(model, dtype, how)
 
 
 def _read_folder(model: Model, folder: Path, dtype: torch.dtype, unwanted: Mapping[str, Any], how: Loading) -> Any:
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     return DiffusionPipeline.from_pretrained(
         folder,
-        dtype=dtype,
+        dtype={"default": dtype, **{name: DTYPES[own] for name, own in how.dtypes.items()}} if how.dtypes else dtype,
         variant=_variant(model, folder, [part for part in index if part not in unwanted], how),
         use_safetensors=None if how.allow_pickle else True,
         local_files_only=True,
@@ -146,7 +175,7 @@ def _download(model: Model, unwanted: Mapping[str, Any]) -> Path:
         return Path(DiffusionPipeline.download(model.location, variant="fp16", **arguments))
 
 
-def _read_single_file(model: Model, dtype: torch.dtype) -> Any:
+def _read_single_file(model: Model, dtype: torch.dtype, how: Loading) -> Any:
     if model.config is None:
         hint = "it needs the hub for its config; name a diffusers folder of the same architecture to work offline"
     else:
@@ -154,10 +183,10 @@ def _read_single_file(model: Model, dtype: torch.dtype) -> Any:
     is_xl = model.family is Family.SDXL
     pipeline = StableDiffusionXLPipeline if is_xl else StableDiffusionPipeline
     try:
-        return pipeline.from_single_file(
+        read = pipeline.from_single_file(
             model.location,
             config=model.config,
-            dtype=dtype,
+            dtype=torch.float32 if how.dtypes else dtype,  # it knows no precisions of components
             local_files_only=model.config is not None and Path(model.config).is_dir(),
             **({} if is_xl else _UNCHECKED),
         )
@@ -165,6 +194,10 @@ def _read_single_file(model: Model, dtype: torch.dtype) -> Any:
         raise ModelLoadError(
             f"model {model.name!r} could not be loaded: {one_line(error).rstrip('.')}; {hint}"
         ) from error
+    for name, part in read.components.items():
+        if isinstance(part, torch.nn.Module):
+            part.to(DTYPES[how.dtypes[name]] if name in how.dtypes else dtype)
+    return read
 
 
 def one_line(error: Exception) -> str:
