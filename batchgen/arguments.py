@@ -18,6 +18,7 @@ from batchgen.prompt_syntax import LoraTagError, parse_loras
 from batchgen.rows import ImageRef
 from batchgen.samplers import OPTIONS, UnknownSampler, find_sampler
 from batchgen.tasks import CONTROL, IMAGE_PROMPT, TASKS, Task, find_task, infer_task
+from batchgen.watermark import capacity
 
 __all__ = ["Complaints", "Defaults", "apply_arguments", "choose_task"]
 
@@ -119,6 +120,11 @@ def apply_arguments(
     _apply_refiner(values, model, defaults, complaints)
     _apply_class(values, model, complaints)
     _check_images(values, task, model, inputs, complaints)
+    if values["watermark"] is not None:
+        most, length = capacity(values["width"], values["height"]), len(values["watermark"].encode())
+        if not 0 < length <= most:
+            size = f"{values['width']}x{values['height']}"
+            complaints.add("watermark", f"is {length} bytes long; a picture of {size} carries 1 to {most}")
     if values.get("hires_scale") in (None, 1.0):
         values.pop("hires_scale", None)
         values.pop("hires_strength", None)

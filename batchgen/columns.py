@@ -139,6 +139,7 @@ COLUMNS: Mapping[str, Column] = {
         Column(name="target_size", kind=Kind.SIZE, low=1, high=MAX_SIDE),
         _integer("noise_level", default=20, low=0, high=350, shared=True),
         _integer("class_label", low=0),
+        _text("watermark"),
         _adapter("classifier"),
         _number("classifier_scale", default=1.0, low=0, high=1000),
     )

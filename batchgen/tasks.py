@@ -34,7 +34,8 @@ Inputs = Mapping[str, "Image"]
 """A row's decoded conditioning images, by column name."""
 
 COMMON = frozenset(
-    "id task seed num_images_per_prompt width height num_inference_steps eta scheduler scheduler_kwargs model".split()
+    "id task seed num_images_per_prompt width height num_inference_steps eta scheduler scheduler_kwargs model "
+    "watermark".split()
 )
 """Columns that every task takes."""
 

@@ -30,6 +30,7 @@ from batchgen.rows import ImageRef, MicroBatch, Receipt, Row, RowOutcome, Shard,
 from batchgen.schema import applied_cells
 from batchgen.storage import open_store, read_input
 from batchgen.tasks import TASKS
+from batchgen.watermark import embed
 from batchgen.worker_settings import WorkerSettings
 
 __all__ = ["Worker"]
@@ -162,13 +163,16 @@ class Worker:
             elif pictures.flagged[number] and self._settings.safety is Safety.DROP:
                 work.fail(row, "safety", "the model's safety checker objects; another seed or prompt may pass")
             else:
+                steps = {step: after[number] for step, after in pictures.steps.items()}
+                if row.values["watermark"] is not None:
+                    pixels = embed(pixels, row.values["watermark"])
+                    steps = {step: embed(after, row.values["watermark"]) for step, after in steps.items()}
                 if pictures.flagged[number] and self._settings.safety is Safety.BLANK:
-                    pixels = np.zeros_like(pixels)
+                    pixels, steps = np.zeros_like(pixels), {step: np.zeros_like(after) for step, after in steps.items()}
                 cells = about | {
                     "prompt_tokens": pictures.prompt_tokens[number],
                     "flagged": pictures.flagged[number],
                 }
-                steps = {step: after[number] for step, after in pictures.steps.items()}
                 work.pending[row.id] = self._encoders.submit(self._finish, row, pixels, steps, cells, attempt)
 
     def _finish(

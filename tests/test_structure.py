@@ -102,7 +102,7 @@ ORDER = """
     job
     adapters tasks
     models problems
-    columns drawings identity images machine prompt_syntax rows samplers storage builtin
+    columns drawings identity images machine prompt_syntax rows samplers storage watermark builtin
     errors
     __init__
 """.strip().splitlines()

@@ -1,0 +1,62 @@
+"""Invisible watermarks: found again, in other formats too, and hardly there."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from batchgen.builtin.renderer import render
+from batchgen.builtin.scenes import draw_scene
+from batchgen.watermark import capacity, embed, extract
+
+TEXT = "Grüße 1"  # 9 bytes
+
+
+def pictures() -> list[np.ndarray]:
+    """Renders of 128 pixels, four to a picture, so that there is room for the text."""
+    renders = [render(draw_scene(0, number)).rgb for number in range(32)]
+    return [np.block([[[a], [b]], [[c], [d]]]) for a, b, c, d in zip(*[iter(renders)] * 4, strict=True)]
+
+
+def test_text_is_found_again() -> None:
+    for picture in pictures():
+        marked = embed(picture, TEXT)
+        assert extract(marked, 9) == TEXT.encode()
+        assert extract(picture, 9) != TEXT.encode()
+        change = np.abs(marked.astype(int) - picture)
+        assert change.max() <= 12
+        assert change.mean() < 1.5
+
+
+def test_text_survives_jpeg() -> None:
+    found = 0
+    for picture in pictures():
+        stream = io.BytesIO()
+        Image.fromarray(embed(picture, TEXT)).save(stream, format="JPEG", quality=95, subsampling=0)
+        found += extract(np.asarray(Image.open(stream)), 9) == TEXT.encode()
+    assert found >= 7, "of 8"
+
+
+def test_sizes_that_are_no_multiples() -> None:
+    """What does not fill a block at the right and the bottom stays as it is."""
+    rng = np.random.default_rng(0)
+    picture = rng.integers(40, 200, (131, 158, 3)).astype(np.uint8)
+    marked = embed(picture, "x")
+    assert extract(marked, 1) == b"x"
+    assert marked.shape == picture.shape
+    assert np.array_equal(marked[128:], picture[128:])
+    assert np.array_equal(marked[:, 152:], picture[:, 152:])
+
+
+def test_white_and_black_leave_room() -> None:
+    """Half of a picture without room in one direction carries the text all the same."""
+    picture = np.full((256, 256, 3), 255, np.uint8)
+    picture[128:] = 0
+    assert extract(embed(picture, "mark"), 4) == b"mark"
+
+
+def test_too_long_a_text_is_refused() -> None:
+    assert capacity(128, 128) == 8
+    with pytest.raises(ValueError, match="carries 1 to 8 bytes"):
+        embed(np.zeros((128, 128, 3), np.uint8), "123456789")
