@@ -1,4 +1,4 @@
-"""Settings of a job that change what is kept: the safety checker's policy, pictures of steps, the memory mode."""
+"""Settings of a job: the safety checker, pictures of steps, the memory mode, watermarks, precisions of components."""
 
 import io
 import json
@@ -10,6 +10,8 @@ import pytest
 from conftest import RunCli
 from PIL import Image
 from tiny_models import build_sd1
+
+from batchgen.watermark import extract
 
 ROWS = "id,prompt,seed,num_inference_steps,width,height\n" + "".join(
     f"{seed},{prompt},{seed},2,64,64\n" for seed, prompt in enumerate(["a castle", "a castle", "rain", "rain"])
@@ -90,3 +92,34 @@ def test_step_pictures_are_part_of_the_dataset(batchgen: RunCli, judged: Path, t
         file, row = rows[0]
         (file.parent / row["step_images"][0]["path"]).write_bytes(b"gone")
         assert batchgen("verify", str(tmp_path / "out")).returncode == 1
+
+
+def test_marks_and_precisions(batchgen: RunCli, judged: Path, tmp_path: Path) -> None:
+    """A watermark for all rows but one, and an autoencoder in a precision of its own; both are recorded."""
+    (tmp_path / "m.csv").write_text("id,prompt,seed,watermark,num_inference_steps\na,rain,1,,2\nb,rain,1,me,2\n")
+    (tmp_path / "job.toml").write_text(
+        f'manifest = "m.csv"\noutput = "out"\nmodel = "{judged}"\ndtype = "bfloat16"\nsafety = "off"\n'
+        'save_steps = [1]\n[dtypes]\nvae = "float32"\n[defaults]\nwatermark = "us"\n'
+    )
+    assert batchgen("run", str(tmp_path / "job.toml")).returncode == 0
+    found = {}
+    for file in (tmp_path / "out" / "data").glob("*/metadata.parquet"):
+        for row in pq.read_table(file).to_pylist():
+            assert row["dtype"] == "bfloat16, vae float32"
+            for name in (row["file_name"], row["step_images"][0]["path"]):
+                assert extract(np.asarray(Image.open(file.parent / name)), 2) == row["watermark"].encode()
+            found[row["id"]] = row["watermark"]
+    assert found == {"a": "us", "b": "me"}
+    (record,) = (tmp_path / "out" / ".batchgen" / "runs").rglob("*.json")
+    assert json.loads(record.read_text())["dtypes"] == {"vae": "float32"}
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [('unet = "float32"', "[dtypes] names 'unet'; known are"), ('vae = "half"', "[dtypes] vae is 'half'; one of")],
+)
+def test_wrong_precisions_are_refused(batchgen: RunCli, tmp_path: Path, line: str, complaint: str) -> None:
+    (tmp_path / "job.toml").write_text(f'manifest = "m.csv"\n[dtypes]\n{line}\n')
+    done = batchgen("validate", str(tmp_path / "job.toml"))
+    assert done.returncode == 2
+    assert complaint in done.stderr
