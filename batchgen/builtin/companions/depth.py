@@ -19,7 +19,10 @@ from batchgen.builtin.renders import RenderSet, open_renders
 from batchgen.builtin.training import Draw
 from batchgen.builtin.unet import LATENT_SIZE, diffusion_loss
 
-CHANNEL_SPREAD = 0.05  # half of the other channels' weights; begun at zero, depth had no effect after 500 steps
+# The depth of an object stands out of the floor's by a tenth of the channel: filters that see outlines only, strong
+# enough to be heard beside the noise. Begun at zero depth had no effect after 500 steps of 32; so, 120 steps of 16 took
+# the loss of the noisier two fifths without captions from 0.310 to 0.284 (from plain filters of 0.05: to 0.313).
+OUTLINE_SPREAD = 0.5
 CAPTION_DROPOUT = 0.3  # as for ControlNets: without words depth is all there is to go by
 CHANNELS = 5  # four of latents, one of depth
 GRADIENT_WEIGHT = 2.0  # of the differences between neighbouring pixels: outlines count
@@ -117,8 +120,12 @@ class DepthTask:
         return self.foundation.digest
 
     def build(self) -> nn.Module:
-        model: nn.Module = widened(self.foundation.open_unet(), CHANNELS, spread=CHANNEL_SPREAD)
-        return model
+        model = widened(self.foundation.open_unet(), CHANNELS)
+        filters = torch.randn(len(model.conv_in.weight), 3, 3) * OUTLINE_SPREAD
+        with torch.no_grad():
+            model.conv_in.weight[:, 4] = filters - filters.mean(dim=(1, 2), keepdim=True)
+        trained: nn.Module = model
+        return trained
 
     def open(self, device: torch.device) -> Callable[[nn.Module, Draw], Tensor]:
         examples = Examples(self.foundation, device)

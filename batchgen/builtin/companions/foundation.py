@@ -113,16 +113,16 @@ def write_captions(draw: Draw, scenes: list[Scene], *, dropout: float = CAPTION_
     return [caption.text + suffix if caption else "" for caption in captions]
 
 
-def widened(unet: UNet2DConditionModel, channels: int, *, spread: float = 0.0) -> UNet2DConditionModel:
+def widened(unet: UNet2DConditionModel, channels: int) -> UNet2DConditionModel:
     """A copy of `unet` that takes `channels` input channels.
 
     The new ones' weights begin at zero, so that it predicts as before, as Stable Diffusion's depth and inpainting
-    models were begun (Rombach et al. 2022; model cards of SD 2); with a `spread` they deviate by so much instead.
+    models were begun (Rombach et al. 2022; model cards of SD 2).
     """
     wide: UNet2DConditionModel = UNet2DConditionModel.from_config({**unet.config, "in_channels": channels})
     weights = unet.state_dict()
     narrow = weights["conv_in.weight"]  # (features, 4, 3, 3)
-    new = torch.randn(len(narrow), channels - 4, 3, 3) * spread
-    weights["conv_in.weight"] = torch.cat([narrow, new.to(narrow)], dim=1)
+    new = narrow.new_zeros(len(narrow), channels - 4, 3, 3)
+    weights["conv_in.weight"] = torch.cat([narrow, new], dim=1)
     wide.load_state_dict(weights)
     return wide
