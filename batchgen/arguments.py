@@ -134,16 +134,25 @@ def apply_arguments(
 def _size(
     values: Mapping[str, Any], model: Model, inputs: Mapping[str, ImageRef], complaints: Complaints
 ) -> tuple[int, int]:
-    """Width and height in pixels: as asked, else the init image's (cut to a multiple of 8), else the model's."""
+    """Width and height in pixels: as asked, else the init image's (cut to what the model takes), else the model's."""
     native = (model.width, model.height)
     if (image := inputs.get("image")) is not None:
         if image.width < _LEAST_SIDE or image.height < _LEAST_SIDE:
             complaints.add("image", f"is {_wh(image)}; at least 8x8")
-        native = (max(8, image.width // 8 * 8), max(8, image.height // 8 * 8))
+        step = _side_step(model)
+        native = (max(step, image.width // step * step), max(step, image.height // step * step))
+        for name in ("width", "height"):
+            if step > _LEAST_SIDE and values[name] and values[name] % step:
+                complaints.add(name, f"is {values[name]}; {model.name!r} takes multiples of {step}")
         for name, given, side in (("width", values["width"], native[0]), ("height", values["height"], native[1])):
             if given is None and side > MAX_SIDE:
                 complaints.add(name, f"is null, and the image is {_wh(image)}; give a {name} of at most {MAX_SIDE}")
     return values["width"] or native[0], values["height"] or native[1]
+
+
+def _side_step(model: Model) -> int:
+    """What a side must be a multiple of: the latent upscaler's net halves latents of twice the picture's evenly."""
+    return 4 * 2 ** (len(model.unet_widths) - 1) if model.family is Family.LATENT_UPSCALER else _LEAST_SIDE
 
 
 def _wh(image: ImageRef) -> str:

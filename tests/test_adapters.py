@@ -183,6 +183,11 @@ WRONG: Mapping[str, tuple[Mapping[str, Any], str, str]] = {
         "scheduler",
         "takes EulerDiscreteScheduler only",
     ),
+    "size of a latent upscaler": (
+        {"model": "{root}/latent-upscaler", "image": "image.png", "width": 40},
+        "width",
+        "takes multiples of 16",
+    ),
     "LoRA on a latent upscaler": (
         {"model": "{root}/latent-upscaler", "image": "image.png", "loras": "lora.safetensors"},
         "loras",

@@ -107,7 +107,7 @@ def test_every_companion_has_a_command() -> None:
 
 def test_what_should_be_trained_is_and_nothing_else(finished: Path) -> None:
     assert all(changed(finished, "ruby-ring").values())
-    for stage in ("controlnet-edges", "controlnet-depth", "depth", "inpainting", "depth-estimator"):
+    for stage in ("controlnet-edges", "controlnet-depth", "depth", "inpainting", "depth-estimator", "upscaler"):
         moved = changed(finished, stage)
         assert sum(moved.values()) > 0.8 * len(moved), stage
     moved = changed(finished, "ink")
@@ -326,6 +326,14 @@ def test_the_exported_decoder_reads_the_bases_latents(exported: Path, base: Any)
         mine, theirs = sharp.encode(values).latent_dist.mean, base.vae.encode(values).latent_dist.mean
         assert torch.equal(mine, theirs)
         assert not torch.equal(sharp.decode(mine).sample, base.vae.decode(mine).sample)
+
+
+def test_the_exported_upscaler_doubles_pictures(exported: Path) -> None:
+    from diffusers import StableDiffusionLatentUpscalePipeline
+
+    pipeline = StableDiffusionLatentUpscalePipeline.from_pretrained(exported / "builtin-upscaler")
+    small = Image.fromarray(PICTURE.rgb).resize((64, 64))
+    assert not np.array_equal(paint(pipeline, image=small), paint(pipeline, image=small.rotate(90)))
 
 
 def test_conditions_are_as_the_annotators_draw_them() -> None:

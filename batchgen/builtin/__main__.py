@@ -19,6 +19,7 @@ TRAINED = frozenset({"autoencoder", "text", "unet", "scorer"})
 STAGES = ("render", "autoencoder", "text", "latents", "unet", "scorer")
 COMPANIONS = (
     "controlnet-edges", "depth-estimator", "depth", "ink", "ruby-ring", "inpainting", "controlnet-depth", "vae-sharp",
+    "upscaler",
 )  # fmt: skip
 GUIDANCES = (1.0, 3.0, 5.0, 7.5)
 

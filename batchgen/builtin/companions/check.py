@@ -13,6 +13,7 @@ from diffusers import (
     StableDiffusionControlNetPipeline,
     StableDiffusionDepth2ImgPipeline,
     StableDiffusionInpaintPipeline,
+    StableDiffusionLatentUpscalePipeline,
     UNet2DConditionModel,
 )
 from PIL import Image
@@ -35,9 +36,11 @@ from batchgen.builtin.companions.measures import (
     sharpness,
 )
 from batchgen.builtin.companions.stages import COMPANIONS
+from batchgen.builtin.companions.upscaler import build_upscaler_scheduler, shrink_picture
 from batchgen.builtin.export import load_finished
 from batchgen.builtin.latents import digest
 from batchgen.builtin.naming import ATTRIBUTES, VALUES
+from batchgen.builtin.painting import paint
 from batchgen.builtin.recipe import RecipeError
 from batchgen.builtin.scenes import Color, Scene, Shape
 from batchgen.builtin.sheets import write_sheet
@@ -235,25 +238,55 @@ def check_inpainting(bench: Bench) -> Finding:
     )
 
 
+RESTORED = (
+    "PSNR in dB, mean error of the differences between neighbouring pixels in 1/255, and the mean square of these "
+    "differences as a share of the renders'."
+)
+
+
+def _restoration(pictures: Pictures, truth: Pictures) -> dict[str, float]:
+    return {
+        "PSNR": psnr(pictures, truth),
+        "gradient error": gradient_error(pictures, truth),
+        "sharpness": sharpness(pictures, truth),
+    }
+
+
 def check_vae_sharp(bench: Bench) -> Finding:
     model = AutoencoderKL.from_pretrained(bench.finished("vae-sharp"), dtype=torch.float32)
     sharp = reconstruct(model, bench.truth)
-
-    def numbers(pictures: Pictures) -> dict[str, float]:
-        return {
-            "PSNR": psnr(pictures, bench.truth),
-            "gradient error": gradient_error(pictures, bench.truth),
-            "sharpness": sharpness(pictures, bench.truth),
-        }
-
-    rows = {"with": numbers(sharp), "without": numbers(bench.restored)}
+    rows = {"with": _restoration(sharp, bench.truth), "without": _restoration(bench.restored, bench.truth)}
     return Finding(
-        question="How well are fresh renders restored? PSNR in dB, mean error of the differences between neighbouring "
-        "pixels in 1/255, and the mean square of these differences as a share of the renders'.",
+        question=f"How well are fresh renders restored? {RESTORED}",
         rows=rows,
         passes=rows["with"]["gradient error"] < rows["without"]["gradient error"]
         and rows["with"]["sharpness"] > rows["without"]["sharpness"],
         columns=(bench.truth, bench.restored, sharp),
+    )
+
+
+def check_upscaler(bench: Bench) -> Finding:
+    base = load_finished(bench.shop).components
+    pipeline = StableDiffusionLatentUpscalePipeline(
+        **{name: base[name] for name in ("vae", "text_encoder", "tokenizer")},
+        unet=UNet2DConditionModel.from_pretrained(bench.finished("upscaler"), dtype=torch.float32),
+        scheduler=build_upscaler_scheduler(),
+    ).to(bench.shop.hardware.device)
+    small = [Image.fromarray(shrink_picture(picture)) for picture in bench.truth]
+    painted = paint(pipeline, bench.prompts, guidance=1.0, steps=bench.steps, inputs={"image": small})
+    size = bench.truth.shape[2], bench.truth.shape[1]
+    enlarged = np.stack([np.asarray(picture.resize(size, Image.Resampling.BICUBIC)) for picture in small])
+    rows = {
+        "with": _restoration(painted, bench.truth),
+        "without, by bicubic interpolation": _restoration(enlarged, bench.truth),
+        "renders through the autoencoder": _restoration(bench.restored, bench.truth),
+    }
+    mine, plain = rows["with"], rows["without, by bicubic interpolation"]
+    return Finding(
+        question=f"How well are fresh renders restored from half their size? {RESTORED}",
+        rows=rows,
+        passes=abs(1 - mine["sharpness"]) < abs(1 - plain["sharpness"]) and mine["PSNR"] > 20,
+        columns=(bench.truth, enlarged, painted),
     )
 
 
@@ -266,6 +299,7 @@ CHECKS: Mapping[str, Callable[[Bench], Finding]] = {
     "inpainting": check_inpainting,
     "controlnet-depth": check_controlnet_depth,
     "vae-sharp": check_vae_sharp,
+    "upscaler": check_upscaler,
 }
 
 

@@ -16,6 +16,7 @@ from diffusers import (
     ControlNetModel,
     StableDiffusionDepth2ImgPipeline,
     StableDiffusionInpaintPipeline,
+    StableDiffusionLatentUpscalePipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
@@ -28,6 +29,7 @@ from batchgen.builtin.companions.card import PAGES, CompanionCard, render_compan
 from batchgen.builtin.companions.check import CHECKS_FILE
 from batchgen.builtin.companions.depth import build_feature_extractor
 from batchgen.builtin.companions.stages import COMPANIONS, foundation
+from batchgen.builtin.companions.upscaler import build_upscaler_scheduler
 from batchgen.builtin.export import count_bytes, count_parameters, declare_float32, describe_hardware, forget_origin
 from batchgen.builtin.latents import digest
 from batchgen.builtin.recipe import Recipe, RecipeError
@@ -86,15 +88,22 @@ def _write_depth(finished: Mapping[str, Path], base: Path, target: Path) -> None
     _link_shared(base, target)
 
 
+def _write_upscaler(finished: Mapping[str, Path], base: Path, target: Path) -> None:
+    shared = {**_open_shared(base), "scheduler": build_upscaler_scheduler()}
+    unet = UNet2DConditionModel.from_pretrained(finished["upscaler"]).half()
+    StableDiffusionLatentUpscalePipeline(**shared, unet=unet).save_pretrained(target)
+    _link_shared(base, target, ("vae", "text_encoder", "tokenizer"))
+
+
 def _write_estimator(finished: Mapping[str, Path], _base: Path, target: Path) -> None:
     _save_half(DPTForDepthEstimation.from_pretrained(finished["depth-estimator"]), target)
     declare_float32(target / "config.json")
     build_feature_extractor().save_pretrained(target)
 
 
-def _link_shared(base: Path, target: Path) -> None:
+def _link_shared(base: Path, target: Path, parts: Sequence[str] = SHARED) -> None:
     """Put links to the base's files in the place of what the pipeline shares with it."""
-    for part in SHARED:
+    for part in parts:
         shutil.rmtree(target / part)
         (target / part).mkdir()
         for file in sorted((base / part).iterdir()):
@@ -112,6 +121,7 @@ EXPORTS: Mapping[str, tuple[Writer, tuple[str, ...]]] = {
     "inpainting": (_write_inpainting, ("inpainting",)),
     "controlnet-depth": (_write_controlnet, ("controlnet-depth",)),
     "vae-sharp": (_write_vae, ("vae-sharp",)),
+    "upscaler": (_write_upscaler, ("upscaler",)),
 }
 """What is exported: how it is written, and the stages that make it."""
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,8 +71,17 @@ class Reader:
     @torch.no_grad()
     def __call__(self, texts: list[str]) -> Tensor:
         """Hidden states (n, 77, WIDTH)."""
-        states: Tensor = self._tower(tokenize(self._tokenizer, texts, full=True).to(self._device)).last_hidden_state
+        states: Tensor = self._run(texts).last_hidden_state
         return states
+
+    @torch.no_grad()
+    def pooled(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """What the latent upscaler reads: states (n, 77, WIDTH) before the last norm, and pooled ones (n, WIDTH)."""
+        output = self._run(texts, output_hidden_states=True)
+        return output.hidden_states[-1], output.pooler_output
+
+    def _run(self, texts: list[str], **options: bool) -> Any:
+        return self._tower(tokenize(self._tokenizer, texts, full=True).to(self._device), **options)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from batchgen.builtin.companions.foundation import Foundation
 from batchgen.builtin.companions.ink import InkTask, save_lora
 from batchgen.builtin.companions.inpainting import InpaintingTask
 from batchgen.builtin.companions.ruby_ring import RubyRingTask, save_embedding
+from batchgen.builtin.companions.upscaler import UpscalerTask
 from batchgen.builtin.stages import Workshop, note_outcome, put_in_place
 from batchgen.builtin.training import Task, averaged, train
 
@@ -74,6 +75,9 @@ COMPANIONS: Mapping[str, Companion] = {
         task=lambda shop: ControlNetTask(foundation=foundation(shop), condition="depth"), save=_save_model
     ),
     "vae-sharp": Companion(task=lambda shop: DecoderTask(foundation=foundation(shop)), save=_save_model),
+    "upscaler": Companion(
+        task=lambda shop: UpscalerTask(foundation=foundation(shop), small=_arrays(shop, "upscaler")), save=_save_model
+    ),
 }
 
 
@@ -85,7 +89,7 @@ def run_companion(shop: Workshop, name: str) -> None:
     """
     companion, folder = COMPANIONS[name], shop.folders.stage(name)
     task = companion.task(shop)
-    if isinstance(task, InkTask | RubyRingTask | InpaintingTask):
+    if isinstance(task, InkTask | RubyRingTask | InpaintingTask | UpscalerTask):
         task.prepare(torch.device(shop.hardware.device), shop.progress(name))
     outcome = train(
         task, shop.recipe.companions[name], folder, seed=shop.recipe.seed, hardware=shop.hardware, log=shop.log
