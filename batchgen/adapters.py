@@ -312,6 +312,12 @@ def _check_controlnet(_shapes: Shapes, config: Mapping[str, Any], model: Model) 
     return None
 
 
+def _check_architecture(config: Mapping[str, Any], wanted: str) -> str | None:
+    """Whether a folder of transformers holds a model of a class whose name ends so."""
+    names = config.get("architectures") or ["no model"]
+    return None if names[0].endswith(wanted) else f"it is {names[0]}, not a {wanted}"
+
+
 def _check_ip_adapter(shapes: Shapes, _config: Mapping[str, Any], model: Model) -> str | None:
     if not any(_IP_CROSS_ATTENTION.search(name) for name in shapes):
         return "no tensor in it is an IP-Adapter's"
@@ -375,6 +381,20 @@ ADAPTERS: Mapping[str, Kind] = {
     ),
     "classifier": Kind(
         what="classifier", names={}, check=_check_classifier, is_folder=True, weights=CLASSIFIER_WEIGHTS
+    ),
+    "pose_estimator": Kind(
+        what="pose estimator",
+        names={},
+        check=lambda _shapes, config, _model: _check_architecture(config, "VitPoseForPoseEstimation"),
+        is_folder=True,
+        weights=("model.safetensors",),
+    ),
+    "person_detector": Kind(
+        what="person detector",
+        names={},
+        check=lambda _shapes, config, _model: _check_architecture(config, "ForObjectDetection"),
+        is_folder=True,
+        weights=("model.safetensors",),
     ),
     "ip_adapter": Kind(
         what="IP-Adapter", names={}, check=_check_ip_adapter, weights=("*ip*adapter*.safetensors", "*ip*adapter*.bin")

@@ -233,6 +233,10 @@ def _apply_control(
         if len(given) != len(nets):
             complaints.add(name, f"holds {len(given)} values for {len(nets)} ControlNets; give one, or one for each")
         values[name] = given
+    if "pose" not in values["control_preprocess"]:
+        del values["pose_estimator"], values["person_detector"]
+    elif values["pose_estimator"] is None:
+        complaints.add("pose_estimator", "is null, but control_preprocess asks for poses; name a folder of ViTPose")
     for start, end in zip(values["control_guidance_start"], values["control_guidance_end"], strict=False):
         if start >= end:
             complaints.add("control_guidance_start", f"is {start:g}, not before control_guidance_end, {end:g}")

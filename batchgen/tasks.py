@@ -52,7 +52,7 @@ TWO_TOWERS = frozenset(
 CLASS = ("class_label", "classifier", "classifier_scale")
 CONTROL = tuple(
     "control_image control_preprocess controlnet controlnet_conditioning_scale control_guidance_start "
-    "control_guidance_end".split()
+    "control_guidance_end pose_estimator person_detector".split()
 )
 IMAGE_PROMPT = ("ip_adapter", "ip_adapter_image", "ip_adapter_scale")
 

@@ -80,6 +80,21 @@ WRONG: Mapping[str, tuple[Mapping[str, Any], str, str]] = {
     ),
     "ControlNet without image": ({"controlnet": "control"}, "control_image", "holds no images"),
     "image without ControlNet": ({"control_image": "image.png"}, "control_image", "without a controlnet"),
+    "poses without estimator": (
+        {"controlnet": "control", "control_image": "image.png", "control_preprocess": "pose"},
+        "pose_estimator",
+        "name a folder of ViTPose",
+    ),
+    "pose estimator that is none": (
+        {
+            "controlnet": "control",
+            "control_image": "image.png",
+            "control_preprocess": "pose",
+            "pose_estimator": "ip/models/image_encoder",
+        },
+        "pose_estimator",
+        "it is CLIPVisionModelWithProjection, not a VitPoseForPoseEstimation",
+    ),
     "two ControlNets, one image": (
         {"controlnet": ["control", "control"], "control_image": "image.png"},
         "control_image",

@@ -91,6 +91,8 @@ MAKERS: Mapping[str, Maker] = {
     "latent-upscaler": lambda _, path: models.build_latent_upscaler(path),
     "unconditional": lambda _, path: models.build_unconditional(path),
     "classes": lambda _, path: models.build_class_conditional(path),
+    "vitpose": lambda _, path: adapters.build_pose_estimator(path),
+    "detector": lambda _, path: adapters.build_person_detector(path),
     "classifier": lambda _, path: adapters.build_classifier(path),
     "lcm": lambda _, path: models.build_lcm(path),
     "control-1": lambda shop, path: adapters.build_controlnet(path, Path(shop.path("sd1")), seed=1),
@@ -260,6 +262,17 @@ SYSTEMS: Mapping[str, System] = {
         model="sd1",
         images=("control_image",),
         shared={"controlnet": control("control-1"), "control_preprocess": "canny", "control_guidance_end": 0.8},
+        without=("control_preprocess",),
+    ),
+    "controlnet of poses": System(
+        model="sd1",
+        images=("control_image",),
+        shared={
+            "controlnet": control("control-1"),
+            "control_preprocess": "pose",
+            "pose_estimator": lambda shop: shop.path("vitpose"),
+            "person_detector": lambda shop: shop.path("detector"),
+        },
         without=("control_preprocess",),
     ),
     "controlnet, image-to-image": System(

@@ -14,7 +14,16 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny_models import original_unet_key, original_vae_state, seeded, tiny_vae, tiny_vision_config
-from transformers import CLIPVisionModelWithProjection
+from transformers import (
+    CLIPVisionModelWithProjection,
+    VitPoseBackboneConfig,
+    VitPoseConfig,
+    VitPoseForPoseEstimation,
+    YolosConfig,
+    YolosForObjectDetection,
+)
+from transformers.models.vitpose.image_processing_pil_vitpose import VitPoseImageProcessorPil
+from transformers.models.yolos.image_processing_pil_yolos import YolosImageProcessorPil
 
 __all__ = [
     "build_classifier",
@@ -23,6 +32,8 @@ __all__ = [
     "build_hypernetwork",
     "build_ip_adapter",
     "build_lora",
+    "build_person_detector",
+    "build_pose_estimator",
     "build_vae",
     "build_vae_file",
 ]
@@ -44,6 +55,46 @@ def build_controlnet(folder: Path, model: Path, *, seed: int = 0) -> Path:
         for layer in [hint.conv_in, *hint.blocks, hint.conv_out, net.controlnet_mid_block, *net.controlnet_down_blocks]:
             torch.nn.init.normal_(layer.weight, std=2 * layer.weight[0].numel() ** -0.5)
     net.save_pretrained(folder)
+    return folder
+
+
+def build_pose_estimator(folder: Path, *, seed: int = 0) -> Path:
+    """ViTPose for crops of 32 by 24 pixels, so sure of itself that it sees points everywhere."""
+    backbone = VitPoseBackboneConfig(
+        image_size=[32, 24],
+        patch_size=[8, 8],
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        out_indices=[1],
+    )
+    with seeded(seed):
+        model = VitPoseForPoseEstimation(VitPoseConfig(backbone_config=backbone, num_labels=17))
+        torch.nn.init.normal_(model.head.conv.weight, std=0.5)
+    model.save_pretrained(folder)
+    VitPoseImageProcessorPil(size={"height": 32, "width": 24}).save_pretrained(folder)
+    return folder
+
+
+def build_person_detector(folder: Path, *, seed: int = 0) -> Path:
+    """A YOLOS of two boxes, which it takes for people."""
+    config = YolosConfig(
+        image_size=[32, 32],
+        patch_size=16,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        num_detection_tokens=2,
+        id2label={0: "lamp", 1: "person"},
+        label2id={"lamp": 0, "person": 1},
+    )
+    with seeded(seed):
+        model = YolosForObjectDetection(config)
+    with torch.no_grad():
+        model.class_labels_classifier.layers[-1].bias[1] = 20.0
+    model.save_pretrained(folder)
+    YolosImageProcessorPil(size={"height": 32, "width": 32}, format="coco_detection").save_pretrained(folder)
     return folder
 
 

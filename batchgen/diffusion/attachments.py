@@ -19,6 +19,7 @@ from batchgen.adapters import image_encoder
 from batchgen.diffusion.hypernetworks import Hypernetwork
 from batchgen.diffusion.loading import Components, one_line, translate
 from batchgen.diffusion.pipelines import make_pipeline
+from batchgen.diffusion.pose import PoseReader
 from batchgen.diffusion.prompts import PromptEncoder
 from batchgen.diffusion.weights import read_weights
 from batchgen.errors import InputError
@@ -92,6 +93,13 @@ class Attachments:
     def controlnets(self, chosen: Sequence[Adapter] | None) -> list[Any]:
         """The ControlNets that the rows name, in their order."""
         return [self._keep(ControlNetModel, one, self._read_controlnet) for one in chosen or ()]
+
+    def pose_reader(self, values: Mapping[str, Any]) -> PoseReader:
+        """What finds poses by the estimator and the detector that the rows name."""
+        estimator, detector = values["pose_estimator"], values.get("person_detector")
+        both = {"sha256": estimator["sha256"] + (detector["sha256"] if detector else ""), "path": estimator["path"]}
+        people = Path(detector["path"]) if detector else None
+        return self._keep(PoseReader, both, lambda folder: PoseReader(folder, people, self._device))
 
     def embed_images(self, images: Sequence[Image], *, guided: bool) -> list[torch.Tensor]:
         """The rows' image prompts as the IP-Adapter reads them: one tensor (B, 1, ...), or (2B, 1, ...) if guided."""

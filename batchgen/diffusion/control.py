@@ -1,4 +1,4 @@
-"""Control images as tensors, and maps made of ordinary pictures: edges and depth."""
+"""Control images as tensors, and maps made of ordinary pictures: edges, depth and poses."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,6 +11,7 @@ from PIL import Image
 
 from batchgen import builtin
 from batchgen.columns import input_name
+from batchgen.diffusion.pose import PoseReader, draw_poses
 
 __all__ = ["ControlMaker", "canny_edges"]
 
@@ -39,16 +40,23 @@ class ControlMaker:
             "depth": self._depth,
         }
 
-    def tensors(self, inputs: Sequence[Mapping[str, Image.Image]], how: Sequence[str]) -> list[torch.Tensor]:
+    def tensors(
+        self,
+        inputs: Sequence[Mapping[str, Image.Image]],
+        how: Sequence[str],
+        poses: Callable[[], PoseReader],
+    ) -> list[torch.Tensor]:
         """One tensor a ControlNet, float32 (B, 3, H, W) in [0, 1].
 
         Args:
             inputs: the rows' images by name, RGB.
-            how: for each ControlNet, what to make of its pictures: none, canny or depth.
+            how: for each ControlNet, what to make of its pictures: none, canny, depth or pose.
+            poses: gives what reads poses, where they are asked for.
         """
         made = []
         for place, kind in enumerate(how):
-            pictures = [self._makers[kind](one[input_name("control_image", place)]) for one in inputs]
+            make = _pose_maker(poses()) if kind == "pose" else self._makers[kind]
+            pictures = [make(one[input_name("control_image", place)]) for one in inputs]
             made.append(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255)
         return made
 
@@ -63,6 +71,10 @@ class ControlMaker:
         low, high = depth.min(), depth.max()
         levels = ((depth - low) / (high - low).clamp(min=1e-6) * 255).round().byte().cpu().numpy()
         return np.repeat(levels[..., None], 3, axis=2)
+
+
+def _pose_maker(reader: PoseReader) -> Callable[[Image.Image], npt.NDArray[np.uint8]]:
+    return lambda image: draw_poses(reader.poses(image), image.width, image.height)
 
 
 def _builtin_estimator() -> tuple[Any, Any]:

@@ -179,7 +179,9 @@ class LoadedModel:
         if shared.get("controlnet") is None:
             return {}
         name = "image" if task == "text-to-image" else "control_image"
-        images = self._controls.tensors(inputs, shared["control_preprocess"])
+        images = self._controls.tensors(
+            inputs, shared["control_preprocess"], lambda: self._attachments.pose_reader(shared)
+        )
         values = {
             name: images,
             "controlnet_conditioning_scale": list(shared["controlnet_conditioning_scale"]),
