@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from batchgen.adapters import ADAPTERS, Finder, find_adapters, read_classifier
+from batchgen.adapters import ADAPTERS, Finder, find_adapters
 from batchgen.cells import Parsed, missing_prompt
 from batchgen.columns import COLUMNS, MAX_SIDE, CellError, Kind, image_column, input_name
 from batchgen.errors import InputError
+from batchgen.fitting import read_classifier
 from batchgen.models import Family, Model
 from batchgen.prompt_syntax import LoraTagError, parse_loras
 from batchgen.rows import ImageRef

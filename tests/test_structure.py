@@ -100,7 +100,8 @@ ORDER = """
     cells
     index layouts manifest plan
     job
-    adapters tasks
+    adapters
+    fitting tasks
     models problems
     columns drawings identity images machine prompt_syntax rows samplers storage watermark builtin
     errors

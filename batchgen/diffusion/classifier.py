@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from batchgen.adapters import CLASSIFIER_MULTIPLIERS, CLASSIFIER_WEIGHTS
 from batchgen.errors import InputError
+from batchgen.fitting import CLASSIFIER_MULTIPLIERS, CLASSIFIER_WEIGHTS
 
 __all__ = ["Classifier", "ClassifierConfig", "load_classifier"]
 

@@ -1,8 +1,8 @@
-"""A loaded model: its pipelines, prompts and attachments, and how the values of rows become a pipeline call."""
+"""A loaded model: its pipelines and attachments, and how the values of rows become a pipeline call."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -13,10 +13,11 @@ from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from PIL.Image import Image, fromarray
 
 from batchgen.diffusion.attachments import Attachments
+from batchgen.diffusion.conditioning import RowPrompts, sized
 from batchgen.diffusion.control import ControlMaker
 from batchgen.diffusion.loading import Components
-from batchgen.diffusion.pipelines import RowScale, make_pipeline
-from batchgen.diffusion.prompts import Encoded, Prompt, PromptEncoder
+from batchgen.diffusion.pipelines import make_pipeline
+from batchgen.diffusion.prompts import PromptEncoder
 from batchgen.diffusion.schedulers import make_scheduler, seed_scheduler
 from batchgen.errors import InputError
 from batchgen.models import Family, Model
@@ -27,7 +28,6 @@ __all__ = ["AfterStep", "LoadedModel"]
 
 _FACTOR = 8  # pixels a latent
 _LARGEST_UNTILED = 1024  # pixels a side
-_LIKED, _DISLIKED = 6.0, 2.5  # aesthetic scores that a refiner is asked for and away from: its authors' defaults
 
 _NO_TEXT = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
 """Pipelines are given embeddings, and would turn them into a text encoder's precision where they had one."""
@@ -48,18 +48,20 @@ class LoadedModel:
         self._tiled = tiled
         self._parts, self._options = components.parts, components.options
         self._pipelines: dict[tuple[str, ...], Any] = {}  # a scheduler each, some 100 kB: never dropped
-        self.prompts = PromptEncoder(components.parts, pools=model.family is Family.LATENT_UPSCALER)
-        self._attachments = Attachments(model, components, self.prompts, dtype)
+        encoder = PromptEncoder(components.parts, pools=model.family is Family.LATENT_UPSCALER)
+        self._attachments = Attachments(model, components, encoder, dtype)
+        zeros = bool(self._options.get("force_zeros_for_empty_prompt"))
+        self._prompts = RowPrompts(encoder, self._attachments, zeros_for_missing=zeros)
         estimator = self._parts.get("depth_estimator")
         self._controls = ControlMaker(None if estimator is None else (estimator, self._parts["feature_extractor"]))
 
     def chunks(self, row: Row) -> int:
         """How many chunks of 75 tokens the row's prompts need: what else must agree in one call."""
-        return max(self.prompts.chunks(self._prompt(row)), self.prompts.chunks(self._negative(row)))
+        return self._prompts.chunks(row)
 
     def count_tokens(self, row: Row) -> int:
         """Tokens of the row's whole prompt, start and end markers not counted."""
-        return self.prompts.count_tokens(self._prompt(row))
+        return self._prompts.count_tokens(row)
 
     def denoise(
         self,
@@ -134,8 +136,11 @@ class LoadedModel:
         shared = rows[0].values
         guided = shared["guidance_scale"] > 1
         seed_scheduler(pipeline.scheduler, [row.values["seed"] for row in rows])
-        with self._attachments.on(shared), self._sized(pipeline, rows, guided=guided):
-            arguments = {**arguments, **self._conditioning(rows, guided=guided)}
+        is_xl = self.model.family in (Family.SDXL, Family.REFINER)
+        sizes = sized(pipeline, rows, self._options, guided=guided) if is_xl else nullcontext()
+        with self._attachments.on(shared), sizes:
+            own = self._prompts.arguments(rows, guided=guided, dtype=self._parts["unet"].dtype)
+            arguments = {**arguments, **own}
             if shared.get("ip_adapter") is not None:
                 images = [one["ip_adapter_image"] for one in inputs]
                 arguments["ip_adapter_image_embeds"] = self._attachments.embed_images(images, guided=guided)
@@ -190,88 +195,6 @@ class LoadedModel:
         }
         return values if len(images) > 1 else {key: listed[0] for key, listed in values.items()}
 
-    def _conditioning(self, rows: Sequence[Row], *, guided: bool) -> dict[str, Any]:
-        """The arguments that carry prompts and guidance; without guidance there is no negative prompt."""
-        count = max(self.chunks(row) for row in rows)
-        state = json.dumps([[one["sha256"], one["scale"]] for one in rows[0].values.get("loras") or ()])
-        encoded = [self.prompts.encode(self._prompt(row), chunks=count, state=state) for row in rows]
-        kind = self._parts["unet"].dtype
-        embeddings = torch.cat([one.embeddings for one in encoded]).to(kind)
-        made: dict[str, Any] = {"prompt_embeds": embeddings}
-        if encoded[0].pooled is not None:
-            made["pooled_prompt_embeds"] = torch.cat([_pooled(one) for one in encoded]).to(kind)
-        scales = [row.values["guidance_scale"] for row in rows]
-        made["guidance_scale"] = RowScale(scales, embeddings)
-        if "image_guidance_scale" in rows[0].values:
-            made["image_guidance_scale"] = RowScale([row.values["image_guidance_scale"] for row in rows], embeddings)
-        if not guided:
-            return made
-        negatives = [self._encode_negative(row, like, count, state) for row, like in zip(rows, encoded, strict=True)]
-        made["negative_prompt_embeds"] = torch.cat([one.embeddings for one in negatives]).to(kind)
-        if negatives[0].pooled is not None:
-            made["negative_pooled_prompt_embeds"] = torch.cat([_pooled(one) for one in negatives]).to(kind)
-        return made
-
-    def _encode_negative(self, row: Row, like: Encoded, count: int, state: str) -> Encoded:
-        if row.values.get("negative_prompt") is None and self._options.get("force_zeros_for_empty_prompt"):
-            return self.prompts.zeros_like(like)
-        return self.prompts.encode(self._negative(row), chunks=count, state=state)
-
-    def _prompt(self, row: Row) -> Prompt:
-        return Prompt(
-            text=row.values["prompt"],
-            text_2=row.values.get("prompt_2"),
-            clip_skip=row.values.get("clip_skip"),
-            weighted=row.values.get("prompt_syntax") == "a1111",
-            tokens=self._attachments.tokens(row.values.get("embeddings")),
-        )
-
-    def _negative(self, row: Row) -> Prompt:
-        return Prompt(  # as in diffusers, clip_skip is for the prompt only
-            text=row.values.get("negative_prompt") or "",
-            text_2=row.values.get("negative_prompt_2"),
-            weighted=row.values.get("prompt_syntax") == "a1111",
-            tokens=self._attachments.tokens(row.values.get("embeddings")),
-        )
-
-    @contextmanager
-    def _sized(self, pipeline: Any, rows: Sequence[Row], *, guided: bool) -> Iterator[None]:
-        """While it lasts, SDXL's nets are conditioned on the sizes of each row; pipelines know one for all."""
-        if self.model.family not in (Family.SDXL, Family.REFINER):
-            yield
-            return
-        ids = self._size_ids(rows, guided=guided)
-
-        def resize(_module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-            conditions = kwargs["added_cond_kwargs"]
-            old = conditions["time_ids"]
-            return args, {**kwargs, "added_cond_kwargs": {**conditions, "time_ids": ids.to(old.device, old.dtype)}}
-
-        control = getattr(pipeline, "controlnet", None)
-        nets = [] if control is None else list(getattr(control, "nets", [control]))
-        handles = [net.register_forward_pre_hook(resize, with_kwargs=True) for net in (pipeline.unet, *nets)]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _size_ids(self, rows: Sequence[Row], *, guided: bool) -> torch.Tensor:
-        """Original size, crop and target size of each row or, for a refiner, aesthetic score: (B or 2B, 6 or 5)."""
-
-        def ids(score: float) -> list[list[float]]:
-            scored = bool(self._options.get("requires_aesthetics_score"))
-            return [
-                [
-                    *row.values["original_size"],
-                    *row.values["crops_coords_top_left"],
-                    *((score,) if scored else row.values["target_size"]),
-                ]
-                for row in rows
-            ]
-
-        return torch.tensor([*ids(_DISLIKED), *ids(_LIKED)] if guided else ids(_LIKED))
-
     def _encode(self, pipeline: Any, images: Sequence[Image], generators: Sequence[torch.Generator]) -> torch.Tensor:
         """Latents of pictures, sampled by the rows' generators as the pipelines do."""
         vae = pipeline.vae
@@ -325,11 +248,6 @@ def _without_attachments(row: Row) -> Row:
     """The row as a refiner reads it: the base's adapters are none of its own."""
     dropped = ("loras", "embeddings", "hypernetwork", "ip_adapter", "controlnet", "vae")
     return replace(row, values={**row.values, **dict.fromkeys(dropped)})
-
-
-def _pooled(encoded: Encoded) -> torch.Tensor:
-    assert encoded.pooled is not None
-    return encoded.pooled
 
 
 def _unscaled(latent: torch.Tensor, vae: Any) -> torch.Tensor:
