@@ -7,7 +7,7 @@ The pictures come from the renderer of the built-in model's recipe, so that anyo
 
 import csv
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -94,6 +94,18 @@ CONTROLNET: tuple[tuple[str, str, str, dict[str, object]], ...] = (
     ("edges-half", "red-sphere", "a large green sphere in the desert", EDGES | {"controlnet_conditioning_scale": 0.5}),
 )
 
+DEPTH = (
+    ("depth-orange-cube", "blue-cube", "a large orange cube at sunset"),
+    ("depth-white-cube", "blue-cube", "a large white cube on a blue background"),
+    ("depth-cyan-cone", "green-cone", "a large cyan cone on a pink background"),
+    ("depth-yellow-sphere", "red-sphere", "a large yellow sphere in the desert"),
+)
+
+UPSCALING = (
+    ("cube-enlarged", "blue-cube", "a large blue cube on a gray background"),
+    ("cone-enlarged", "green-cone", "a large green cone in a meadow"),
+)
+
 ADAPTERS: tuple[dict[str, object], ...] = (
     {"id": "ink-none", "prompt": "a large red cube on a white background, ink drawing"},
     {
@@ -116,11 +128,12 @@ ADAPTERS: tuple[dict[str, object], ...] = (
 
 
 def write_starts() -> None:
-    """Pictures, and masks that are white over the object and a margin of 6 pixels around it."""
+    """Pictures, the same at half the size, and masks: white over the object and a margin of 6 pixels around it."""
     (FOLDER / "images").mkdir(exist_ok=True)
     for name, scene in STARTS.items():
         picture = render(scene)
         Image.fromarray(picture.rgb).save(FOLDER / "images" / f"{name}.png")
+        Image.fromarray(picture.rgb).reduce(2).save(FOLDER / "images" / f"{name}-small.png")
         rows, columns = (picture.objects > 0).nonzero()
         mask = Image.new("L", (picture.rgb.shape[1], picture.rgb.shape[0]))
         mask.paste(255, (columns.min() - 6, rows.min() - 6, columns.max() + 7, rows.max() + 7))
@@ -170,8 +183,16 @@ def _write_jsonl(name: str, rows: Iterable[Mapping[str, object]]) -> None:
         stream.writelines(json.dumps(row) + "\n" for row in rows)
 
 
+def _from_pictures(
+    rows: Iterable[tuple[str, str, str]], suffix: str, shared: Mapping[str, object]
+) -> Iterator[dict[str, object]]:
+    """Rows of id, picture and prompt, with what they share; seeds count up."""
+    for number, (name, image, prompt) in enumerate(rows):
+        yield {"id": name, "prompt": prompt, "image": f"images/{image}{suffix}.png", "seed": number, **shared}
+
+
 def write_companions() -> None:
-    """ControlNet, LoRA and textual inversion with the built-in model's companions."""
+    """ControlNet, depth, upscaling, LoRA and textual inversion with the built-in model's companions."""
     starts = enumerate(CONTROLNET)
     _write_jsonl(
         "controlnet.jsonl",
@@ -180,6 +201,9 @@ def write_companions() -> None:
             for number, (name, image, prompt, control) in starts
         ),
     )
+    _write_jsonl("depth-to-image.jsonl", _from_pictures(DEPTH, "", {"model": "builtin-depth", "strength": 1.0}))
+    upscaled = {"model": "builtin-upscaler", "guidance_scale": 1.0}
+    _write_jsonl("upscaling.jsonl", _from_pictures(UPSCALING, "-small", upscaled))
     _write_jsonl("adapters.jsonl", ({**row, "seed": 3} for row in ADAPTERS))
 
 
