@@ -19,8 +19,8 @@ from batchgen.fitting import (
     check_architecture,
     check_classifier,
     check_controlnet,
+    check_detector,
     check_embedding,
-    check_hypernetwork,
     check_ip_adapter,
     check_lora,
     check_vae,
@@ -39,14 +39,16 @@ class Kind:
     """What a column's adapters are.
 
     `names` are the keys a cell may have beside `path`, with their defaults; None is required. `weights` are the names,
-    or patterns, of the weights in those that may be folders; `is_folder` says that the folder itself is what is loaded.
+    or patterns, of the weights in those that may be folders; `is_folder` says that the folder itself is what is loaded,
+    `beside` which other files it must hold. Without a `check` what fits is known when it is loaded.
     """
 
     what: str
     names: Mapping[str, Any]
-    check: Callable[[Shapes, Mapping[str, Any], Model], str | None]
+    check: Callable[[Shapes, Mapping[str, Any], Model], str | None] | None = None
     weights: tuple[str, ...] = ()
     is_folder: bool = False
+    beside: tuple[str, ...] = ()
     in_list: bool = False
 
 
@@ -102,8 +104,10 @@ def _find(kind: Kind, cell: Any, model: Model, finder: Finder) -> dict[str, Any]
     if kind is ADAPTERS["ip_adapter"] and image_encoder(path) is None:
         raise CellError(f"{path} has no image_encoder/ beside it; keep the folders as they were published")
     shapes, config = read_facts(path, kind.weights)
-    if reason := kind.check(shapes, config, model):
+    if kind.check is not None and (reason := kind.check(shapes, config, model)):
         raise CellError(f"{given['path']}: {reason}")
+    if missing := [name for name in kind.beside if not (path / name).is_file()]:
+        raise CellError(f"{path} holds no {missing[0]}; is the folder complete?")
     result: dict[str, Any] = {"path": str(path), "sha256": _fingerprint(path)}
     for name, default in kind.names.items():
         value = given.get(name, default)
@@ -150,11 +154,11 @@ def _locate(name: str, kind: Kind, finder: Finder) -> Path:
 
 def _weights_in(folder: Path, kind: Kind) -> Path:
     """The folder itself where it holds a model of its own, else the one file of weights in it."""
-    if kind.is_folder and (folder / "config.json").is_file():
-        return folder
     files = [file for pattern in kind.weights for file in sorted(folder.glob(pattern))]
     if not files:
         raise CellError(f"{folder} holds no {' or '.join(kind.weights)}; give the file or folder of a {kind.what}")
+    if kind.is_folder and (folder / "config.json").is_file():
+        return folder
     if len(files) > 1 and not kind.is_folder and files[0].stem != files[1].stem:
         raise CellError(f"{folder} holds {files[0].name} and {files[1].name}; name one of them")
     return files[0]
@@ -189,7 +193,7 @@ ADAPTERS: Mapping[str, Kind] = {
         weights=("learned_embeds.safetensors", "learned_embeds.bin"),
         in_list=True,
     ),
-    "hypernetwork": Kind(what="hypernetwork", names={"scale": 1.0}, check=check_hypernetwork),
+    "hypernetwork": Kind(what="hypernetwork", names={"scale": 1.0}),  # A1111 pickles them
     "vae": Kind(
         what="autoencoder",
         names={},
@@ -211,13 +215,15 @@ ADAPTERS: Mapping[str, Kind] = {
         names={},
         check=lambda _shapes, config, _model: check_architecture(config, "VitPoseForPoseEstimation"),
         is_folder=True,
+        beside=("preprocessor_config.json",),
         weights=("model.safetensors",),
     ),
     "person_detector": Kind(
         what="person detector",
         names={},
-        check=lambda _shapes, config, _model: check_architecture(config, "ForObjectDetection"),
+        check=lambda _shapes, config, _model: check_detector(config),
         is_folder=True,
+        beside=("preprocessor_config.json",),
         weights=("model.safetensors",),
     ),
     "ip_adapter": Kind(

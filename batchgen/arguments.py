@@ -4,7 +4,7 @@ A value comes from the row's cell, else the job's [defaults], else the column co
 loaded; adapters are looked up and held against the model by the headers of their files.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -17,7 +17,7 @@ from batchgen.fitting import read_classifier
 from batchgen.models import Family, Model
 from batchgen.prompt_syntax import LoraTagError, parse_loras
 from batchgen.rows import ImageRef
-from batchgen.samplers import OPTIONS, UnknownSampler, find_sampler
+from batchgen.samplers import OPTIONS, UnknownSampler, find_sampler, option_problems
 from batchgen.tasks import CONTROL, IMAGE_PROMPT, TASKS, Task, find_task, infer_task
 from batchgen.watermark import capacity
 
@@ -33,6 +33,7 @@ _LISTED_CONTROL = (
 )
 _HANDOFF = 0.8  # of the noise schedule: where SDXL's authors let the refiner take over (Podell et al. 2023)
 _LEAST_SIDE = 8  # pixels
+_ENLARGED: Mapping[Family, int] = {Family.UPSCALER: 4, Family.LATENT_UPSCALER: 2}
 
 Values = dict[str, Any]
 
@@ -107,7 +108,7 @@ def apply_arguments(
     values: Values = {}
     for name in sorted(task.columns_for(model.family) - _NOT_APPLIED - _IMAGE_COLUMNS):
         value = parsed.cells.get(name)
-        if value is None:
+        if value is None or (COLUMNS[name].kind is Kind.ADAPTER and value in ([], ())):
             value = defaults.values.get(name, COLUMNS[name].default)
         values[name] = value
     values["model"] = model.name
@@ -115,36 +116,37 @@ def apply_arguments(
     values["scheduler"], values["scheduler_kwargs"] = _scheduler(values, model, complaints)
     if task.reads_text:
         _apply_prompts(values, parsed, model, defaults, complaints)
-    _apply_control(values, task, model, inputs, complaints)
-    _apply_image_prompt(values, inputs, complaints)
+    _apply_control(values, parsed, task, model, inputs, complaints)
+    _apply_image_prompt(values, parsed, inputs, complaints)
     _apply_adapters(values, model, defaults, complaints)
     _apply_refiner(values, model, defaults, complaints)
-    _apply_class(values, model, complaints)
+    _apply_class(values, parsed, model, complaints)
+    _apply_hires(values, parsed, complaints)
     _check_images(values, task, model, inputs, complaints)
-    if values["watermark"] is not None:
-        most, length = capacity(values["width"], values["height"]), len(values["watermark"].encode())
-        if not 0 < length <= most:
-            size = f"{values['width']}x{values['height']}"
-            complaints.add("watermark", f"is {length} bytes long; a picture of {size} carries 1 to {most}")
-    if values.get("hires_scale") in (None, 1.0):
-        values.pop("hires_scale", None)
-        values.pop("hires_strength", None)
+    _check_watermark(values, model, complaints)
     return values
+
+
+def _drop(values: Values, names: Iterable[str], parsed: Parsed, reason: str, complaints: Complaints) -> None:
+    """Take out columns that mean nothing to this row; a cell that was given all the same is a complaint."""
+    for name in names:
+        values.pop(name, None)
+        if name in parsed.cells:
+            complaints.add(name, f"{reason}; leave it null")
 
 
 def _size(
     values: Mapping[str, Any], model: Model, inputs: Mapping[str, ImageRef], complaints: Complaints
 ) -> tuple[int, int]:
     """Width and height in pixels: as asked, else the init image's (cut to what the model takes), else the model's."""
-    native = (model.width, model.height)
+    native, step = (model.width, model.height), _side_step(model)
+    for name in ("width", "height"):
+        if values[name] and values[name] % step:
+            complaints.add(name, f"is {values[name]}; {model.name!r} takes multiples of {step}")
     if (image := inputs.get("image")) is not None:
-        if image.width < _LEAST_SIDE or image.height < _LEAST_SIDE:
-            complaints.add("image", f"is {_wh(image)}; at least 8x8")
-        step = _side_step(model)
+        if image.width < step or image.height < step:
+            complaints.add("image", f"is {_wh(image)}; at least {step}x{step}")
         native = (max(step, image.width // step * step), max(step, image.height // step * step))
-        for name in ("width", "height"):
-            if step > _LEAST_SIDE and values[name] and values[name] % step:
-                complaints.add(name, f"is {values[name]}; {model.name!r} takes multiples of {step}")
         for name, given, side in (("width", values["width"], native[0]), ("height", values["height"], native[1])):
             if given is None and side > MAX_SIDE:
                 complaints.add(name, f"is null, and the image is {_wh(image)}; give a {name} of at most {MAX_SIDE}")
@@ -152,8 +154,13 @@ def _size(
 
 
 def _side_step(model: Model) -> int:
-    """What a side must be a multiple of: the latent upscaler's net halves latents of twice the picture's evenly."""
-    return 4 * 2 ** (len(model.unet_widths) - 1) if model.family is Family.LATENT_UPSCALER else _LEAST_SIDE
+    """What a side must be a multiple of: two kinds of nets halve what they see at each level but the last, evenly.
+
+    The latent upscaler sees latents of twice the picture's size: 4 pixels a latent.
+    """
+    halved = 1 << max(0, len(model.unet_widths) - 1)
+    steps = {Family.LATENT_UPSCALER: 4 * halved, Family.PIXELS: halved}
+    return max(_LEAST_SIDE, steps.get(model.family, _LEAST_SIDE))
 
 
 def _wh(image: ImageRef) -> str:
@@ -177,6 +184,8 @@ def _scheduler(values: Mapping[str, Any], model: Model, complaints: Complaints) 
             near = get_close_matches(name, OPTIONS[sampler.class_name], n=1)
             hint = f"did you mean {near[0]!r}?" if near else "see diffusers' page of the class"
             complaints.add("scheduler_kwargs", f"{sampler.class_name} takes no option {name!r}; {hint}")
+    for problem in option_problems(options):
+        complaints.add("scheduler_kwargs", problem)
     return sampler.class_name, options
 
 
@@ -184,7 +193,7 @@ def _apply_prompts(values: Values, parsed: Parsed, model: Model, defaults: Defau
     """Size conditioning and the second prompt of SDXL; LoRAs named in a prompt of A1111's syntax."""
     if values["prompt"] is None and "prompt" not in parsed.spoiled:
         complaints.add("prompt", missing_prompt(parsed.record))
-    if (values["clip_skip"] or 0) >= model.text_layers:
+    if values["clip_skip"] is not None and values["clip_skip"] >= model.text_layers:
         complaints.add("clip_skip", f"is {values['clip_skip']}; {model.name!r} has {model.text_layers} text layers")
     if model.family in (Family.SDXL, Family.REFINER):
         size = (values["height"], values["width"])
@@ -200,14 +209,21 @@ def _apply_prompts(values: Values, parsed: Parsed, model: Model, defaults: Defau
     except LoraTagError as error:
         complaints.add("prompt", str(error))
         return
-    if tags:
+    if tags and "loras" not in values:
+        complaints.add("prompt", f"names the LoRA {tags[0].name!r}; a {model.family} takes none")
+    elif tags:
         listed = values["loras"] or ()
         listed = listed if isinstance(listed, (list, tuple)) else (listed,)
         values["loras"] = [*listed, *({"path": defaults.adapters.lora(tag.name), "scale": tag.scale} for tag in tags)]
 
 
 def _apply_control(
-    values: Values, task: Task, model: Model, inputs: Mapping[str, ImageRef], complaints: Complaints
+    values: Values,
+    parsed: Parsed,
+    task: Task,
+    model: Model,
+    inputs: Mapping[str, ImageRef],
+    complaints: Complaints,
 ) -> None:
     """As many scales, starts and ends as ControlNets; without ControlNets none of their columns."""
     if "controlnet" not in values:
@@ -217,11 +233,14 @@ def _apply_control(
     if nets is None:
         if images:
             complaints.add("control_image", "is given without a controlnet; name one, or leave it null")
-        for name in CONTROL:
-            values.pop(name, None)
+        idle = [name for name in CONTROL if name != "control_image"]
+        if "controlnet" not in parsed.spoiled:
+            _drop(values, idle, parsed, "means nothing without a controlnet", complaints)
         return
     if task.pipeline(model.family, controlled=True) is None:
         complaints.add("controlnet", f"cannot be used for {task.name} with a {model.family} model; leave it null")
+    reason = f"cannot be used for {task.name} with a ControlNet"
+    _drop(values, task.uncontrolled.get(model.family, ()), parsed, reason, complaints)
     nets = list(nets) if isinstance(nets, (list, tuple)) else [nets]
     values["controlnet"] = nets
     if len(images) != len(nets):
@@ -235,7 +254,8 @@ def _apply_control(
             complaints.add(name, f"holds {len(given)} values for {len(nets)} ControlNets; give one, or one for each")
         values[name] = given
     if "pose" not in values["control_preprocess"]:
-        del values["pose_estimator"], values["person_detector"]
+        reason = "means nothing without control_preprocess pose"
+        _drop(values, ("pose_estimator", "person_detector"), parsed, reason, complaints)
     elif values["pose_estimator"] is None:
         complaints.add("pose_estimator", "is null, but control_preprocess asks for poses; name a folder of ViTPose")
     for start, end in zip(values["control_guidance_start"], values["control_guidance_end"], strict=False):
@@ -243,14 +263,15 @@ def _apply_control(
             complaints.add("control_guidance_start", f"is {start:g}, not before control_guidance_end, {end:g}")
 
 
-def _apply_image_prompt(values: Values, inputs: Mapping[str, ImageRef], complaints: Complaints) -> None:
+def _apply_image_prompt(values: Values, parsed: Parsed, inputs: Mapping[str, ImageRef], complaints: Complaints) -> None:
     if "ip_adapter" not in values:
         return
     if values["ip_adapter"] is None:
         if "ip_adapter_image" in inputs:
             complaints.add("ip_adapter_image", "is given without an ip_adapter; name one, or leave it null")
-        for name in IMAGE_PROMPT:
-            values.pop(name, None)
+        idle = [name for name in IMAGE_PROMPT if name != "ip_adapter_image"]
+        if "ip_adapter" not in parsed.spoiled:
+            _drop(values, idle, parsed, "means nothing without an ip_adapter", complaints)
     elif "ip_adapter_image" not in inputs:
         complaints.add("ip_adapter_image", "is null, but the ip_adapter needs it")
 
@@ -267,8 +288,13 @@ def _apply_adapters(values: Values, model: Model, defaults: Defaults, complaints
 
 def _apply_refiner(values: Values, model: Model, defaults: Defaults, complaints: Complaints) -> None:
     """Where a refiner takes over, and that it is one."""
+    start, end = values.get("denoising_start"), values.get("denoising_end")
+    if start is not None and end is not None and start >= end:
+        complaints.add("denoising_start", f"is {start:g}, not before denoising_end, {end:g}")
     if values.get("refiner") is None:
         return
+    if end in (0.0, 1.0):
+        complaints.add("denoising_end", f"is {end:g}, which leaves one of base and refiner without a step")
     try:
         refiner = defaults.find_model(values["refiner"])
     except InputError as error:
@@ -281,20 +307,21 @@ def _apply_refiner(values: Values, model: Model, defaults: Defaults, complaints:
     values["denoising_end"] = _HANDOFF if values["denoising_end"] is None else values["denoising_end"]
 
 
-def _apply_class(values: Values, model: Model, complaints: Complaints) -> None:
+def _apply_class(values: Values, parsed: Parsed, model: Model, complaints: Complaints) -> None:
     """A label where the model or a classifier wants one, and one that they know."""
-    if "class_label" not in values:
+    wrong = parsed.spoiled | {column for column, _ in complaints}
+    if "class_label" not in values or not wrong.isdisjoint({"class_label", "classifier"}):
         return
     label, found = values["class_label"], values["classifier"]
     known = {f"{model.name!r}": model.classes} if model.classes else {}
-    if isinstance(found, Mapping):
+    if found is not None:
         facts = read_classifier(found["path"])
         known["the classifier"] = facts.classes
         if {values["width"], values["height"]} != {facts.image_size}:
             size = f"{values['width']}x{values['height']}"
             complaints.add("classifier", f"reads pictures of {facts.image_size} pixels a side, and the row's is {size}")
-    elif found is None:
-        del values["classifier"], values["classifier_scale"]
+    else:
+        _drop(values, ("classifier", "classifier_scale"), parsed, "means nothing without a classifier", complaints)
     if label is None and known:
         name, classes = next(iter(known.items()))
         complaints.add("class_label", f"is null, but {name} wants one from 0 to {classes - 1}")
@@ -303,6 +330,38 @@ def _apply_class(values: Values, model: Model, complaints: Complaints) -> None:
     for name, classes in known.items():
         if label is not None and label >= classes:
             complaints.add("class_label", f"is {label}; {name} knows 0 to {classes - 1}")
+
+
+def _apply_hires(values: Values, parsed: Parsed, complaints: Complaints) -> None:
+    """Without a scale of more than 1 there is no second pass; with one, the first goes to its end."""
+    if "hires_scale" not in values:
+        return
+    scale = values["hires_scale"]
+    if scale is None:
+        _drop(values, ("hires_scale", "hires_strength"), parsed, "means nothing without a hires_scale", complaints)
+    elif scale == 1.0:
+        del values["hires_scale"], values["hires_strength"]
+    else:
+        for name in ("width", "height"):
+            if values[name] * scale > MAX_SIDE:
+                complaints.add("hires_scale", f"is {scale:g}, which makes the {name} {values[name] * scale:g} pixels")
+        for name in ("refiner", "denoising_end"):
+            if values.get(name) is not None:
+                complaints.add("hires_scale", f"cannot be used together with a {name}; leave one of them null")
+                break
+
+
+def _check_watermark(values: Mapping[str, Any], model: Model, complaints: Complaints) -> None:
+    """That the finished picture has room for it."""
+    if (text := values["watermark"]) is None:
+        return
+    scale = _ENLARGED.get(model.family, 1) * (values.get("hires_scale") or 1)
+    width, height = (round(values[name] * scale) for name in ("width", "height"))
+    most, length = capacity(width, height), len(text.encode())
+    if most == 0:
+        complaints.add("watermark", f"has no room in a picture of {width}x{height}; leave it null")
+    elif not 0 < length <= most:
+        complaints.add("watermark", f"takes {length} bytes; a picture of {width}x{height} carries 1 to {most}")
 
 
 def _check_images(

@@ -8,9 +8,10 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from batchgen.columns import CellError
 from batchgen.models import Model, Source
@@ -18,16 +19,18 @@ from batchgen.models import Model, Source
 __all__ = [
     "CLASSIFIER_MULTIPLIERS",
     "CLASSIFIER_WEIGHTS",
+    "ClassifierConfig",
     "ClassifierFacts",
     "Shapes",
     "check_architecture",
     "check_classifier",
     "check_controlnet",
+    "check_detector",
     "check_embedding",
-    "check_hypernetwork",
     "check_ip_adapter",
     "check_lora",
     "check_vae",
+    "parse_classifier",
     "read_classifier",
     "read_facts",
     "read_shapes",
@@ -47,6 +50,7 @@ _LORA_LAYER = re.compile(  # tensors that a UNet's layer feeds, in the names of 
     r"(unet\.|lora_unet_)(?P<layer>.+?)(\.lora_A|\.lora\.down|_lora\.down|\.lora_down)\.(default\.)?weight$"
 )
 _IP_CROSS_ATTENTION = re.compile(r"to_k_ip\.weight$")
+_EXAMPLES: Mapping[Any, str] = {int: "a whole number", bool: "true or false"}
 _CLASSES = "out.2.c_proj.weight"
 _SINGLE_FILE_VAE = re.compile(r"(^|\.)decoder\.conv_in\.weight$")
 
@@ -64,6 +68,8 @@ def read_facts(path: Path, weights: tuple[str, ...]) -> tuple[Shapes, Mapping[st
                 config = json.loads((path / "config.json").read_text(encoding="utf-8"))
             except ValueError as error:
                 raise CellError(f"{path / 'config.json'} is not JSON: {error}") from None
+            if not isinstance(config, dict):
+                raise CellError(f"{path / 'config.json'} holds no JSON object")
         files = [file for name in weights for file in sorted(path.glob(name))]
         path = next((file for file in files if file.suffix == ".safetensors"), path)
     return (read_shapes(path) if path.suffix == ".safetensors" else {}), config
@@ -81,6 +87,8 @@ def read_shapes(file: Path) -> Shapes:
             if length > min(100 << 20, file.stat().st_size):
                 raise ValueError("its header is longer than the file")
             header = json.loads(stream.read(length))
+        if not isinstance(header, dict):
+            raise ValueError("its header is no JSON object")
         end = 8 + length + max((v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"), default=0)
         if file.stat().st_size < end:
             raise ValueError(f"it is {file.stat().st_size} bytes long and should be {end}")
@@ -99,6 +107,7 @@ def _other_model(width: int, model: Model) -> str:
 
 
 def check_lora(shapes: Shapes, _config: Mapping[str, Any], model: Model) -> str | None:
+    """Whether its layers are the UNet's, by the numbers that they take; None, or why not."""
     if not any("lora" in name or "hada" in name or "lokr" in name for name in shapes) and shapes:
         return "no tensor in it is a LoRA's"
     width = _width_of(shapes, _LORA_CROSS_ATTENTION)
@@ -108,7 +117,7 @@ def check_lora(shapes: Shapes, _config: Mapping[str, Any], model: Model) -> str 
     for name, shape in shapes.items():
         match = _LORA_LAYER.match(name)
         inputs = layers.get(_flat(match["layer"])) if match else None
-        if match and inputs is not None and inputs != shape[1]:
+        if match and inputs is not None and len(shape) > 1 and inputs != shape[1]:
             layer = f"{match['layer']} takes {shape[1]} numbers"
             return f"its layer {layer} and that of {model.name!r} {inputs}; use one trained for it"
     return None
@@ -133,6 +142,7 @@ def _unet_inputs(model: Model) -> Mapping[str, int]:
 
 
 def check_embedding(shapes: Shapes, _config: Mapping[str, Any], model: Model) -> str | None:
+    """Whether it holds a tensor of token vectors for each text encoder; None, or why not."""
     if not shapes:
         return None
     widths = {shape[-1] for shape in shapes.values()}
@@ -144,12 +154,8 @@ def check_embedding(shapes: Shapes, _config: Mapping[str, Any], model: Model) ->
     return None
 
 
-def check_hypernetwork(_shapes: Shapes, _config: Mapping[str, Any], _model: Model) -> str | None:
-    """None: A1111 saves them pickled, so that their widths are known when they are loaded."""
-    return None
-
-
 def check_vae(shapes: Shapes, config: Mapping[str, Any], _model: Model) -> str | None:
+    """Whether it is an autoencoder with latents of four channels; None, or why not."""
     if config and config.get("_class_name") != "AutoencoderKL":
         return f"it is a {config.get('_class_name')}, not an AutoencoderKL"
     if config.get("latent_channels", 4) != 4:
@@ -160,10 +166,15 @@ def check_vae(shapes: Shapes, config: Mapping[str, Any], _model: Model) -> str |
 
 
 def check_controlnet(_shapes: Shapes, config: Mapping[str, Any], model: Model) -> str | None:
+    """Whether its levels are the UNet's; None, or why not."""
+    if not config:
+        return "there is no config.json with it; give the folder of a ControlNet"
     if config.get("_class_name") != "ControlNetModel":
         return f"it is {config.get('_class_name') or 'no model'}, not a ControlNetModel"
-    if config.get("cross_attention_dim") != model.text_width:
-        return _other_model(int(config.get("cross_attention_dim") or 0), model)
+    width = config.get("cross_attention_dim")
+    width = width[0] if isinstance(width, list) and width else width
+    if width != model.text_width:
+        return _other_model(width if isinstance(width, int) else 0, model)
     if tuple(config.get("block_out_channels", ())) != model.unet_widths:
         return (
             f"its levels are {tuple(config.get('block_out_channels', ()))} wide and those of {model.name!r} "
@@ -177,15 +188,85 @@ def check_controlnet(_shapes: Shapes, config: Mapping[str, Any], model: Model) -
 
 def check_architecture(config: Mapping[str, Any], wanted: str) -> str | None:
     """Whether a folder of transformers holds a model of a class whose name ends so."""
-    names = config.get("architectures") or ["no model"]
-    return None if names[0].endswith(wanted) else f"it is {names[0]}, not a {wanted}"
+    names = config.get("architectures")
+    name = str(names[0]) if isinstance(names, list) and names else "no model"
+    return None if name.endswith(wanted) else f"it is {name}, not a {wanted}"
+
+
+def check_detector(config: Mapping[str, Any]) -> str | None:
+    """Whether a folder of transformers holds an object detector that knows people; None, or why not."""
+    labels = config.get("id2label")
+    if isinstance(labels, Mapping) and "person" not in labels.values():
+        return "it knows no 'person'"
+    return check_architecture(config, "ForObjectDetection")
 
 
 def check_ip_adapter(shapes: Shapes, _config: Mapping[str, Any], model: Model) -> str | None:
+    """Whether its keys and values go with the UNet's text states; None, or why not."""
     if not any(_IP_CROSS_ATTENTION.search(name) for name in shapes):
         return "no tensor in it is an IP-Adapter's"
     width = _width_of(shapes, _IP_CROSS_ATTENTION)
     return _other_model(width, model) if width is not None and width != model.text_width else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassifierConfig:
+    """What a classifier's config.json says: the flags of guided-diffusion's training script, with its defaults.
+
+    `classifier_attention_resolutions` are sides of feature maps in pixels; `channel_mult` follows from `image_size`
+    where it is one of the published ones.
+    """
+
+    image_size: int
+    classifier_width: int = 128
+    classifier_depth: int = 2
+    classifier_attention_resolutions: tuple[int, ...] = (32, 16, 8)
+    classifier_use_scale_shift_norm: bool = True
+    classifier_resblock_updown: bool = True
+    num_head_channels: int = 64
+    channel_mult: tuple[float, ...] = ()
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of every level."""
+        multipliers = self.channel_mult or CLASSIFIER_MULTIPLIERS[self.image_size]
+        return [int(multiplier * self.classifier_width) for multiplier in multipliers]
+
+    @property
+    def last_side(self) -> int:
+        """Pixels a side of the last level's feature maps."""
+        side: int = self.image_size // 2 ** (len(self.widths) - 1)
+        return side
+
+
+def parse_classifier(config: Mapping[str, Any]) -> ClassifierConfig:
+    """The config of a classifier.
+
+    Raises:
+        CellError: a flag that is unknown, missing or of the wrong type.
+    """
+    kinds = get_type_hints(ClassifierConfig)
+    values: dict[str, Any] = {}
+    for name, value in config.items():
+        if name not in kinds:
+            near = get_close_matches(name, kinds, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(kinds)}"
+            raise CellError(f"its config.json has an unknown key {name!r}; {hint}")
+        if get_origin(kinds[name]) is tuple:
+            listed = value.split(",") if isinstance(value, str) else value  # guided-diffusion's flags are such texts
+            try:
+                values[name] = tuple(get_args(kinds[name])[0](one) for one in listed)
+            except (TypeError, ValueError):
+                raise CellError(f"its config.json says {name} {value!r}; write a list of numbers") from None
+        elif type(value) is not kinds[name]:
+            raise CellError(f"its config.json says {name} {value!r}; write {_EXAMPLES[kinds[name]]}")
+        else:
+            values[name] = value
+    size = values.get("image_size")
+    if size is None or (size not in CLASSIFIER_MULTIPLIERS and not values.get("channel_mult")):
+        sizes = ", ".join(map(str, CLASSIFIER_MULTIPLIERS))
+        raise CellError(f"its config.json says image_size {size}; one of {sizes}, or another with a channel_mult")
+    return ClassifierConfig(**values)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -199,14 +280,25 @@ class ClassifierFacts:
 def read_classifier(path: str) -> ClassifierFacts:
     """The facts of a classifier that `find_adapters` found."""
     shapes, config = read_facts(Path(path), CLASSIFIER_WEIGHTS)
-    return ClassifierFacts(image_size=int(config["image_size"]), classes=shapes[_CLASSES][0])
+    return ClassifierFacts(image_size=parse_classifier(config).image_size, classes=shapes[_CLASSES][0])
 
 
-def check_classifier(shapes: Shapes, config: Mapping[str, Any], _model: Model) -> str | None:
-    """Whether it is ADM's, with a config that says how it is built; None, or why not."""
+def check_classifier(shapes: Shapes, config: Mapping[str, Any], model: Model) -> str | None:
+    """Whether it is ADM's, built as its config says, for pictures of as many channels; None, or why not."""
     if _CLASSES not in shapes:
         return f"it has no tensor {_CLASSES}: expected weights of ADM's classifier with attention pooling"
-    size = config.get("image_size")
-    if not isinstance(size, int) or (size not in CLASSIFIER_MULTIPLIERS and "channel_mult" not in config):
-        return f"its config.json says image_size {size!r} and no channel_mult; see the README on classifiers"
+    if not config:
+        return "there is no config.json with it; write one, as manifests/README.md says of classifiers"
+    told = parse_classifier(config)
+    blocks = 1 + len(told.widths) * (told.classifier_depth + 1) - 1
+    wanted = {
+        "input_blocks.0.0.weight": (told.widths[0], model.unet_channels, 3, 3),
+        "out.2.positional_embedding": (told.widths[-1], told.last_side**2 + 1),
+    }
+    for name, shape in wanted.items():
+        if shapes.get(name) != shape:
+            return f"its {name} has the shape {shapes.get(name)}; its config.json and the model ask for {shape}"
+    found = len({name.split(".")[1] for name in shapes if name.startswith("input_blocks.")})
+    if found != blocks:
+        return f"it has {found} blocks, and by its config.json's classifier_depth {blocks}"
     return None

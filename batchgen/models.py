@@ -195,7 +195,7 @@ def _layout(folder: Path, name: str) -> dict[str, Any]:
         "unet_layers": tuple(layers) if isinstance(layers, list) else (int(layers),) * len(widths),
         "text_width": int(attended[0] if isinstance(attended, list) else attended),
         "token_widths": tuple(int(text.get("hidden_size", 768)) for text in texts),
-        "estimates_depth": "depth_estimator" in index,
+        "estimates_depth": (index.get("depth_estimator") or [None])[0] is not None,
         "checks_safety": (index.get("safety_checker") or [None])[0] is not None,
         "text_layers": int(texts[0].get("num_hidden_layers", 12)),
     }
@@ -212,6 +212,7 @@ def _pixel_layout(folder: Path, index: Mapping[str, Any], name: str) -> dict[str
         "scheduler": str((index.get("scheduler") or [None, "DDPMScheduler"])[1]),
         "family": Family.PIXELS,
         "unet_channels": int(unet.get("in_channels", 3)),
+        "unet_widths": tuple(unet.get("block_out_channels", ())),
         "text_layers": 0,
         "classes": unet.get("num_class_embeds"),
     }

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
-__all__ = ["NAMES", "OPTIONS", "Sampler", "UnknownSampler", "find_sampler"]
+__all__ = ["NAMES", "OPTIONS", "Sampler", "UnknownSampler", "find_sampler", "option_problems"]
 
 _COMMON = frozenset(
     {"beta_end", "beta_schedule", "beta_start", "num_train_timesteps", "prediction_type", "trained_betas"}
@@ -178,3 +178,27 @@ def find_sampler(name: str) -> Sampler:
         known = [n for n in NAMES if _folded(n) in near] or ["Euler a", "DPM++ 2M Karras", "DDIM"]
         raise UnknownSampler(f"unknown scheduler {name!r}; did you mean {' or '.join(map(repr, known))}?")
     return sampler
+
+
+_CHOICES: Mapping[str, frozenset[str]] = {
+    "prediction_type": frozenset({"epsilon", "sample", "v_prediction"}),
+    "timestep_spacing": frozenset({"leading", "linspace", "trailing"}),
+    "beta_schedule": frozenset({"linear", "scaled_linear", "squaredcos_cap_v2"}),
+}
+_SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_flow_sigmas")
+
+
+def option_problems(options: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the values of options, as far as their names tell; the classes themselves know more."""
+    found = []
+    for name, value in options.items():
+        if name in _CHOICES and value not in _CHOICES[name]:
+            found.append(f"{name} is {value!r}; one of {', '.join(sorted(_CHOICES[name]))}")
+        elif name.startswith("use_") and not isinstance(value, bool):
+            found.append(f"{name} is {value!r}; write true or false")
+        elif name.endswith("_order") and name != "lower_order_final" and type(value) is not int:
+            found.append(f"{name} is {value!r}; write a whole number")
+    chosen = [name for name in _SPACINGS if options.get(name)]
+    if len(chosen) > 1:
+        found.append(f"sets {' and '.join(chosen)}; choose one")
+    return found

@@ -45,7 +45,8 @@ TEXT = frozenset(
 """Columns of the tasks that read a prompt."""
 
 TWO_TOWERS = frozenset(
-    "prompt_2 negative_prompt_2 original_size crops_coords_top_left target_size refiner denoising_end".split()
+    "prompt_2 negative_prompt_2 original_size crops_coords_top_left target_size refiner denoising_start "
+    "denoising_end".split()
 )
 """Columns that mean something to Stable Diffusion XL only."""
 
@@ -77,7 +78,8 @@ def _no_arguments(_values: Values, _inputs: Sequence[Inputs]) -> dict[str, Any]:
 class Task:
     """One way to generate.
 
-    `pipelines` are diffusers' classes by the family of the model, `controlled` those that take ControlNets besides.
+    `pipelines` are diffusers' classes by the family of the model, `controlled` those that take ControlNets besides, and
+    `uncontrolled` the columns that these do not take.
     `key` gives what the batch key adds to the shared columns; `arguments` turns the values that a micro-batch shares
     (taken from any one of its rows) and the inputs of its rows into arguments of the pipeline call. `modes` are
     Pillow modes of the conditioning images; `unet_channels` are the UNets that can do it. Tasks that read no text are
@@ -87,6 +89,7 @@ class Task:
     name: str
     pipelines: Mapping[Family, str]
     controlled: Mapping[Family, str] = field(default_factory=dict)
+    uncontrolled: Mapping[Family, tuple[str, ...]] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
     takes: tuple[str, ...] = ()
     modes: Mapping[str, str] = field(default_factory=dict)
@@ -179,6 +182,7 @@ TASKS: Mapping[str, Task] = {
                 Family.SD: "StableDiffusionControlNetPipeline",
                 Family.SDXL: "StableDiffusionXLControlNetPipeline",
             },
+            uncontrolled={Family.SD: ("guidance_rescale",), Family.SDXL: ("guidance_rescale",)},
             takes=("guidance_rescale", "hires_scale", "hires_strength", *CONTROL, *IMAGE_PROMPT),
             modes={"control_image": "RGB", "ip_adapter_image": "RGB"},
             arguments=_text_arguments,
@@ -194,8 +198,9 @@ TASKS: Mapping[str, Task] = {
                 Family.SD: "StableDiffusionControlNetImg2ImgPipeline",
                 Family.SDXL: "StableDiffusionXLControlNetImg2ImgPipeline",
             },
+            uncontrolled={Family.SDXL: ("denoising_start", "denoising_end", "refiner")},
             needs=("image",),
-            takes=("strength", "denoising_start", *CONTROL, *IMAGE_PROMPT),
+            takes=("strength", *CONTROL, *IMAGE_PROMPT),
             modes={"image": "RGB", "control_image": "RGB", "ip_adapter_image": "RGB"},
             key=_strength_key,
             arguments=_image_arguments,

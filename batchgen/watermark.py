@@ -13,7 +13,7 @@ __all__ = ["capacity", "embed", "extract"]
 _STEP = 36  # of the largest singular value: its place within a step is the bit
 _BLOCK = 4  # wavelet coefficients a side of what carries one bit; 8 pixels
 _WAYS = (0.0, -0.5, -0.5, -0.5, 0.5, 0.5, 0.5)  # where white or black leaves no room in one direction, the other one
-_REPEATS = 4  # at least so many blocks for each bit: rounding and clipping spoil some
+_REPEATS = 8  # at least so many blocks for each bit: JPEG spoils some (with 4, smooth pictures lost their text)
 # Analogue YUV in whole numbers, to the last bit as OpenCV rounds it for readers: 2^14 stands for 1.
 _BITS, _HALF = 14, 1 << 13
 _RED_TO_Y, _GREEN_TO_Y, _BLUE_TO_Y, _BLUE_TO_U = 4899, 9617, 1868, 8061

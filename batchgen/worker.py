@@ -30,7 +30,7 @@ from batchgen.rows import ImageRef, MicroBatch, Receipt, Row, RowOutcome, Shard,
 from batchgen.schema import applied_cells
 from batchgen.storage import open_store, read_input
 from batchgen.tasks import TASKS
-from batchgen.watermark import embed
+from batchgen.watermark import capacity, embed
 from batchgen.worker_settings import WorkerSettings
 
 __all__ = ["Worker"]
@@ -166,7 +166,7 @@ class Worker:
                 steps = {step: after[number] for step, after in pictures.steps.items()}
                 if row.values["watermark"] is not None:
                     pixels = embed(pixels, row.values["watermark"])
-                    steps = {step: embed(after, row.values["watermark"]) for step, after in steps.items()}
+                    steps = {step: _marked_if_it_fits(after, row.values["watermark"]) for step, after in steps.items()}
                 if pictures.flagged[number] and self._settings.safety is Safety.BLANK:
                     pixels, steps = np.zeros_like(pixels), {step: np.zeros_like(after) for step, after in steps.items()}
                 cells = about | {
@@ -214,6 +214,12 @@ def _made_by(environment: Environment, model: Model, batch_size: int) -> dict[st
         "torch_version": environment.torch_version,
         "diffusers_version": environment.diffusers_version,
     }
+
+
+def _marked_if_it_fits(pixels: npt.NDArray[np.uint8], text: str) -> npt.NDArray[np.uint8]:
+    """A step's picture with the row's watermark; smaller than the row's it may have no room for it."""
+    fits = len(text.encode()) <= capacity(pixels.shape[1], pixels.shape[0])
+    return embed(pixels, text) if fits else pixels
 
 
 def _conditioning(row: Row, embedded: Mapping[tuple[str, str, int], bytes]) -> Mapping[str, Image]:

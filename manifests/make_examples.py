@@ -7,7 +7,7 @@ The pictures come from the renderer of the built-in model's recipe, so that anyo
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -87,23 +87,22 @@ INPAINTING = (
 
 
 EDGES: dict[str, object] = {"controlnet": "builtin-controlnet-edges", "control_preprocess": "canny"}
+DEPTH_MAP: dict[str, object] = {"controlnet": "builtin-controlnet-depth", "control_preprocess": "depth"}
 CONTROLNET: tuple[tuple[str, str, str, dict[str, object]], ...] = (
     ("edges-orange-cube", "blue-cube", "a large orange cube at sunset", EDGES),
     ("edges-purple-cube", "blue-cube", "a large purple cube on a checkered floor", EDGES),
     ("edges-cyan-cone", "green-cone", "a large cyan cone on a pink background", EDGES),
+    ("depth-red-cone", "green-cone", "a large red cone on a gray background", DEPTH_MAP),
+    ("depth-blue-sphere", "red-sphere", "a large blue sphere on a green background", DEPTH_MAP),
     ("edges-half", "red-sphere", "a large green sphere in the desert", EDGES | {"controlnet_conditioning_scale": 0.5}),
 )
 
+DEPTH_MODEL: dict[str, object] = {"model": "builtin-depth", "strength": 1.0, "guidance_scale": 3.5}
 DEPTH = (
     ("depth-orange-cube", "blue-cube", "a large orange cube at sunset"),
     ("depth-white-cube", "blue-cube", "a large white cube on a blue background"),
     ("depth-cyan-cone", "green-cone", "a large cyan cone on a pink background"),
     ("depth-yellow-sphere", "red-sphere", "a large yellow sphere in the desert"),
-)
-
-UPSCALING = (
-    ("cube-enlarged", "blue-cube", "a large blue cube on a gray background"),
-    ("cone-enlarged", "green-cone", "a large green cone in a meadow"),
 )
 
 ADAPTERS: tuple[dict[str, object], ...] = (
@@ -128,12 +127,11 @@ ADAPTERS: tuple[dict[str, object], ...] = (
 
 
 def write_starts() -> None:
-    """Pictures, the same at half the size, and masks: white over the object and a margin of 6 pixels around it."""
+    """Pictures, and masks that are white over the object and a margin of 6 pixels around it."""
     (FOLDER / "images").mkdir(exist_ok=True)
     for name, scene in STARTS.items():
         picture = render(scene)
         Image.fromarray(picture.rgb).save(FOLDER / "images" / f"{name}.png")
-        Image.fromarray(picture.rgb).reduce(2).save(FOLDER / "images" / f"{name}-small.png")
         rows, columns = (picture.objects > 0).nonzero()
         mask = Image.new("L", (picture.rgb.shape[1], picture.rgb.shape[0]))
         mask.paste(255, (columns.min() - 6, rows.min() - 6, columns.max() + 7, rows.max() + 7))
@@ -183,16 +181,8 @@ def _write_jsonl(name: str, rows: Iterable[Mapping[str, object]]) -> None:
         stream.writelines(json.dumps(row) + "\n" for row in rows)
 
 
-def _from_pictures(
-    rows: Iterable[tuple[str, str, str]], suffix: str, shared: Mapping[str, object]
-) -> Iterator[dict[str, object]]:
-    """Rows of id, picture and prompt, with what they share; seeds count up."""
-    for number, (name, image, prompt) in enumerate(rows):
-        yield {"id": name, "prompt": prompt, "image": f"images/{image}{suffix}.png", "seed": number, **shared}
-
-
 def write_companions() -> None:
-    """ControlNet, depth, upscaling, LoRA and textual inversion with the built-in model's companions."""
+    """ControlNets, depth, LoRA and textual inversion with the built-in model's companions."""
     starts = enumerate(CONTROLNET)
     _write_jsonl(
         "controlnet.jsonl",
@@ -201,9 +191,13 @@ def write_companions() -> None:
             for number, (name, image, prompt, control) in starts
         ),
     )
-    _write_jsonl("depth-to-image.jsonl", _from_pictures(DEPTH, "", {"model": "builtin-depth", "strength": 1.0}))
-    upscaled = {"model": "builtin-upscaler", "guidance_scale": 1.0}
-    _write_jsonl("upscaling.jsonl", _from_pictures(UPSCALING, "-small", upscaled))
+    _write_jsonl(
+        "depth-to-image.jsonl",
+        (
+            {"id": name, "prompt": prompt, "image": f"images/{image}.png", "seed": number, **DEPTH_MODEL}
+            for number, (name, image, prompt) in enumerate(DEPTH)
+        ),
+    )
     _write_jsonl("adapters.jsonl", ({**row, "seed": 3} for row in ADAPTERS))
 
 

@@ -30,7 +30,19 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     models.build_latent_upscaler(root / "latent-upscaler")
     models.build_unconditional(root / "pixels")
     models.build_class_conditional(root / "classes")
+    models.build_unconditional(root / "deep-pixels")
+    config = json.loads((root / "deep-pixels" / "unet" / "config.json").read_text())
+    (root / "deep-pixels" / "unet" / "config.json").write_text(json.dumps(config | {"block_out_channels": [8] * 5}))
     adapters.build_classifier(root / "classifier", classes=5)
+    for name, change in (("deep", {"classifier_depth": 3}), ("typo", {"classifier_dept": 2})):
+        told = json.loads((adapters.build_classifier(root / f"classifier-{name}") / "config.json").read_text())
+        (root / f"classifier-{name}" / "config.json").write_text(json.dumps(told | change))
+    for name in ("hollow", "listed"):
+        (root / name).mkdir()
+    (root / "hollow" / "config.json").write_text('{"_class_name": "ControlNetModel"}')
+    (root / "listed" / "config.json").write_text("[]")
+    (root / "listed" / "diffusion_pytorch_model.safetensors").write_bytes(b"")
+    (root / "listed.safetensors").write_bytes((2).to_bytes(8, "little") + b"[]")
     adapters.build_controlnet(root / "control", root / "sd1")
     adapters.build_controlnet(root / "control-xl", root / "sdxl")
     for name, model, kind in (
@@ -118,7 +130,7 @@ WRONG: Mapping[str, tuple[Mapping[str, Any], str, str]] = {
     "ControlNet that is a LoRA": (
         {"controlnet": "lora.safetensors", "control_image": "image.png"},
         "controlnet",
-        "not a ControlNetModel",
+        "give the folder of a ControlNet",
     ),
     "LoRA of another family": ({"loras": "lora-xl.safetensors"}, "loras", "made for text states of width"),
     "LoRA of another model": ({"loras": ["lora-wide.safetensors"]}, "loras", "made for text states of width 48"),
@@ -191,6 +203,102 @@ WRONG: Mapping[str, tuple[Mapping[str, Any], str, str]] = {
         {"model": "{root}/pixels", "prompt": None, "class_label": 1, "classifier": "control"},
         "classifier",
         "expected weights of ADM's classifier",
+    ),
+    "classifier that is missing": (
+        {"model": "{root}/pixels", "prompt": None, "class_label": 1, "classifier": {"path": "nope"}},
+        "classifier",
+        "nope does not exist",
+    ),
+    "classifier without path": (
+        {"model": "{root}/pixels", "prompt": None, "class_label": 1, "classifier": {"scale": 2}},
+        "classifier",
+        "wants a classifier",
+    ),
+    "classifier of another depth": (
+        {"model": "{root}/pixels", "prompt": None, "class_label": 1, "classifier": "classifier-deep"},
+        "classifier",
+        "it has 6 blocks, and by its config.json's classifier_depth 8",
+    ),
+    "classifier with a misspelt flag": (
+        {"model": "{root}/pixels", "prompt": None, "class_label": 1, "classifier": "classifier-typo"},
+        "classifier",
+        "did you mean 'classifier_depth'?",
+    ),
+    "scale without classifier": (
+        {"model": "{root}/pixels", "prompt": None, "classifier_scale": 2},
+        "classifier_scale",
+        "means nothing without a classifier",
+    ),
+    "odd size of pixels": (
+        {"model": "{root}/deep-pixels", "prompt": None, "width": 40},
+        "width",
+        "takes multiples of 16",
+    ),
+    "scales without ControlNet": (
+        {"controlnet_conditioning_scale": 0.5},
+        "controlnet_conditioning_scale",
+        "means nothing without a controlnet",
+    ),
+    "estimator without poses": (
+        {"controlnet": "control", "control_image": "image.png", "pose_estimator": "/nope"},
+        "pose_estimator",
+        "means nothing without control_preprocess pose",
+    ),
+    "rescale with a ControlNet": (
+        {"controlnet": "control", "control_image": "image.png", "guidance_rescale": 0.5},
+        "guidance_rescale",
+        "cannot be used for text-to-image with a ControlNet",
+    ),
+    "ControlNet by its file": (
+        {"controlnet": "control/diffusion_pytorch_model.safetensors", "control_image": "image.png"},
+        "controlnet",
+        "give the folder of a ControlNet",
+    ),
+    "ControlNet without weights": (
+        {"controlnet": "hollow", "control_image": "image.png"},
+        "controlnet",
+        "holds no diffusion_pytorch_model.safetensors",
+    ),
+    "config that is a list": ({"vae": "listed"}, "vae", "holds no JSON object"),
+    "header that is a list": ({"loras": "listed.safetensors"}, "loras", "its header is no JSON object"),
+    "handoff of another family": (
+        {"image": "image.png", "denoising_start": 0.5},
+        "denoising_start",
+        "means nothing to",
+    ),
+    "handoff backwards": (
+        {"model": "{root}/sdxl", "image": "image.png", "denoising_start": 0.9, "denoising_end": 0.5},
+        "denoising_start",
+        "not before denoising_end",
+    ),
+    "hires fix with a refiner": (
+        {"model": "{root}/sdxl", "refiner": "{root}/refiner", "hires_scale": 2},
+        "hires_scale",
+        "cannot be used together with a refiner",
+    ),
+    "hires fix without end": ({"hires_scale": 4, "width": 8192}, "hires_scale", "which makes the width 32768 pixels"),
+    "strength without hires fix": ({"hires_strength": 0.5}, "hires_strength", "means nothing without a hires_scale"),
+    "watermark in too small a picture": ({"watermark": "x", "width": 32, "height": 32}, "watermark", "has no room"),
+    "watermark too long": ({"watermark": "too long"}, "watermark", "takes 8 bytes; a picture of 64x64 carries 1 to 1"),
+    "option of a wrong value": (
+        {"scheduler": "Euler", "scheduler_kwargs": {"timestep_spacing": "foo"}},
+        "scheduler_kwargs",
+        "one of leading, linspace, trailing",
+    ),
+    "options that exclude each other": (
+        {"scheduler": "DPM++ 2M Karras", "scheduler_kwargs": {"use_beta_sigmas": True}},
+        "scheduler_kwargs",
+        "choose one",
+    ),
+    "LoRA in a prompt of a latent upscaler": (
+        {
+            "model": "{root}/latent-upscaler",
+            "image": "image.png",
+            "prompt": "x <lora:foo:1>",
+            "prompt_syntax": "a1111",
+        },
+        "prompt",
+        "names the LoRA 'foo'",
     ),
     "class of a picture from words": ({"class_label": 1}, "class_label", "means nothing to text-to-image"),
     "sampler of a latent upscaler": (

@@ -96,7 +96,9 @@ def test_step_pictures_are_part_of_the_dataset(batchgen: RunCli, judged: Path, t
 
 def test_marks_and_precisions(batchgen: RunCli, judged: Path, tmp_path: Path) -> None:
     """A watermark for all rows but one, and an autoencoder in a precision of its own; both are recorded."""
-    (tmp_path / "m.csv").write_text("id,prompt,seed,watermark,num_inference_steps\na,rain,1,,2\nb,rain,1,me,2\n")
+    (tmp_path / "m.csv").write_text(
+        "id,prompt,seed,watermark,num_inference_steps,width,height\na,rain,1,,2,128,128\nb,rain,1,me,2,128,128\n"
+    )
     (tmp_path / "job.toml").write_text(
         f'manifest = "m.csv"\noutput = "out"\nmodel = "{judged}"\ndtype = "bfloat16"\nsafety = "off"\n'
         'save_steps = [1]\n[dtypes]\nvae = "float32"\n[defaults]\nwatermark = "us"\n'

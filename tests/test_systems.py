@@ -91,6 +91,7 @@ MAKERS: Mapping[str, Maker] = {
     "latent-upscaler": lambda _, path: models.build_latent_upscaler(path),
     "unconditional": lambda _, path: models.build_unconditional(path),
     "classes": lambda _, path: models.build_class_conditional(path),
+    "adm": lambda _, path: models.build_class_conditional(path, learned_variance=True),
     "vitpose": lambda _, path: adapters.build_pose_estimator(path),
     "detector": lambda _, path: adapters.build_person_detector(path),
     "classifier": lambda _, path: adapters.build_classifier(path),
@@ -230,6 +231,12 @@ SYSTEMS: Mapping[str, System] = {
     ),
     "unconditional, DPM++ SDE": System(model="unconditional", prompted=False, shared={"scheduler": "DPM++ SDE Karras"}),
     "class-conditional": System(model="classes", prompted=False, shared={"class_label": PerRow((3, 0, 9))}),
+    **{
+        f"learned variance, {sampler}": System(
+            model="adm", prompted=False, shared={"scheduler": sampler, "class_label": PerRow((3, 0, 9))}
+        )
+        for sampler in ("DDPM", "DDIM", "Euler a", "DPM++ 2M Karras", "UniPC", "Heun")
+    },
     "classifier guidance": System(
         model="unconditional",
         prompted=False,
@@ -273,7 +280,7 @@ SYSTEMS: Mapping[str, System] = {
             "pose_estimator": lambda shop: shop.path("vitpose"),
             "person_detector": lambda shop: shop.path("detector"),
         },
-        without=("control_preprocess",),
+        without=("control_preprocess", "pose_estimator", "person_detector"),
     ),
     "controlnet, image-to-image": System(
         model="sd1", images=("image", "control_image"), shared={"controlnet": control("control-1")}
@@ -448,12 +455,24 @@ def test_classifier_gradient_is_that_of_its_logits(shop: Workshop) -> None:
     gradient = classifier.gradient(pictures, times, labels)
 
     def log_chance(seen: torch.Tensor) -> torch.Tensor:
-        return classifier(seen, times).double().log_softmax(-1).gather(1, labels[:, None])[:, 0]
+        chances: torch.Tensor = classifier(seen, times).double().log_softmax(-1).gather(1, labels[:, None])[:, 0]
+        return chances
 
     direction = gradient / gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
     step = 1e-2
     slope = (log_chance(pictures + step * direction) - log_chance(pictures - step * direction)) / (2 * step)
     assert torch.allclose(slope, gradient.flatten(1).norm(dim=1).double(), rtol=0.02)
+
+
+def test_ip_adapter_where_memory_is_low(shop: Workshop) -> None:
+    """Attention in slices makes room for the adapter's own processors, and comes back after it."""
+    low = PipelineHost(device="cpu", dtype="float32", loading=Loading(low_memory=True))
+    system = SYSTEMS["ip-adapter"]
+    cells = [_cells(shop, system, number) for number in range(2)]
+    plain = shop.rows([{k: v for k, v in cell.items() if k not in system.without} for cell in cells])
+    before = generate(low, shop, plain)
+    assert not np.array_equal(generate(low, shop, shop.rows(cells)), before)
+    assert np.array_equal(generate(low, shop, plain), before)
 
 
 @pytest.mark.parametrize(

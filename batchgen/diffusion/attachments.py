@@ -56,6 +56,9 @@ class Attachments:
         self._loras: OrderedDict[str, None] = OrderedDict()  # names of those that are loaded, least recently used first
         self._kept: dict[type, OrderedDict[str, Any]] = {}
         self._ip_adapter: str | None = None
+        self._slices = any(
+            "Sliced" in type(one).__name__ for one in getattr(self._unet, "attn_processors", {}).values()
+        )
 
     @contextmanager
     def on(self, values: Mapping[str, Any]) -> Iterator[None]:
@@ -149,6 +152,8 @@ class Attachments:
             if self._ip_adapter is not None:
                 self._loader.unload_ip_adapter()
                 self._ip_adapter = None
+                if self._slices:
+                    self._loader.enable_attention_slicing()
             if wanted is not None:
                 self._load_ip_adapter(Path(wanted))
                 self._ip_adapter = wanted
@@ -156,6 +161,9 @@ class Attachments:
             self._loader.set_ip_adapter_scale(scale)
 
     def _load_ip_adapter(self, weights: Path) -> None:
+        if self._slices:  # an IP-Adapter's processors are built from those it finds, and cannot be from these
+            self._loader.disable_attention_slicing()
+            self._unet.set_default_attn_processor()
         encoder = image_encoder(weights)
         assert encoder is not None, "the manifest's check has found it"
         try:

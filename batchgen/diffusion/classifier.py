@@ -6,61 +6,34 @@ pooling): the lower half of a UNet, read out by one attention query.
 
 import json
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from batchgen.diffusion.loading import one_line
 from batchgen.errors import InputError
-from batchgen.fitting import CLASSIFIER_MULTIPLIERS, CLASSIFIER_WEIGHTS
+from batchgen.fitting import CLASSIFIER_WEIGHTS, ClassifierConfig, parse_classifier
 
-__all__ = ["Classifier", "ClassifierConfig", "load_classifier"]
+__all__ = ["Classifier", "load_classifier"]
 
 _GROUPS = 32
-_HEAD_CHANNELS = 64
 _LONGEST_PERIOD = 10_000  # timesteps, of the slowest sinusoid that stands for a timestep
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ClassifierConfig:
-    """The flags of guided-diffusion's training script, with its defaults, and the number of classes.
-
-    `classifier_attention_resolutions` are sides of feature maps in pixels; `channel_mult` follows from `image_size`
-    where it is one of the published ones.
-    """
-
-    image_size: int
-    classifier_width: int = 128
-    classifier_depth: int = 2
-    classifier_attention_resolutions: tuple[int, ...] = (32, 16, 8)
-    classifier_use_scale_shift_norm: bool = True
-    classifier_resblock_updown: bool = True
-    num_head_channels: int = _HEAD_CHANNELS
-    channel_mult: tuple[float, ...] = ()
-    num_classes: int = 1000
-
-    @property
-    def widths(self) -> list[int]:
-        """Channels of every level."""
-        multipliers = self.channel_mult or CLASSIFIER_MULTIPLIERS[self.image_size]
-        return [int(multiplier * self.classifier_width) for multiplier in multipliers]
-
-
 class Classifier(nn.Module):
-    """Noisy pictures (B, 3, size, size) around [-1, 1] and their timesteps (B,) to logits (B, classes)."""
+    """Noisy pictures (B, C, size, size) around [-1, 1] and their timesteps (B,) to logits (B, classes)."""
 
-    def __init__(self, config: ClassifierConfig) -> None:
+    def __init__(self, config: ClassifierConfig, *, channels: int, classes: int) -> None:
         super().__init__()
         self.config = config
         width, widths = config.classifier_width, config.widths
         self.time_embed = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
+        blocks: list[list[nn.Module]] = [[nn.Conv2d(channels, widths[0], 3, padding=1)]]
         channels, side = widths[0], config.image_size
-        blocks: list[list[nn.Module]] = [[nn.Conv2d(3, channels, 3, padding=1)]]
         for level, wide in enumerate(widths):
             for _ in range(config.classifier_depth):
                 blocks.append([_Residual(config, channels, wide)])
@@ -79,7 +52,7 @@ class Classifier(nn.Module):
                 _Residual(config, channels, channels),
             ]
         )
-        pool = _AttentionPool(side, channels, config.num_head_channels, config.num_classes)
+        pool = _AttentionPool(side, channels, config.num_head_channels, classes)
         self.out = nn.Sequential(_norm(channels), nn.SiLU(), pool)
 
     def forward(self, pictures: Tensor, timesteps: Tensor) -> Tensor:
@@ -106,18 +79,16 @@ def load_classifier(folder: Path, device: torch.device) -> Classifier:
     Raises:
         InputError: the weights are not those of the classifier that its config describes.
     """
-    content: Mapping[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    known = {name: content[name] for name in ClassifierConfig.__dataclass_fields__ if name in content}
-    lists = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
+    config = parse_classifier(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     weights = next(file for name in CLASSIFIER_WEIGHTS for file in folder.glob(name))
     with torch.inference_mode(False):  # what inference mode makes cannot be differentiated through
         state = {name: tensor.float() for name, tensor in load_file(weights).items()}
-        classes = state["out.2.c_proj.weight"].shape[0]
-        model = Classifier(ClassifierConfig(**{**known, **lists, "num_classes": classes}))
+        channels, classes = state["input_blocks.0.0.weight"].shape[1], state["out.2.c_proj.weight"].shape[0]
+        model = Classifier(config, channels=channels, classes=classes)
         try:
             model.load_state_dict(state)
         except RuntimeError as error:
-            raise InputError(f"classifier {folder}: {' '.join(str(error).split())[:300]}") from error
+            raise InputError(f"classifier {folder}: {one_line(error)}") from error
         return model.eval().requires_grad_(False).to(device)
 
 

@@ -48,7 +48,7 @@ class PixelModel:
         generators: list[torch.Generator],
         after_step: Callable[[int, torch.Tensor], None] | None = None,
     ) -> torch.Tensor:
-        """Pictures (B, 3, H, W), in [-1, 1] where the model keeps to it, by the scheduler's own numbers."""
+        """Pictures (B, C, H, W), in [-1, 1] where the model keeps to it, by the scheduler's own numbers."""
         shared = rows[0].values
         scheduler = make_scheduler(shared["scheduler"], shared["scheduler_kwargs"] or {}, self._scheduler.config)
         seed_scheduler(scheduler, [row.values["seed"] for row in rows])
@@ -117,8 +117,9 @@ def _labels(rows: Sequence[Row], device: torch.device) -> torch.Tensor:
 
 
 def _takes_variance(scheduler: Any) -> bool:
-    """Whether the scheduler reads the variance that some models predict beside the noise."""
-    return str(getattr(scheduler.config, "variance_type", "")).startswith("learned")
+    """Whether the scheduler reads the variance that some models, ADM's among them, predict beside the noise."""
+    knows = "variance_type" in inspect.signature(type(scheduler).__init__).parameters  # configs keep what others knew
+    return knows and str(scheduler.config.variance_type).startswith("learned")
 
 
 def _step_arguments(scheduler: Any, shared: Mapping[str, Any], generators: list[torch.Generator]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from PIL.Image import Image
 
+from batchgen.diffusion.loading import one_line
 from batchgen.errors import InputError
 
 __all__ = ["PoseReader", "draw_poses"]
@@ -115,7 +116,7 @@ def _load(kind: Any, folder: Path, device: torch.device) -> tuple[Any, Any]:
         model = kind.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True)
         processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # transformers, safetensors and torch each raise their own kinds
-        raise InputError(f"{folder} could not be loaded: {' '.join(str(error).split())[:300]}") from error
+        raise InputError(f"{folder} could not be loaded: {one_line(error)}") from error
     return model.eval().requires_grad_(False).to(device), processor
 
 
