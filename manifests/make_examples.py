@@ -19,7 +19,7 @@ from batchgen.builtin.scenes import Background, Color, Finish, Scene, Shape, Siz
 
 FOLDER = Path(__file__).parent
 
-QUICKSTART_GUIDANCE = 3.5  # where the built-in model scores best; the usual 7.5 hardens its shapes
+GUIDANCE = 3.5  # where the built-in model scores best; the usual 7.5 hardens its shapes
 QUICKSTART = (
     "a large red sphere on a white background",
     "a small blue cube on a gray background",
@@ -97,7 +97,7 @@ CONTROLNET: tuple[tuple[str, str, str, dict[str, object]], ...] = (
     ("edges-half", "red-sphere", "a large green sphere in the desert", EDGES | {"controlnet_conditioning_scale": 0.5}),
 )
 
-DEPTH_MODEL: dict[str, object] = {"model": "builtin-depth", "strength": 1.0, "guidance_scale": 3.5}
+DEPTH_MODEL: dict[str, object] = {"model": "builtin-depth", "strength": 1.0}
 DEPTH = (
     ("depth-orange-cube", "blue-cube", "a large orange cube at sunset"),
     ("depth-white-cube", "blue-cube", "a large white cube on a blue background"),
@@ -145,7 +145,7 @@ def write_quickstart() -> None:
             "id": [f"quickstart-{number:02d}" for number in range(len(QUICKSTART))],
             "prompt": list(QUICKSTART),
             "seed": pa.array(range(1, len(QUICKSTART) + 1), pa.int64()),
-            "guidance_scale": pa.array([QUICKSTART_GUIDANCE] * len(QUICKSTART), pa.float64()),
+            "guidance_scale": pa.array([GUIDANCE] * len(QUICKSTART), pa.float64()),
             "objects": pa.array([2 if " left of " in prompt else 1 for prompt in QUICKSTART], pa.int32()),
         }
     )
@@ -156,9 +156,9 @@ def write_image_to_image() -> None:
     """Six rows in CSV: an image and a strength make the task."""
     with (FOLDER / "image-to-image.csv").open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["id", "image", "prompt", "strength", "seed"])
+        writer.writerow(["id", "image", "prompt", "strength", "seed", "guidance_scale"])
         for number, (name, image, prompt, strength) in enumerate(IMAGE_TO_IMAGE):
-            writer.writerow([name, f"images/{image}.png", prompt, strength, number])
+            writer.writerow([name, f"images/{image}.png", prompt, strength, number, GUIDANCE])
 
 
 def write_inpainting() -> None:
@@ -172,13 +172,14 @@ def write_inpainting() -> None:
                 "prompt": prompt,
                 "strength": 1.0,
                 "seed": number,
+                "guidance_scale": GUIDANCE,
             }
             stream.write(json.dumps(row) + "\n")
 
 
 def _write_jsonl(name: str, rows: Iterable[Mapping[str, object]]) -> None:
     with (FOLDER / name).open("w", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(row) + "\n" for row in rows)
+        stream.writelines(json.dumps({**row, "guidance_scale": GUIDANCE}) + "\n" for row in rows)
 
 
 def write_companions() -> None:
