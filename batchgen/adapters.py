@@ -35,7 +35,7 @@ _PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Kind:
+class AdapterKind:
     """What a column's adapters are.
 
     `names` are the keys a cell may have beside `path`, with their defaults; None is required. `weights` are the names,
@@ -92,7 +92,7 @@ def find_adapters(column: str, cell: Any, model: Model, finder: Finder) -> Any:
     return found
 
 
-def _find(kind: Kind, cell: Any, model: Model, finder: Finder) -> dict[str, Any]:
+def _find(kind: AdapterKind, cell: Any, model: Model, finder: Finder) -> dict[str, Any]:
     if isinstance(cell, str):
         cell = {"path": cell}
     if not isinstance(cell, Mapping) or not isinstance(cell.get("path"), str) or not cell["path"].strip():
@@ -121,11 +121,11 @@ def _find(kind: Kind, cell: Any, model: Model, finder: Finder) -> dict[str, Any]
     return result
 
 
-def _listed(kind: Kind) -> str:
+def _listed(kind: AdapterKind) -> str:
     return ", ".join(repr(name) for name in kind.names) or "nothing else"
 
 
-def _locate(name: str, kind: Kind, finder: Finder) -> Path:
+def _locate(name: str, kind: AdapterKind, finder: Finder) -> Path:
     path = Path(name).expanduser()
     if _BUILTIN.fullmatch(name):
         try:
@@ -152,7 +152,7 @@ def _locate(name: str, kind: Kind, finder: Finder) -> Path:
     return path.resolve()
 
 
-def _weights_in(folder: Path, kind: Kind) -> Path:
+def _weights_in(folder: Path, kind: AdapterKind) -> Path:
     """The folder itself where it holds a model of its own, else the one file of weights in it."""
     files = [file for pattern in kind.weights for file in sorted(folder.glob(pattern))]
     if not files:
@@ -178,30 +178,30 @@ def _fingerprint(path: Path) -> str:
     return hash_file(path) if encoder is None else hash_text(hash_file(path) + hash_folder(encoder))
 
 
-ADAPTERS: Mapping[str, Kind] = {
-    "loras": Kind(
+ADAPTERS: Mapping[str, AdapterKind] = {
+    "loras": AdapterKind(
         what="LoRA",
         names={"scale": 1.0},
         check=check_lora,
         weights=("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin"),
         in_list=True,
     ),
-    "embeddings": Kind(
+    "embeddings": AdapterKind(
         what="textual-inversion embedding",
         names={"token": None},
         check=check_embedding,
         weights=("learned_embeds.safetensors", "learned_embeds.bin"),
         in_list=True,
     ),
-    "hypernetwork": Kind(what="hypernetwork", names={"scale": 1.0}),  # A1111 pickles them
-    "vae": Kind(
+    "hypernetwork": AdapterKind(what="hypernetwork", names={"scale": 1.0}),  # A1111 pickles them
+    "vae": AdapterKind(
         what="autoencoder",
         names={},
         check=check_vae,
         is_folder=True,
         weights=("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"),
     ),
-    "controlnet": Kind(
+    "controlnet": AdapterKind(
         what="ControlNet",
         names={},
         check=check_controlnet,
@@ -209,8 +209,10 @@ ADAPTERS: Mapping[str, Kind] = {
         weights=("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"),
         in_list=True,
     ),
-    "classifier": Kind(what="classifier", names={}, check=check_classifier, is_folder=True, weights=CLASSIFIER_WEIGHTS),
-    "pose_estimator": Kind(
+    "classifier": AdapterKind(
+        what="classifier", names={}, check=check_classifier, is_folder=True, weights=CLASSIFIER_WEIGHTS
+    ),
+    "pose_estimator": AdapterKind(
         what="pose estimator",
         names={},
         check=lambda _shapes, config, _model: check_architecture(config, "VitPoseForPoseEstimation"),
@@ -218,7 +220,7 @@ ADAPTERS: Mapping[str, Kind] = {
         beside=("preprocessor_config.json",),
         weights=("model.safetensors",),
     ),
-    "person_detector": Kind(
+    "person_detector": AdapterKind(
         what="person detector",
         names={},
         check=lambda _shapes, config, _model: check_detector(config),
@@ -226,7 +228,7 @@ ADAPTERS: Mapping[str, Kind] = {
         beside=("preprocessor_config.json",),
         weights=("model.safetensors",),
     ),
-    "ip_adapter": Kind(
+    "ip_adapter": AdapterKind(
         what="IP-Adapter", names={}, check=check_ip_adapter, weights=("*ip*adapter*.safetensors", "*ip*adapter*.bin")
     ),
 }

@@ -252,7 +252,7 @@ TASKS: Mapping[str, Task] = {
         ),
         Task(
             name="unconditional",
-            pipelines={Family.PIXELS: "DDPMPipeline"},
+            pipelines={Family.PIXELS: "DDPMPipeline"},  # whose loop `diffusion.pixels` has, with labels and guidance
             takes=CLASS,
             unet_channels=(1, 3),
             reads_text=False,

@@ -27,6 +27,9 @@ from batchgen.rows import MicroBatch, Row
 
 __all__ = ["Environment", "Pictures", "PipelineHost"]
 
+_Loaded = LoadedModel | PixelModel
+"""What makes pictures of rows; the two have the same methods."""
+
 _REPAINTED = 128  # of 255: a mask's pixels from here on are repainted, as the inpainting pipelines have it
 
 
@@ -75,8 +78,8 @@ class PipelineHost:
         self._device = torch.device(device)
         self._dtype = DTYPES[dtype]
         self._loading = loading or Loading()
-        self._loaded: LoadedModel | PixelModel | None = None
-        self._refiner: LoadedModel | PixelModel | None = None
+        self._loaded: _Loaded | None = None
+        self._refiner: _Loaded | None = None
         self.environment = Environment(
             device="cpu" if device == "cpu" else torch.cuda.get_device_name(),
             dtype=", ".join([dtype, *(f"{name} {own}" for name, own in sorted(self._loading.dtypes.items()))]),
@@ -154,7 +157,7 @@ class PipelineHost:
 
     def _make(
         self,
-        loaded: LoadedModel | PixelModel,
+        loaded: _Loaded,
         rows: Sequence[Row],
         inputs: Sequence[Mapping[str, Image]],
         size: int,
@@ -171,7 +174,7 @@ class PipelineHost:
         vae = None if self._refiner is not None else rows[0].values.get("vae")
         return last.decode(latents[: len(rows)], vae)
 
-    def _load(self, model: Model, refiner: Model | None) -> LoadedModel | PixelModel:
+    def _load(self, model: Model, refiner: Model | None) -> _Loaded:
         if self._loaded is None or self._loaded.model != model:
             self._loaded = self._refiner = None  # before the next one is read: the two may not fit side by side
             self._loaded = self._read(model)
@@ -182,7 +185,7 @@ class PipelineHost:
             self._refiner = self._read(refiner)
         return self._loaded
 
-    def _read(self, model: Model) -> LoadedModel | PixelModel:
+    def _read(self, model: Model) -> _Loaded:
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()

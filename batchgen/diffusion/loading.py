@@ -25,7 +25,7 @@ DTYPES: Mapping[str, torch.dtype] = {
 }
 """Precisions by the names that jobs give them."""
 
-_TWO_TOWERED = (Family.SDXL, Family.REFINER)
+_WITH_SECOND_TOWER = (Family.SDXL, Family.REFINER)
 _UNCHECKED: Mapping[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
 
 
@@ -79,7 +79,7 @@ def load_components(model: Model, *, device: torch.device, dtype: torch.dtype, h
         raise
     except Exception as error:  # diffusers, transformers, safetensors, torch and the hub each raise their own kinds
         raise ModelLoadError(f"model {model.name!r} could not be loaded: {one_line(error)}") from error
-    if pipeline.components.keys().isdisjoint({"text_encoder_2"}) == (model.family in _TWO_TOWERED):
+    if pipeline.components.keys().isdisjoint({"text_encoder_2"}) == (model.family in _WITH_SECOND_TOWER):
         raise ModelLoadError(
             f"model {model.name!r} is a {type(pipeline).__name__} now, no {model.family}; check it again"
         )
