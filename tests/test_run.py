@@ -243,7 +243,7 @@ def test_a_row_that_breaks_the_pipeline_is_isolated(
     for row in rows:
         row["guidance_scale"] = 5.0
         row["scheduler_kwargs"] = None
-    rows[3]["scheduler_kwargs"] = '{"beta_schedule": "no such schedule"}'
+    rows[3]["scheduler_kwargs"] = '{"trained_betas": "no such numbers"}'
     output = tmp_path / "out"
     manifest = write_manifest("rows.parquet", rows)
     done = batchgen("run", manifest, "--model", tiny_model, "--output", output, "--address", ray_address)
@@ -251,7 +251,7 @@ def test_a_row_that_breaks_the_pipeline_is_isolated(
     assert images(output).keys() == {row["id"] for row in rows} - {"row-003"}
     ledger = duckdb.sql(f"SELECT id, status, attempts, error FROM '{output}/failures/*.parquet'").fetchall()
     assert [row[:2] for row in ledger] == [("row-003", "failed")]
-    assert "no such schedule" in ledger[0][3]
+    assert "no such numbers" in ledger[0][3]
     again = batchgen("run", manifest, "--model", tiny_model, "--output", output, "--address", "127.0.0.1:1")
     assert again.returncode == 1, again.stderr
     status = json.loads(batchgen("status", output, "--json").stdout)
