@@ -88,11 +88,9 @@ def _able(task: Task, model: Model) -> bool:
 
 
 def _not_taken(name: str, task: Task) -> str:
-    others = [other for other in TASKS.values() if name in other.columns]
-    if not others:
-        return "is not supported by any task of this version; leave it null"
-    need = " and ".join(repr(n) for n in others[0].needs if n != name)
-    remedy = f"leave it null, or make the row {others[0].name}" + (f" by giving it {need}" if need else "")
+    other = next(other for other in TASKS.values() if name in other.columns)
+    need = " and ".join(repr(n) for n in other.needs if n != name)
+    remedy = f"leave it null, or make the row {other.name}" + (f" by giving it {need}" if need else "")
     return f"means nothing to {task.name}; {remedy}"
 
 

@@ -47,7 +47,7 @@ BAD_CELLS: list[tuple[str, Any, str]] = [
     ("image", "text.png", "no image format"),
     ("image", "cut.png", "truncated"),
     ("model", "./absent", "neither 'builtin'"),
-    ("class_label", 1, "not supported by any task"),
+    ("class_label", 1, "means nothing to text-to-image; leave it null"),
     ("clip_skip", 0, "between 1"),
     ("prompt", "a\x00b", "NUL"),
     ("id", "   ", "blank"),
