@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import build_sd1, build_single_file
 
 from batchgen.diffusion.host import Pictures, PipelineHost
+from batchgen.diffusion.loaded import LoadedModel
 from batchgen.errors import InputError, ModelLoadError
 from batchgen.models import Family, Model, find_model
 from batchgen.rows import MicroBatch, Row
@@ -183,7 +184,7 @@ def test_refused_scheduler_options_are_the_users_error(host: PipelineHost, model
 def test_tasks_share_one_copy_of_the_modules(host: PipelineHost, model: Model) -> None:
     for task in PLAIN_TASKS:
         run(host, model, [make_row(task)])
-    assert host._loaded is not None
+    assert isinstance(host._loaded, LoadedModel)
     pipelines = list(host._loaded._pipelines.values())
     assert {type(p).__name__ for p in pipelines} >= {TASKS[task].pipelines[Family.SD] for task in PLAIN_TASKS}
     assert len({id(p.unet) for p in pipelines}) == len({id(p.vae) for p in pipelines}) == 1
@@ -243,7 +244,7 @@ def test_unconditional_pass_runs_only_with_guidance(
     host: PipelineHost, model: Model, scale: float, rows_a_step: int
 ) -> None:
     run(host, model, [make_row()])
-    assert host._loaded is not None
+    assert isinstance(host._loaded, LoadedModel)
     seen: list[int] = []
     unet = host._loaded._parts["unet"]
     hook = unet.register_forward_pre_hook(lambda _module, args: seen.append(len(args[0])))
@@ -257,7 +258,7 @@ def test_unconditional_pass_runs_only_with_guidance(
 def test_another_model_frees_the_former(model: Model, tmp_path: Path) -> None:
     host = PipelineHost(device="cpu", dtype="float32")
     first = run(host, model, [make_row()]).pixels
-    assert host._loaded is not None
+    assert isinstance(host._loaded, LoadedModel)
     former = weakref.ref(host._loaded._parts["unet"])
     second = run(host, find_model(str(build_sd1(tmp_path / "other", seed=1))), [make_row()]).pixels
     gc.collect()
