@@ -21,7 +21,7 @@ from batchgen.tasks import TASKS
 __all__ = ["Device", "Dtype", "Job", "Layout", "Limits", "Memory", "Safety", "WorkerResources", "load_job"]
 
 
-COMPONENTS = ("text_encoder", "text_encoder_2", "vae")
+_COMPONENTS = ("text_encoder", "text_encoder_2", "vae")
 """Parts of a model that may have a precision of their own: what comes before and after the UNet."""
 
 _DEFAULTS = frozenset().union(*(task.columns for task in TASKS.values())) - {
@@ -125,8 +125,8 @@ class Job:
                 raise InputError(f"{name} is {value}; give at least 1, or leave it out")
         kinds = [kind.value for kind in Dtype if kind is not Dtype.AUTO]
         for component, dtype in self.dtypes.items():
-            if component not in COMPONENTS:
-                raise InputError(f"[dtypes] names {component!r}; known are {', '.join(COMPONENTS)}")
+            if component not in _COMPONENTS:
+                raise InputError(f"[dtypes] names {component!r}; known are {', '.join(_COMPONENTS)}")
             if dtype not in kinds:
                 raise InputError(f"[dtypes] {component} is {dtype!r}; one of {', '.join(kinds)}")
 

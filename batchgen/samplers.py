@@ -196,7 +196,7 @@ def option_problems(options: Mapping[str, Any]) -> list[str]:
             found.append(f"{name} is {value!r}; one of {', '.join(sorted(_CHOICES[name]))}")
         elif name.startswith("use_") and not isinstance(value, bool):
             found.append(f"{name} is {value!r}; write true or false")
-        elif name.endswith("_order") and name != "lower_order_final" and type(value) is not int:
+        elif name.endswith("_order") and type(value) is not int:
             found.append(f"{name} is {value!r}; write a whole number")
     chosen = [name for name in _SPACINGS if options.get(name)]
     if len(chosen) > 1:

@@ -164,25 +164,28 @@ class Worker:
                 work.fail(row, "safety", "the model's safety checker objects; another seed or prompt may pass")
             else:
                 steps = {step: after[number] for step, after in pictures.steps.items()}
-                if row.values["watermark"] is not None:
-                    pixels = embed(pixels, row.values["watermark"])
-                    steps = {step: _marked_if_it_fits(after, row.values["watermark"]) for step, after in steps.items()}
+                mark = row.values["watermark"]
                 if pictures.flagged[number] and self._settings.safety is Safety.BLANK:
                     pixels, steps = np.zeros_like(pixels), {step: np.zeros_like(after) for step, after in steps.items()}
+                    mark = None
                 cells = about | {
                     "prompt_tokens": pictures.prompt_tokens[number],
                     "flagged": pictures.flagged[number],
                 }
-                work.pending[row.id] = self._encoders.submit(self._finish, row, pixels, steps, cells, attempt)
+                work.pending[row.id] = self._encoders.submit(self._finish, row, pixels, steps, mark, cells, attempt)
 
     def _finish(
         self,
         row: Row,
         pixels: npt.NDArray[np.uint8],
         steps: Mapping[int, npt.NDArray[np.uint8]],
+        mark: str | None,
         cells: Mapping[str, Any],
         attempt: Attempt,
     ) -> _Made:
+        if mark is not None:  # here and not beside the device: it takes as long as several encodings
+            pixels = embed(pixels, mark)
+            steps = {step: _marked_if_it_fits(after, mark) for step, after in steps.items()}
         data = encode(pixels, self._settings.output.image_format)
         picture = attempt.add_picture(row, data)
         saved = {step: encode(after, self._settings.output.image_format) for step, after in steps.items()}

@@ -1,6 +1,7 @@
 """Diffusion models of pixels: no text, no autoencoder; a class by label, or by a classifier's gradient."""
 
 import inspect
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ class PixelModel:
         self.model = model
         self._unet, self._scheduler = components.parts["unet"], components.parts["scheduler"]
         self._dtype = dtype
+        self._schedulers: dict[tuple[str, str], Any] = {}  # as in LoadedModel: some take 0.5 s to build
         self._classifiers: dict[str, Classifier] = {}  # by sha256; a published one takes 0.2 GB
 
     def chunks(self, _row: Row) -> int:
@@ -50,7 +52,7 @@ class PixelModel:
     ) -> torch.Tensor:
         """Pictures (B, C, H, W), in [-1, 1] where the model keeps to it, by the scheduler's own numbers."""
         shared = rows[0].values
-        scheduler = make_scheduler(shared["scheduler"], shared["scheduler_kwargs"] or {}, self._scheduler.config)
+        scheduler = self._make_scheduler(shared["scheduler"], shared["scheduler_kwargs"] or {})
         seed_scheduler(scheduler, [row.values["seed"] for row in rows])
         device = self._unet.device
         scheduler.set_timesteps(shared["num_inference_steps"], device=device)
@@ -83,6 +85,12 @@ class PixelModel:
         levels = ((latents.float().nan_to_num() * 0.5 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         pixels = levels.permute(0, 2, 3, 1).cpu().numpy()
         return (np.repeat(pixels, 3, axis=3) if pixels.shape[3] == 1 else pixels), finite
+
+    def _make_scheduler(self, class_name: str, kwargs: Mapping[str, Any]) -> Any:
+        key = (class_name, json.dumps(kwargs, sort_keys=True))
+        if key not in self._schedulers:
+            self._schedulers[key] = make_scheduler(class_name, kwargs, self._scheduler.config)
+        return self._schedulers[key]
 
     def _guide(self, rows: Sequence[Row], scheduler: Any) -> Callable[..., torch.Tensor] | None:
         """A function that bends a prediction towards the rows' classes (algorithm 2 of Dhariwal & Nichol 2021)."""

@@ -87,7 +87,7 @@ def check_controlnet_depth(bench: Bench) -> Finding:
     return _depth_finding(bench, guided, without=bench.plain, shown=control)
 
 
-class _DepthAlone(StableDiffusionDepth2ImgPipeline):  # type: ignore[misc]  # diffusers has no types  # type: ignore[misc]
+class _DepthAlone(StableDiffusionDepth2ImgPipeline):  # type: ignore[misc]  # diffusers has no types
     """Begins from a gray picture: even at strength 1 the noise holds 7 % of the latents, and these tell the layout."""
 
     def prepare_latents(self, image: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -11,6 +11,7 @@ from torch import nn
 from batchgen.builtin.companions.controlnet import ControlNetTask
 from batchgen.builtin.companions.decoder import DecoderTask
 from batchgen.builtin.companions.depth import DepthTask, EstimatorTask
+from batchgen.builtin.companions.encoded import Progress
 from batchgen.builtin.companions.foundation import Foundation
 from batchgen.builtin.companions.ink import InkTask, save_lora
 from batchgen.builtin.companions.inpainting import InpaintingTask
@@ -28,6 +29,14 @@ class Companion:
 
     task: Callable[[Workshop], Task]
     save: Callable[[nn.Module, Path], None]
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """A task that has pictures of its own encoded before it trains."""
+
+    def prepare(self, device: torch.device, progress: Progress) -> None:
+        """Encode them, unless that is done."""
 
 
 def foundation(shop: Workshop) -> Foundation:
@@ -89,7 +98,7 @@ def run_companion(shop: Workshop, name: str) -> None:
     """
     companion, folder = COMPANIONS[name], shop.folders.stage(name)
     task = companion.task(shop)
-    if isinstance(task, InkTask | RubyRingTask | InpaintingTask | UpscalerTask):
+    if isinstance(task, Prepares):
         task.prepare(torch.device(shop.hardware.device), shop.progress(name))
     outcome = train(
         task, shop.recipe.companions[name], folder, seed=shop.recipe.seed, hardware=shop.hardware, log=shop.log
