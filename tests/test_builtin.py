@@ -14,7 +14,7 @@ from torch import nn
 
 from batchgen import builtin
 from batchgen.builtin.__main__ import main
-from batchgen.builtin.autoencoder import AutoencoderTask
+from batchgen.builtin.autoencoder import LATENT_NOISE, AutoencoderTask, disturb
 from batchgen.builtin.captions import COLOR_WORDS, SHAPE_WORDS, SIZE_WORDS, canonical_caption, draw_caption
 from batchgen.builtin.evaluate import score_answers
 from batchgen.builtin.naming import UNNAMED, caption_labels, scene_labels
@@ -216,6 +216,26 @@ def test_the_autoencoder_stage_resumes_to_the_same_weights(tmp_path: Path, monke
         run("killed")
     resumed = run("killed")
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+
+
+@given(scale=st.floats(0.01, 100))
+def test_the_autoencoders_latents_are_disturbed_by_a_share_of_their_spread(scale: float) -> None:
+    """However large they are: an encoder cannot drown the noise by raising its voice."""
+    latents = (
+        torch.randn(64, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        * torch.tensor([1, 2, 3, 4.0])[:, None, None]
+    )
+
+    def added(values: torch.Tensor) -> torch.Tensor:
+        noise, rng = torch.Generator().manual_seed(1), np.random.default_rng(1)
+        draw = Draw(rng=rng, noise=noise, batch=64, progress=0.0, device=torch.device("cpu"))
+        return disturb(values, draw) - values
+
+    assert torch.allclose(added(scale * latents), scale * added(latents), rtol=1e-2, atol=1e-4 * scale)
+    shares = added(latents).std(dim=(2, 3)) / latents.std(dim=(0, 2, 3))
+    assert shares.max() < 1.4 * LATENT_NOISE
+    assert shares.mean() == pytest.approx(LATENT_NOISE / 2, rel=0.2)
+    assert shares.min() < 0.2 * LATENT_NOISE  # some are left nearly as they are
 
 
 def test_a_checkpoint_of_another_seed_is_refused(tmp_path: Path) -> None:

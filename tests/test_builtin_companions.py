@@ -4,6 +4,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
+from safetensors.torch import load_file
 
 from batchgen.builtin.__main__ import COMPANIONS, main
 from batchgen.builtin.captions import canonical_caption
@@ -33,8 +35,8 @@ from batchgen.builtin.recipe import Folders, Recipe, RecipeError, Training
 from batchgen.builtin.renderer import render
 from batchgen.builtin.scenes import Color, Finish, Shape, draw_scene
 from batchgen.builtin.scorer import ScorerTask
-from batchgen.builtin.stages import TRAINING, Workshop
-from batchgen.builtin.training import Hardware, Run, averaged, train
+from batchgen.builtin.stages import TRAINING, Workshop, autoencoder_task, unet_task
+from batchgen.builtin.training import Hardware, Run, averaged, learning_rate, train
 
 SCENES = 16
 PICTURE = render(draw_scene(7, 2))
@@ -90,6 +92,30 @@ def exported(finished: Path) -> Path:
     done = invoke(shop, "export-companions", "--base", str(finished / "builtin"))
     assert done.exit_code == 0, done.output
     return finished
+
+
+def test_a_run_goes_on_from_an_exported_model(finished: Path, tmp_path: Path) -> None:
+    """Autoencoder and UNet begin as they were exported, more gently; the card counts the steps of both runs."""
+    shop, model = workshop(tmp_path / "work"), finished / "builtin"
+    assert invoke(shop, "adopt", "--model", str(model)).exit_code == 0
+    again = invoke(shop, "adopt", "--model", str(model))
+    assert again.exit_code == 2
+    assert "choose another work folder" in again.output
+    (shop.folders.renders).symlink_to(finished / "work" / "renders")
+    for task, part in ((autoencoder_task(shop), "vae"), (unet_task(shop), "unet")):
+        stored = load_file(model / part / "diffusion_pytorch_model.safetensors")
+        built = {name.removeprefix("unet."): value for name, value in task.build().state_dict().items()}
+        assert all(torch.equal(built[name], value.float()) for name, value in stored.items())
+    for stage in ("autoencoder", "latents", "unet"):
+        TRAINING[stage](shop)
+    state = torch.load(shop.folders.stage("unet") / "checkpoint.pt", weights_only=True)
+    gently = replace(shop.recipe.unet, learning_rate=shop.recipe.unet.learning_rate / 2)
+    assert state["optimizer"]["param_groups"][0]["lr"] == learning_rate(gently, gently.steps - 1)
+    assert invoke(shop, "export", "--output", str(tmp_path / "builtin")).exit_code == 0
+    notes = json.loads((tmp_path / "builtin" / "training.json").read_text())
+    assert notes["autoencoder"]["before"]["steps"] == notes["unet"]["before"]["steps"] == 2
+    card = (tmp_path / "builtin" / "README.md").read_text()
+    assert all(f"| 4 of {getattr(Recipe(), stage).steps:,} |" in card for stage in ("autoencoder", "unet"))
 
 
 def changed(finished: Path, stage: str) -> dict[str, bool]:

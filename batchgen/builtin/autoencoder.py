@@ -20,6 +20,7 @@ CROP_SHARE = 0.7  # of the steps; whole pictures after, for GroupNorm's statisti
 KL_WEIGHT = 2e-4
 GRADIENT_WEIGHT = 0.5
 OBJECT_WEIGHT = 5.0  # of a pixel of an object against one of the surroundings, or small objects lose their colours
+LATENT_NOISE = 0.3  # at most, in deviations of the latents: what the noise predictor gets wrong by is about half of it
 CHANNELS = (16, 32, 96, 128)
 
 
@@ -79,17 +80,33 @@ def reconstruction_loss(
     return ((error.abs() + error.square()) * weight).mean() + gradient_weight * gradients
 
 
+def disturb(latents: Tensor, draw: Draw) -> Tensor:
+    """Latents (n, c, h, w) with noise of up to LATENT_NOISE of their own deviation, another share for each of the n.
+
+    The encoder learns to say what matters louder than the errors that a noise predictor makes, the decoder to forgive
+    them (as the decoders of Zheng et al. 2025, "Diffusion transformers with representation autoencoders", do).
+    """
+    spread = latents.std(dim=(0, 2, 3), keepdim=True)  # not detached, or larger latents would pay
+    share = LATENT_NOISE * torch.rand(len(latents), 1, 1, 1, generator=draw.noise).to(latents.device)
+    return latents + share * spread * draw.normal(*latents.shape)
+
+
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderTask:
-    """Trains the autoencoder on crops, then on whole pictures."""
+    """Trains the autoencoder on crops, then on whole pictures; from noise or, where `start` is given, from there."""
 
     renders: Path
     scenes: int
+    start: Path | None = None
     name: str = "autoencoder"
     inputs: str = "renders"
 
     def build(self) -> nn.Module:
-        model: nn.Module = build_autoencoder()
+        model: nn.Module = (
+            build_autoencoder()
+            if self.start is None
+            else AutoencoderKL.from_pretrained(self.start, dtype=torch.float32)
+        )
         return model
 
     def open(self, device: torch.device) -> Callable[[nn.Module, Draw], Tensor]:
@@ -106,7 +123,7 @@ class AutoencoderTask:
             posterior = model.encode(target).latent_dist
             mean, log_variance = posterior.mean.float(), posterior.logvar.float()
             latents = mean + torch.exp(0.5 * log_variance) * draw.normal(*mean.shape)
-            output = model.decode(latents).sample
+            output = model.decode(disturb(latents, draw)).sample
             kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
             total: Tensor = reconstruction_loss(output, target, weight) + KL_WEIGHT * kl
             return total

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,13 @@ def describe_hardware(device: str) -> str:
     return f"{os.cpu_count()} cores of {_processor()}, {device}, torch {torch.__version__}"
 
 
+def _runs(result: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    """A stage's note and those of the runs whose weights it went on from, the last one first."""
+    while result is not None:
+        yield result
+        result = result.get("before")
+
+
 def _card(shop: Workshop, folder: Path, note: str) -> Card:
     full = Recipe()
     results = {stage: read_result(shop, stage) for stage in PIPELINE_STAGES}
@@ -115,9 +123,9 @@ def _card(shop: Workshop, folder: Path, note: str) -> Card:
                 name=stage,
                 parameters=count_parameters(folder / parts[stage]),
                 megabytes=count_bytes(folder / parts[stage]) / 1e6,
-                steps=result["steps"],
+                steps=sum(run["steps"] for run in _runs(result)),
                 full_steps=getattr(full, stage).steps,
-                seconds=result["seconds"],
+                seconds=sum(run["seconds"] for run in _runs(result)),
                 loss=result["loss"],
             )
             for stage, result in results.items()

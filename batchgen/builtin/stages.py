@@ -30,6 +30,7 @@ PIPELINE_STAGES = ("autoencoder", "text", "unet")
 RESULT = "result.json"  # what a stage notes down when it has finished
 TRAINING_NOTE = "training.json"  # the notes of all stages, in an exported model
 HELD_OUT = 128  # pictures on which a finished autoencoder or pair of towers is judged
+STARTED_RATE = 0.5  # of the learning rate, where a stage begins from weights of an earlier run
 NORMALISED = 512  # pictures over which a finished autoencoder's latents are normalised
 
 
@@ -117,24 +118,49 @@ def run_render(shop: Workshop) -> None:
     )
 
 
+def _start(shop: Workshop, stage: str) -> Path | None:
+    folder = shop.folders.start(stage)
+    return folder if folder.exists() else None
+
+
+def _training(shop: Workshop, stage: str) -> Training:
+    """How a stage that may go on from earlier weights trains: then more gently, or it unlearns what they know."""
+    training: Training = getattr(shop.recipe, stage)
+    if _start(shop, stage) is None:
+        return training
+    return replace(training, learning_rate=training.learning_rate * STARTED_RATE)
+
+
+def _before(shop: Workshop, stage: str) -> dict[str, Any] | None:
+    """What was noted of the weights that a stage began from."""
+    path = shop.folders.start(stage) / RESULT
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def autoencoder_task(shop: Workshop) -> AutoencoderTask:
+    """The autoencoder's task on the renders."""
+    return AutoencoderTask(**shop.renders_task(), start=_start(shop, "autoencoder"))
+
+
 def run_autoencoder(shop: Workshop) -> None:
     """Train the autoencoder and finish it: averaged weights, normalised latents."""
-    task, folder = AutoencoderTask(**shop.renders_task()), shop.folders.stage("autoencoder")
-    outcome = train(task, shop.recipe.autoencoder, folder, seed=shop.recipe.seed, hardware=shop.hardware, log=shop.log)
+    task, folder = autoencoder_task(shop), shop.folders.stage("autoencoder")
+    training = _training(shop, "autoencoder")
+    outcome = train(task, training, folder, seed=shop.recipe.seed, hardware=shop.hardware, log=shop.log)
     finish_autoencoder(shop, outcome)
 
 
 def finish_autoencoder(shop: Workshop, outcome: Outcome) -> None:
     """Turn the autoencoder's checkpoint into the model that later stages and the pipeline use."""
     folder = shop.folders.stage("autoencoder")
-    model = averaged(AutoencoderTask(**shop.renders_task()), folder)
+    model = averaged(autoencoder_task(shop), folder)
     assert isinstance(model, AutoencoderKL)
     renders = open_renders(shop.folders.renders, scenes=shop.recipe.scenes)
     normalise(model, renders.batch(np.linspace(0, renders.count - 1, NORMALISED).astype(np.int64)))
     pictures = held_out(shop.recipe.seed, HELD_OUT)
     quality = psnr(pictures, reconstruct(model, pictures))
     put_in_place(shop.folders.finished("autoencoder"), model.save_pretrained)
-    note_outcome(folder, outcome, shop, psnr=quality)
+    note_outcome(folder, outcome, shop, before=_before(shop, "autoencoder"), psnr=quality)
 
 
 def run_text(shop: Workshop) -> None:
@@ -177,19 +203,19 @@ def run_latents(shop: Workshop) -> None:
 
 def unet_task(shop: Workshop) -> UNetTask:
     """The UNet's task on what the earlier stages finished."""
-    start = shop.folders.start("unet")
     return UNetTask(
         **shop.renders_task(),
         latents=shop.folders.latents,
         autoencoder=shop.folders.finished("autoencoder"),
         text_encoder=shop.folders.finished("text") / "text_encoder",
         tokenizer=shop.folders.tokenizer,
-        start=start if start.exists() else None,
+        start=_start(shop, "unet"),
     )
 
 
 def adopt(shop: Workshop, model: Path) -> None:
-    """Begin from an exported model instead of nothing: its autoencoder and text tower as finished, its UNet to go on.
+    """Begin from an exported model instead of nothing: its text tower as finished, its autoencoder as finished but also
+    as what the autoencoder stage goes on from, its UNet to go on.
 
     Raises RecipeError when `model` was not exported by this recipe, or when the work folder has finished stages.
     """
@@ -203,17 +229,19 @@ def adopt(shop: Workshop, model: Path) -> None:
     shutil.copytree(model / "tokenizer", shop.folders.tokenizer)
     shutil.copytree(model / "vae", shop.folders.finished("autoencoder"))
     shutil.copytree(model / "text_encoder", shop.folders.finished("text") / "text_encoder")
-    shutil.copytree(model / "unet", shop.folders.start("unet"))
+    for stage, part in (("autoencoder", "vae"), ("unet", "unet")):
+        shutil.copytree(model / part, shop.folders.start(stage))
+        (shop.folders.start(stage) / RESULT).write_text(json.dumps(results[stage], indent=2) + "\n")
     for stage in ("autoencoder", "text"):
         (shop.folders.stage(stage) / RESULT).write_text(json.dumps(results[stage], indent=2) + "\n")
-    (shop.folders.start("unet") / RESULT).write_text(json.dumps(results["unet"], indent=2) + "\n")
     shop.log(f"adopt: {model}; the next stages are latents and unet")
 
 
 def run_unet(shop: Workshop) -> None:
     """Train the UNet and its text tower on the latents."""
     task, folder = unet_task(shop), shop.folders.stage("unet")
-    outcome = train(task, shop.recipe.unet, folder, seed=shop.recipe.seed, hardware=shop.hardware, log=shop.log)
+    training = _training(shop, "unet")
+    outcome = train(task, training, folder, seed=shop.recipe.seed, hardware=shop.hardware, log=shop.log)
     model = averaged(task, folder)
     assert isinstance(model, Denoiser)
 
@@ -222,8 +250,7 @@ def run_unet(shop: Workshop) -> None:
         model.text_encoder.save_pretrained(target / "text_encoder")
 
     put_in_place(shop.folders.finished("unet"), save)
-    before = shop.folders.start("unet") / RESULT
-    note_outcome(folder, outcome, shop, before=json.loads(before.read_text()) if before.exists() else None)
+    note_outcome(folder, outcome, shop, before=_before(shop, "unet"))
 
 
 def run_scorer(shop: Workshop) -> None:

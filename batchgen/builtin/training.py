@@ -138,7 +138,11 @@ class Run:
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         training = job.training
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=training.learning_rate, betas=(0.9, 0.99), weight_decay=training.weight_decay
+            self.parameters,
+            lr=training.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=training.weight_decay,
+            fused=True,
         )
         self.average = [p.detach().clone() for p in self.parameters]
         self.step, self.seconds, self.loss = 0, 0.0, float("nan")
