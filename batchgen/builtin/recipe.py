@@ -49,7 +49,7 @@ def _companions() -> dict[str, Training]:
         "controlnet-edges": Training(steps=2_000, batch=32, learning_rate=1e-3, ema=0.995),
         "depth-estimator": Training(steps=1_500, batch=32, learning_rate=1e-3, ema=0.99),
         "depth": Training(steps=2_000, batch=32, learning_rate=6e-4, ema=0.995),
-        "ink": Training(steps=400, batch=32, learning_rate=1e-3, warmup=20, ema=0.98),
+        "ink": Training(steps=800, batch=32, learning_rate=2.5e-3, warmup=20, ema=0.98),
         "ruby-ring": Training(steps=300, batch=32, learning_rate=3e-3, warmup=20, ema=0.97, weight_decay=0.0),
         "inpainting": Training(steps=2_000, batch=32, learning_rate=6e-4, ema=0.995),
         "controlnet-depth": Training(steps=2_000, batch=32, learning_rate=1e-3, ema=0.995),
