@@ -290,7 +290,7 @@ def check_classifier(shapes: Shapes, config: Mapping[str, Any], model: Model) ->
     if not config:
         return "there is no config.json with it; write one, as manifests/README.md says of classifiers"
     told = parse_classifier(config)
-    blocks = 1 + len(told.widths) * (told.classifier_depth + 1) - 1
+    blocks = len(told.widths) * (told.classifier_depth + 1)  # the first one, residuals, and what halves between levels
     wanted = {
         "input_blocks.0.0.weight": (told.widths[0], model.unet_channels, 3, 3),
         "out.2.positional_embedding": (told.widths[-1], told.last_side**2 + 1),

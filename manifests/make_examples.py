@@ -163,18 +163,20 @@ def write_image_to_image() -> None:
 
 def write_inpainting() -> None:
     """Four rows in JSONL: white in the mask is repainted."""
-    with (FOLDER / "inpainting.jsonl").open("w", encoding="utf-8") as stream:
-        for number, (name, image, prompt) in enumerate(INPAINTING):
-            row = {
+    _write_jsonl(
+        "inpainting.jsonl",
+        (
+            {
                 "id": name,
                 "image": f"images/{image}.png",
                 "mask_image": f"images/{image}-mask.png",
                 "prompt": prompt,
                 "strength": 1.0,
                 "seed": number,
-                "guidance_scale": GUIDANCE,
             }
-            stream.write(json.dumps(row) + "\n")
+            for number, (name, image, prompt) in enumerate(INPAINTING)
+        ),
+    )
 
 
 def _write_jsonl(name: str, rows: Iterable[Mapping[str, object]]) -> None:
