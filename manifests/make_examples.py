@@ -49,14 +49,14 @@ QUICKSTART = (
 
 
 def _thing(shape: Shape, color: Color) -> Thing:
-    return Thing(shape=shape, color=color, size=Size.LARGE, finish=Finish.MATT, x=0.0, z=0.1, yaw=0.4, scale=1.0)
+    return Thing(shape=shape, color=color, size=Size.LARGE, finish=Finish.MATT, x=0.0, z=0.1, yaw=0.5, scale=1.0)
 
 
 def _scene(shape: Shape, color: Color, background: Background) -> Scene:
     return Scene(
         background=background,
         things=(_thing(shape, color),),
-        camera_height=1.8,
+        camera_height=2.1,
         sun_azimuth=2.3,
         sun_elevation=0.9,
         detail=7,
@@ -78,11 +78,14 @@ IMAGE_TO_IMAGE = (
     ("cone-to-night", "green-cone", "a large green cone under a night sky", 0.9),
 )
 
-INPAINTING = (
-    ("sphere-becomes-cube", "red-sphere", "a large blue cube on a white background"),
-    ("sphere-becomes-ring", "red-sphere", "a large green ring on a white background"),
-    ("cube-becomes-cone", "blue-cube", "a large yellow cone on a gray background"),
-    ("cone-becomes-sphere", "green-cone", "a large purple sphere in a meadow"),
+NINE_CHANNELS: dict[str, object] = {"model": "builtin-inpainting"}
+INPAINTING: tuple[tuple[str, str, str, dict[str, object]], ...] = (
+    ("sphere-becomes-cube", "red-sphere", "a large blue cube on a white background", {}),
+    ("sphere-becomes-ring", "red-sphere", "a large green ring on a white background", {}),
+    ("cube-becomes-cone", "blue-cube", "a large yellow cone on a gray background", {}),
+    ("cone-becomes-sphere", "green-cone", "a large purple sphere in a meadow", {}),
+    ("nine-channels-cone", "blue-cube", "a large yellow cone on a gray background", NINE_CHANNELS),
+    ("nine-channels-sphere", "green-cone", "a large purple sphere in a meadow", NINE_CHANNELS),
 )
 
 
@@ -162,7 +165,7 @@ def write_image_to_image() -> None:
 
 
 def write_inpainting() -> None:
-    """Four rows in JSONL: white in the mask is repainted."""
+    """Rows in JSONL: white in the mask is repainted, by any model or by one made for it."""
     _write_jsonl(
         "inpainting.jsonl",
         (
@@ -173,15 +176,18 @@ def write_inpainting() -> None:
                 "prompt": prompt,
                 "strength": 1.0,
                 "seed": number,
+                **model,
             }
-            for number, (name, image, prompt) in enumerate(INPAINTING)
+            for number, (name, image, prompt, model) in enumerate(INPAINTING)
         ),
     )
 
 
 def _write_jsonl(name: str, rows: Iterable[Mapping[str, object]]) -> None:
     with (FOLDER / name).open("w", encoding="utf-8") as stream:
-        stream.writelines(json.dumps({**row, "guidance_scale": GUIDANCE}) + "\n" for row in rows)
+        stream.writelines(
+            json.dumps({**row, "guidance_scale": GUIDANCE}) + "\n" for row in rows
+        )
 
 
 def write_companions() -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 
 from batchgen import builtin
 from batchgen.builtin.__main__ import main
-from batchgen.builtin.autoencoder import LATENT_NOISE, AutoencoderTask, disturb
+from batchgen.builtin.autoencoder import LATENT_NOISE, AutoencoderTask, disturb, recolor
 from batchgen.builtin.captions import COLOR_WORDS, SHAPE_WORDS, SIZE_WORDS, canonical_caption, draw_caption
 from batchgen.builtin.evaluate import score_answers
 from batchgen.builtin.naming import UNNAMED, caption_labels, scene_labels
@@ -58,6 +59,18 @@ def test_ground_truth_agrees_with_the_picture(scene: Scene) -> None:
 def test_the_first_of_two_objects_is_the_left_one(scene: Scene) -> None:
     objects = render(scene).objects
     assert np.nonzero(objects == 1)[1].max() < np.nonzero(objects == 2)[1].min()
+
+
+@pytest.mark.parametrize(
+    "scene", [scene for scene in SCENES if scene.things[0].shape is Shape.CUBE], ids=lambda scene: str(scene.detail)
+)
+def test_a_cube_shows_two_sides_and_its_top(scene: Scene) -> None:
+    picture = render(replace(scene, things=scene.things[:1]))
+    faces = ((picture.objects == 1) & ~picture.edges).astype(np.uint8)
+    _, _, stats, _ = cv2.connectedComponentsWithStats(faces, connectivity=4)
+    areas = sorted(stats[1:, cv2.CC_STAT_AREA] / (picture.objects == 1).sum(), reverse=True)
+    assert len(areas) >= 3
+    assert areas[1] > 0.12
 
 
 @pytest.mark.parametrize("color", Color)
@@ -236,6 +249,22 @@ def test_the_autoencoders_latents_are_disturbed_by_a_share_of_their_spread(scale
     assert shares.max() < 1.4 * LATENT_NOISE
     assert shares.mean() == pytest.approx(LATENT_NOISE / 2, rel=0.2)
     assert shares.min() < 0.2 * LATENT_NOISE  # some are left nearly as they are
+
+
+def test_recoloring_changes_the_colors_and_keeps_the_shapes() -> None:
+    rng, picture = np.random.default_rng(3), render(SCENES[0])
+    steps = np.abs(np.diff(picture.rgb.astype(np.int16), axis=0)).sum(axis=-1)
+    flat, outline = steps == 0, steps > 150
+    kept, colors = [], []
+    for _ in range(20):
+        recolored = recolor(picture.rgb, rng)
+        assert recolored.dtype == np.uint8
+        mine = np.abs(np.diff(recolored.astype(np.int16), axis=0)).sum(axis=-1)
+        assert not mine[flat].any()
+        kept.append((mine[outline] > 10).mean())
+        colors.append(recolored[picture.objects == 0].mean(axis=0))
+    assert np.std(colors, axis=0).min() > 25  # a background may have any color
+    assert np.mean(kept) > 0.8  # and an object still stands out from it
 
 
 def test_a_checkpoint_of_another_seed_is_refused(tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from safetensors.torch import load_file
 
-from batchgen.builtin.__main__ import COMPANIONS, main
+from batchgen.builtin.__main__ import COMPANIONS, SHIPPED, main
 from batchgen.builtin.captions import canonical_caption
 from batchgen.builtin.companions.conditions import canny, depth_picture, edge_picture, inverse_depth
+from batchgen.builtin.companions.export import EXPORTS
 from batchgen.builtin.companions.ink import INK, PAPER, draw_in_ink
 from batchgen.builtin.companions.masks import draw_mask
 from batchgen.builtin.companions.measures import (
@@ -33,7 +34,7 @@ from batchgen.builtin.companions.stages import COMPANIONS as TABLE
 from batchgen.builtin.companions.stages import foundation, run_companion
 from batchgen.builtin.recipe import Folders, Recipe, RecipeError, Training
 from batchgen.builtin.renderer import render
-from batchgen.builtin.scenes import Color, Finish, Shape, draw_scene
+from batchgen.builtin.scenes import YAWS, Color, Finish, Shape, draw_scene
 from batchgen.builtin.scorer import ScorerTask
 from batchgen.builtin.stages import TRAINING, Workshop, autoencoder_task, unet_task
 from batchgen.builtin.training import Hardware, Run, averaged, learning_rate, train
@@ -66,6 +67,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for module in ("renders", "latents"):
             patch.setattr(f"batchgen.builtin.{module}.CHUNK_SCENES", SCENES)
         patch.setattr("batchgen.builtin.companions.ruby_ring.SCENES", 4)
+        patch.setattr("batchgen.builtin.companions.upscaler.NORMALISED", SCENES)
         for pictures in ("HELD_OUT", "NORMALISED"):
             patch.setattr(f"batchgen.builtin.stages.{pictures}", SCENES)
         for stage in ("render", "autoencoder", "text", "latents", "unet"):
@@ -128,12 +130,21 @@ def changed(finished: Path, stage: str) -> dict[str, bool]:
 
 def test_every_companion_has_a_command() -> None:
     assert tuple(TABLE) == COMPANIONS
+    assert tuple(EXPORTS) == SHIPPED
     assert set(TABLE) == set(Recipe().companions)
 
 
 def test_what_should_be_trained_is_and_nothing_else(finished: Path) -> None:
     assert all(changed(finished, "ruby-ring").values())
-    for stage in ("controlnet-edges", "controlnet-depth", "depth", "inpainting", "depth-estimator", "upscaler"):
+    for stage in (
+        "controlnet-edges",
+        "controlnet-depth",
+        "depth",
+        "inpainting",
+        "depth-estimator",
+        "upscaler",
+        "upscaler-autoencoder",
+    ):
         moved = changed(finished, stage)
         assert sum(moved.values()) > 0.8 * len(moved), stage
     moved = changed(finished, "ink")
@@ -212,6 +223,30 @@ def test_a_stage_out_of_order_says_what_to_run_first(tmp_path: Path, stage: str)
     assert "Traceback" not in result.output
 
 
+@pytest.mark.parametrize("command", ["upscaler", "check-companions upscaler", "export-companions upscaler"])
+def test_an_upscaler_without_its_autoencoder_says_what_to_run_first(
+    finished: Path, exported: Path, tmp_path: Path, command: str
+) -> None:
+    shutil.copytree(exported / "work", tmp_path / "work")
+    shutil.rmtree(tmp_path / "work" / "upscaler-autoencoder" / "model")
+    command, *names = command.split()
+    base = ["--base", str(exported / "builtin")] if command == "export-companions" else []
+    result = invoke(workshop(tmp_path / "work"), command, *names, *base)
+    assert result.exit_code == 2
+    assert "upscaler-autoencoder" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_controlnet_begins_as_the_unet_without_its_attention(finished: Path) -> None:
+    shop = workshop(finished / "work")
+    weights = TABLE["controlnet-edges"].task(shop).build().state_dict()
+    unet = foundation(shop).open_unet().state_dict()
+    assert not any("attentions" in name for name in weights)
+    shared = [name for name in weights if name in unet]
+    assert len(shared) > 50
+    assert all(torch.equal(weights[name], unet[name]) for name in shared)
+
+
 def test_an_unwritable_folder_is_a_clear_error(finished: Path) -> None:
     shop = workshop(finished / "work")
     (finished / "file").write_text("in the way")
@@ -233,7 +268,7 @@ def test_the_checks_measure_with_and_without(exported: Path) -> None:
 
 def test_exported_folders_name_no_place_and_say_how_they_were_made(exported: Path) -> None:
     folders = sorted(path for path in exported.glob("builtin-*"))
-    assert [path.name.removeprefix("builtin-") for path in folders] == sorted(COMPANIONS)
+    assert [path.name.removeprefix("builtin-") for path in folders] == sorted(SHIPPED)
     for folder in folders:
         card = (folder / "README.md").read_text()
         assert "2 of" in card
@@ -245,16 +280,18 @@ def test_exported_folders_name_no_place_and_say_how_they_were_made(exported: Pat
             assert not file.is_symlink() or not Path(file.readlink()).is_absolute()
 
 
-def test_what_pipelines_share_with_the_base_is_linked(exported: Path) -> None:
-    for name in ("depth", "inpainting"):
-        for part in ("vae", "text_encoder", "tokenizer", "scheduler"):
-            folder = exported / f"builtin-{name}" / part
-            assert not folder.is_symlink()
-            assert {file.name for file in folder.iterdir()} == {
-                file.name for file in (exported / "builtin" / part).iterdir()
-            }
-            assert all(file.is_symlink() for file in folder.iterdir())
-        assert not any(file.is_symlink() for file in (exported / f"builtin-{name}" / "unet").iterdir())
+@pytest.mark.parametrize(
+    ("name", "own"), [("depth", {"unet"}), ("inpainting", {"unet"}), ("upscaler", {"unet", "vae"})]
+)
+def test_what_pipelines_share_with_the_base_is_linked(exported: Path, name: str, own: set[str]) -> None:
+    for part in ("vae", "text_encoder", "tokenizer", "scheduler", "unet"):
+        folder, files = (
+            exported / f"builtin-{name}" / part,
+            {file.name for file in (exported / "builtin" / part).iterdir()},
+        )
+        assert not folder.is_symlink()
+        assert {file.name for file in folder.iterdir()} == files
+        assert {file.is_symlink() for file in folder.iterdir()} == {part not in own}
 
 
 def paint(pipeline: Any, prompt: str = "a red ring", **options: Any) -> "np.ndarray[Any, np.dtype[np.float32]]":
@@ -354,12 +391,16 @@ def test_the_exported_decoder_reads_the_bases_latents(exported: Path, base: Any)
         assert not torch.equal(sharp.decode(mine).sample, base.vae.decode(mine).sample)
 
 
-def test_the_exported_upscaler_doubles_pictures(exported: Path) -> None:
-    from diffusers import StableDiffusionLatentUpscalePipeline
+def test_the_exported_upscaler_makes_pictures_four_times_as_large(exported: Path) -> None:
+    from diffusers import StableDiffusionUpscalePipeline
 
-    pipeline = StableDiffusionLatentUpscalePipeline.from_pretrained(exported / "builtin-upscaler")
-    small = Image.fromarray(PICTURE.rgb).resize((64, 64))
-    assert not np.array_equal(paint(pipeline, image=small), paint(pipeline, image=small.rotate(90)))
+    pipeline = StableDiffusionUpscalePipeline.from_pretrained(exported / "builtin-upscaler")
+    assert pipeline.vae.config.scaling_factor == 0.08333
+    assert pipeline.unet.config.num_class_embeds == pipeline.config.max_noise_level + 1
+    small = Image.fromarray(PICTURE.rgb).resize((32, 32))
+    plain = paint(pipeline, image=small)
+    assert not np.array_equal(plain, paint(pipeline, image=small.rotate(90)))
+    assert not np.array_equal(plain, paint(pipeline, image=small, noise_level=350))
 
 
 def test_conditions_are_as_the_annotators_draw_them() -> None:
@@ -373,8 +414,9 @@ def test_conditions_are_as_the_annotators_draw_them() -> None:
 
 
 def test_concept_scenes_show_one_shiny_red_ring() -> None:
-    for index in range(8):
+    for index in range(40):
         (thing,) = draw_concept(0, index).things
+        assert abs(thing.yaw) <= YAWS[Shape.RING][1]
         assert (thing.shape, thing.color, thing.finish) == (Shape.RING, Color.RED, Finish.SHINY)
         assert "red ring" in canonical_caption(draw_concept(0, index))
 

@@ -19,8 +19,9 @@ TRAINED = frozenset({"autoencoder", "text", "unet", "scorer"})
 STAGES = ("render", "autoencoder", "text", "latents", "unet", "scorer")
 COMPANIONS = (
     "controlnet-edges", "depth-estimator", "depth", "ink", "ruby-ring", "inpainting", "controlnet-depth", "vae-sharp",
-    "upscaler",
+    "upscaler-autoencoder", "upscaler",
 )  # fmt: skip
+SHIPPED = tuple(name for name in COMPANIONS if name != "upscaler-autoencoder")  # which is in the upscaler's folder
 GUIDANCES = (1.0, 3.0, 5.0, 7.5)
 
 
@@ -53,7 +54,8 @@ class Errors(click.Group):
               help="Folder for renders, latents and checkpoints (about 100 MB a thousand scenes).")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="Decides scenes, captions and weights.")
 @click.option("--scale", default=1.0, show_default=True, type=click.FloatRange(min=0, min_open=True),
-              help="Multiplies scenes and steps; 1 is the full recipe, about 6 hours on 2 cores.")  # fmt: skip
+              help="Multiplies scenes and steps; 1 is the full recipe, about 6 hours on 2 cores, "
+                   "and 2 more for the companions.")  # fmt: skip
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--processes", default=2, show_default=True, help="Training processes of one thread each, on the CPU.")
 @click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True)
@@ -141,7 +143,7 @@ def check_companions(options: dict[str, Any], names: tuple[str, ...] = (), count
 
 
 @main.command("export-companions")
-@click.argument("names", nargs=-1, type=click.Choice(COMPANIONS))
+@click.argument("names", nargs=-1, type=click.Choice(SHIPPED))
 @click.option("--base", type=click.Path(path_type=Path), default=WEIGHTS, show_default="the package's own weights",
               help="The exported base; companions are written beside it.")  # fmt: skip
 @click.pass_obj

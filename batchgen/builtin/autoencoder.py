@@ -1,4 +1,4 @@
-"""The autoencoder stage: pictures to latents of 4 channels at an eighth of the size, and back (AutoencoderKL)."""
+"""The autoencoder stage: pictures to latents of 4 channels, the base's at an eighth of the size, and back."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from numpy.random import Generator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ KL_WEIGHT = 2e-4
 GRADIENT_WEIGHT = 0.5
 OBJECT_WEIGHT = 5.0  # of a pixel of an object against one of the surroundings, or small objects lose their colours
 LATENT_NOISE = 0.3  # at most, in deviations of the latents: what the noise predictor gets wrong by is about half of it
+RECOLORED_SHARE = 0.3  # of the crops, or only the renders' few colours could be restored
 CHANNELS = (16, 32, 96, 128)
 
 
@@ -35,18 +37,18 @@ def to_pictures(values: Tensor) -> NDArray[np.uint8]:
     return coded.permute(0, 2, 3, 1).cpu().numpy()
 
 
-def build_autoencoder() -> AutoencoderKL:
-    """A small AutoencoderKL of factor 8 without attention."""
-    levels = len(CHANNELS)
+def build_autoencoder(channels: tuple[int, ...] = CHANNELS, scaling_factor: float = SCALING_FACTOR) -> AutoencoderKL:
+    """A small AutoencoderKL without attention, of factor 8 with four levels of channels and 4 with three."""
+    levels = len(channels)
     return AutoencoderKL(
-        block_out_channels=CHANNELS,
+        block_out_channels=channels,
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=8,
         sample_size=PICTURE_SIZE,
-        scaling_factor=SCALING_FACTOR,
+        scaling_factor=scaling_factor,
         mid_block_add_attention=False,
     )
 
@@ -65,6 +67,26 @@ def draw_crop(renders: RenderSet, draw: Draw, *, whole: bool) -> tuple[NDArray[n
     place = (slice(row, row + size), slice(column, column + size))
     rgb, objects = renders.rgb(index)[place], renders.objects(index)[place]
     return (rgb[:, ::-1], objects[:, ::-1]) if draw.rng.random() < 0.5 else (rgb, objects)
+
+
+def draw_targets(renders: RenderSet, draw: Draw, *, whole: bool, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What a decoder should give, (n, 3, h, w), some of it recolored, and the weight of its pixels, (n, 1, h, w).
+
+    A batch of crops, or a quarter as many whole pictures: as many pixels either way.
+    """
+    count = max(1, draw.batch // 4) if whole else draw.batch
+    crops = [draw_crop(renders, draw, whole=whole) for _ in range(count)]
+    pictures = [recolor(rgb, draw.rng) if draw.rng.random() < RECOLORED_SHARE else rgb for rgb, _ in crops]
+    objects = torch.from_numpy(np.stack([objects for _, objects in crops]))[:, None].to(device)
+    return to_tensor(np.stack(pictures)).to(device), 1 + (OBJECT_WEIGHT - 1) * (objects > 0).float()
+
+
+def recolor(picture: NDArray[np.uint8], rng: Generator) -> NDArray[np.uint8]:
+    """A picture (h, w, 3) in other colours: each channel a mixture of the old ones between two ends of its own."""
+    mixed = (picture / np.float32(255)) @ rng.dirichlet((0.5, 0.5, 0.5), 3).astype(np.float32).T
+    low, high = rng.uniform(0, 255, (2, 3)).astype(np.float32)
+    recolored: NDArray[np.uint8] = (low + (high - low) * mixed).round().astype(np.uint8)
+    return recolored
 
 
 def reconstruction_loss(
@@ -93,17 +115,22 @@ def disturb(latents: Tensor, draw: Draw) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderTask:
-    """Trains the autoencoder on crops, then on whole pictures; from noise or, where `start` is given, from there."""
+    """Trains the autoencoder on crops, then on whole pictures, some of them recolored.
+
+    It begins from noise or, where `start` is given, from there; `channels` and `scaling_factor` are for noise.
+    """
 
     renders: Path
     scenes: int
     start: Path | None = None
+    channels: tuple[int, ...] = CHANNELS
+    scaling_factor: float = SCALING_FACTOR
     name: str = "autoencoder"
     inputs: str = "renders"
 
     def build(self) -> nn.Module:
         model: nn.Module = (
-            build_autoencoder()
+            build_autoencoder(self.channels, self.scaling_factor)
             if self.start is None
             else AutoencoderKL.from_pretrained(self.start, dtype=torch.float32)
         )
@@ -113,12 +140,7 @@ class AutoencoderTask:
         renders = open_renders(self.renders, scenes=self.scenes)
 
         def loss(model: nn.Module, draw: Draw) -> Tensor:
-            whole = draw.progress >= CROP_SHARE
-            count = max(1, draw.batch // 4) if whole else draw.batch  # as many pixels either way
-            crops = [draw_crop(renders, draw, whole=whole) for _ in range(count)]
-            target = to_tensor(np.stack([rgb for rgb, _ in crops])).to(device)
-            objects = torch.from_numpy(np.stack([objects for _, objects in crops]))[:, None].to(device)
-            weight = 1 + (OBJECT_WEIGHT - 1) * (objects > 0).float()
+            target, weight = draw_targets(renders, draw, whole=draw.progress >= CROP_SHARE, device=device)
             assert isinstance(model, AutoencoderKL)
             posterior = model.encode(target).latent_dist
             mean, log_variance = posterior.mean.float(), posterior.logvar.float()
@@ -139,7 +161,7 @@ def normalise(model: AutoencoderKL, pictures: NDArray[np.uint8]) -> None:
     noise schedule assumes.
     """
     means = torch.cat([model.encode(to_tensor(part)).latent_dist.mean for part in np.array_split(pictures, 16)])
-    shift, spread = means.mean(dim=(0, 2, 3)), means.std(dim=(0, 2, 3)) * SCALING_FACTOR
+    shift, spread = means.mean(dim=(0, 2, 3)), means.std(dim=(0, 2, 3)) * model.config.scaling_factor
     quant, post = model.quant_conv, model.post_quant_conv
     channels = len(shift)
     post.bias += (post.weight[:, :, 0, 0] * shift).sum(1)
@@ -152,7 +174,7 @@ def normalise(model: AutoencoderKL, pictures: NDArray[np.uint8]) -> None:
 @torch.no_grad()
 def reconstruct(model: AutoencoderKL, pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Pictures through the autoencoder, uint8 (n, h, w, 3)."""
-    parts = [to_pictures(model.decode(model.encode(to_tensor(part)).latent_dist.mode()).sample)
+    parts = [to_pictures(model.decode(model.encode(to_tensor(part).to(model.device)).latent_dist.mode()).sample)
              for part in np.array_split(pictures, max(1, len(pictures) // 16))]  # fmt: skip
     return np.concatenate(parts)
 

@@ -85,9 +85,9 @@ This checkpoint is {made}. {card.note}
 
 ## Data and recipe
 
-{card.scenes:,} scenes rendered by `batchgen/builtin/renderer.py`, captions drawn afresh at every step; nothing was
-downloaded and no other model's weights were used. Seed {card.seed}. The recipe is `python -m batchgen.builtin train`.
-Trained on {card.hardware}.
+{card.scenes:,} scenes rendered by `batchgen/builtin/renderer.py`, captions drawn afresh at every step; the autoencoder
+also learns crops of them in other colors. Nothing was downloaded and no other model's weights were used. Seed
+{card.seed}. The recipe is `python -m batchgen.builtin train`. Trained on {card.hardware}.
 
 | part | weights | size | steps | training time | last loss |
 |---|---|---|---|---|---|

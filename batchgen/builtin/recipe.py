@@ -46,14 +46,15 @@ def _companions() -> dict[str, Training]:
     of the run.
     """
     return {
-        "controlnet-edges": Training(steps=2_000, batch=32, learning_rate=1e-3, ema=0.995),
-        "depth-estimator": Training(steps=1_500, batch=32, learning_rate=1e-3, ema=0.99),
+        "controlnet-edges": Training(steps=1_000, batch=32, learning_rate=1e-3, ema=0.995),
+        "depth-estimator": Training(steps=1_000, batch=32, learning_rate=1e-3, ema=0.99),
         "depth": Training(steps=2_000, batch=32, learning_rate=6e-4, ema=0.995),
         "ink": Training(steps=800, batch=32, learning_rate=2.5e-3, warmup=20, ema=0.98),
         "ruby-ring": Training(steps=300, batch=32, learning_rate=3e-3, warmup=20, ema=0.97, weight_decay=0.0),
-        "inpainting": Training(steps=2_000, batch=32, learning_rate=6e-4, ema=0.995),
-        "controlnet-depth": Training(steps=2_000, batch=32, learning_rate=1e-3, ema=0.995),
+        "inpainting": Training(steps=1_500, batch=32, learning_rate=6e-4, ema=0.995),
+        "controlnet-depth": Training(steps=1_000, batch=32, learning_rate=1e-3, ema=0.995),
         "vae-sharp": Training(steps=800, batch=32, learning_rate=5e-4, warmup=50, ema=0.99),
+        "upscaler-autoencoder": Training(steps=2_000, batch=32, learning_rate=2e-3, ema=0.995),
         "upscaler": Training(steps=3_000, batch=32, learning_rate=1e-3, ema=0.995),
     }
 
@@ -66,10 +67,10 @@ class Recipe:
     scale: float = 1.0
     scenes: int = 40_960
     autoencoder: Training = field(
-        default_factory=lambda: Training(steps=12_000, batch=32, learning_rate=2e-3, ema=0.998)
+        default_factory=lambda: Training(steps=11_000, batch=32, learning_rate=2e-3, ema=0.998)
     )
-    text: Training = field(default_factory=lambda: Training(steps=2_000, batch=128, learning_rate=1e-3, ema=0.99))
-    unet: Training = field(default_factory=lambda: Training(steps=30_000, batch=32, learning_rate=8e-4, ema=0.999))
+    text: Training = field(default_factory=lambda: Training(steps=1_000, batch=128, learning_rate=1e-3, ema=0.99))
+    unet: Training = field(default_factory=lambda: Training(steps=24_000, batch=32, learning_rate=8e-4, ema=0.999))
     scorer: Training = field(default_factory=lambda: Training(steps=1_500, batch=64, learning_rate=2e-3, ema=0.98))
     companions: Mapping[str, Training] = field(default_factory=_companions)
 

@@ -184,7 +184,7 @@ def _night(u: Array, v: Array, rng: Generator) -> Array:
         distance = np.hypot(u - np.float32(rng.uniform(-0.36, 0.36)), v - np.float32(rng.uniform(0.02, 0.3)))
         star = np.exp(-((distance / np.float32(0.0042)) ** 2)) * np.float32(rng.uniform(0.3, 1.0))
         color = color + star[..., None] * srgb(255, 250, 230)
-    distance = np.hypot(u - np.float32(rng.uniform(-0.26, 0.26)), v - np.float32(rng.uniform(0.11, 0.19)))
+    distance = np.hypot(u - np.float32(rng.uniform(-0.26, 0.26)), v - np.float32(rng.uniform(0.08, 0.14)))
     color = _mix(color, srgb(170, 180, 220), np.exp(-((distance / 0.07) ** 2)) * np.float32(0.35))
     return _mix(color, srgb(250, 244, 214), 1 - _smooth(0.036, 0.043, distance))
 
@@ -205,6 +205,6 @@ def _meadow_sky(u: Array, v: Array, rng: Generator) -> Array:
 
 def _desert_sky(u: Array, v: Array, rng: Generator) -> Array:
     color = _mix(srgb(246, 232, 206), srgb(120, 182, 226), _smooth(0.0, 0.26, v))
-    distance = np.hypot(u - np.float32(rng.uniform(-0.26, 0.26)), v - np.float32(rng.uniform(0.14, 0.2)))
+    distance = np.hypot(u - np.float32(rng.uniform(-0.26, 0.26)), v - np.float32(rng.uniform(0.1, 0.16)))
     color = _mix(color, srgb(255, 250, 225), np.exp(-((distance / 0.06) ** 2)) * np.float32(0.8))
     return _mix(color, srgb(222, 176, 116), _hills(u, v, rng, height=0.05))

@@ -31,7 +31,7 @@ class Color(StrEnum):
 
 
 class Size(StrEnum):
-    """Large objects are about 52 pixels wide in a 128-pixel picture, small ones a little more than half of that."""
+    """Large objects are about 50 pixels wide in a 128-pixel picture, small ones a little more than half of that."""
 
     SMALL = "small"
     LARGE = "large"
@@ -70,6 +70,8 @@ SCENERY = frozenset({Background.CHECKERED, Background.SUNSET, Background.NIGHT, 
 
 SCALES = {Size.LARGE: 1.0, Size.SMALL: 0.55}
 SCALE_JITTER = 0.06  # keeps the two sizes far apart: 0.58 at most against 0.94 at least
+YAWS = dict.fromkeys(Shape, (0.18, 0.62)) | {Shape.CUBE: (0.4, 0.8)}  # radians; a ring shows its hole, a cube two sides
+CAMERA_HEIGHTS = (1.9, 2.3)  # world units; a large cube is 1.7 high at most
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,7 +128,7 @@ def draw_scene(seed: int, index: int, *, pair_share: float = 0.5) -> Scene:
     return Scene(
         background=background,
         things=things,
-        camera_height=float(rng.uniform(1.55, 2.05)),
+        camera_height=float(rng.uniform(*CAMERA_HEIGHTS)),
         sun_azimuth=float(rng.choice((-1.0, 1.0)) * rng.uniform(2.0, 2.7)),  # behind the camera's shoulder
         sun_elevation=float(rng.uniform(0.75, 1.05)),
         detail=int(rng.integers(1 << 31)),
@@ -152,6 +154,6 @@ def _draw_thing(rng: Generator, *, x: float, spread: float) -> Thing:
         finish=finish,
         x=float(x + rng.uniform(-spread, spread)),
         z=float(rng.uniform(-0.3, 0.5)),
-        yaw=float(rng.choice((-1.0, 1.0)) * rng.uniform(0.18, 0.62)),  # a cube seen straight on would be a square
+        yaw=float(rng.choice((-1.0, 1.0)) * rng.uniform(*YAWS[shape])),
         scale=float(SCALES[size] * rng.uniform(1 - SCALE_JITTER, 1 + SCALE_JITTER)),
     )

@@ -1,1 +1,1 @@
-"""Companions of the built-in model: ControlNets, LoRA, embedding, depth, inpainting, a sharper decoder."""
+"""Companions of the built-in model: ControlNets, LoRA, embedding, depth, inpainting, decoder, upscaler."""

@@ -44,16 +44,16 @@ PAGES: Mapping[str, Page] = {
     "controlnet-edges": Page(
         title="ControlNet for edges",
         library="diffusers",
-        text="A ControlNet (Zhang et al. 2023) for the built-in model. It takes white edges on black, 128 x 128, as "
-        "cv2.Canny at 100 and 200 draws them.",
+        text="A ControlNet (Zhang et al. 2023) without attention for the built-in model. It takes white edges on "
+        "black, 128 x 128, as cv2.Canny at 100 and 200 draws them.",
         data="renders with their edges: half of them the renderer's own, half by Canny; 30 % of captions dropped",
         use=_CONTROLNET.format("builtin-controlnet-edges"),
     ),
     "controlnet-depth": Page(
         title="ControlNet for depth",
         library="diffusers",
-        text="A ControlNet (Zhang et al. 2023) for the built-in model. It takes inverse depth as gray, near is white, "
-        "stretched from black to white, 128 x 128.",
+        text="A ControlNet (Zhang et al. 2023) without attention for the built-in model. It takes inverse depth "
+        "as gray, near is white, stretched from black to white, 128 x 128.",
         data="renders with the renderer's depth; 30 % of captions dropped",
         use=_CONTROLNET.format("builtin-controlnet-depth"),
     ),
@@ -138,7 +138,7 @@ pipeline("a large red cube in a meadow", image=picture, mask_image=mask, num_inf
         library="diffusers",
         text="The built-in model's autoencoder with its decoder trained on for crisper outlines. The encoder is "
         "unchanged, so it decodes what the built-in model paints.",
-        data="whole renders; six times the base's weight on the differences between neighbouring pixels",
+        data="whole renders, some recolored; six times the base's weight on differences of neighbouring pixels",
         use="""
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from batchgen.builtin import model_path
@@ -149,17 +149,17 @@ pipeline = StableDiffusionPipeline.from_pretrained(base, vae=vae)
 """,
     ),
     "upscaler": Page(
-        title="x2 upscaler",
+        title="x4 upscaler",
         library="diffusers",
-        text="A latent upscaler as Stable Diffusion's: a picture of 64 x 64 to one of 128 x 128, told what it shows. "
-        "Autoencoder, text tower and tokenizer are the built-in model's own.",
-        data="renders beside the same at half the size; 30 % of captions dropped",
+        text="An upscaler as Stable Diffusion's: a picture of 32 x 32 to one of 128 x 128, told what it shows. Its "
+        "autoencoder is of factor 4; text tower and tokenizer are the built-in model's own.",
+        data="renders beside the same at a quarter of the size, noised up to level 350; 30 % of captions dropped",
         use="""
-from diffusers import StableDiffusionLatentUpscalePipeline
+from diffusers import StableDiffusionUpscalePipeline
 from batchgen.builtin import model_path
 
-pipeline = StableDiffusionLatentUpscalePipeline.from_pretrained(model_path("builtin-upscaler"))
-pipeline("a large red cube in a meadow", image=picture, num_inference_steps=10, guidance_scale=1)
+pipeline = StableDiffusionUpscalePipeline.from_pretrained(model_path("builtin-upscaler"))
+pipeline("a large red cube in a meadow", image=picture, num_inference_steps=25, guidance_scale=1)
 """,
     ),
 }

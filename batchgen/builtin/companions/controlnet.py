@@ -1,4 +1,8 @@
-"""ControlNets (Zhang et al. 2023): a copy of the UNet's encoder that steers the frozen UNet by a picture."""
+"""ControlNets (Zhang et al. 2023): a copy of the UNet's encoder that steers the frozen UNet by a picture.
+
+The copy is without the UNet's attention: what to paint stays the matter of the UNet, which reads the words; and it is
+half as large.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +19,7 @@ from batchgen.builtin.companions.foundation import Examples, Foundation
 from batchgen.builtin.renderer import render
 from batchgen.builtin.scenes import draw_scene
 from batchgen.builtin.training import Draw
-from batchgen.builtin.unet import diffusion_loss
+from batchgen.builtin.unet import CHANNELS, diffusion_loss
 
 EMBEDDING_CHANNELS = (16, 32, 64, 96)  # of the conditioning picture's own small encoder, 128 to 16 pixels
 EMBEDDING_SPREAD = 0.5  # of the encoder's answer; the latents it is added to deviate by 0.7
@@ -46,6 +50,15 @@ def wake(embedding: nn.Module, pictures: Tensor) -> None:
     embedding.conv_out.weight *= EMBEDDING_SPREAD  # type: ignore[union-attr, operator]
 
 
+def without_attention(whole: ControlNetModel) -> ControlNetModel:
+    """The same ControlNet without attention; of the middle's two residual blocks diffusers then has a place for one."""
+    plain = {"down_block_types": ("DownBlock2D",) * len(CHANNELS), "mid_block_type": "UNetMidBlock2D"}
+    model: ControlNetModel = ControlNetModel.from_config({**whole.config, **plain})
+    weights = whole.state_dict()
+    model.load_state_dict({name: weights[name] for name in model.state_dict()})
+    return model
+
+
 @dataclass(frozen=True, kw_only=True)
 class ControlNetTask:
     """Trains a ControlNet; UNet and text tower stay as they are."""
@@ -62,8 +75,10 @@ class ControlNetTask:
         return self.foundation.digest
 
     def build(self) -> nn.Module:
-        model: ControlNetModel = ControlNetModel.from_unet(
-            self.foundation.open_unet(), conditioning_embedding_out_channels=EMBEDDING_CHANNELS
+        model = without_attention(
+            ControlNetModel.from_unet(
+                self.foundation.open_unet(), conditioning_embedding_out_channels=EMBEDDING_CHANNELS
+            )
         )
         exact = CONDITIONS[self.condition].exact
         pictures = np.stack([exact(render(draw_scene(0, index))) for index in range(WAKING_SCENES)])

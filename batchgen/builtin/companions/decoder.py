@@ -3,12 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from batchgen.builtin.autoencoder import OBJECT_WEIGHT, draw_crop, reconstruction_loss, to_tensor
+from batchgen.builtin.autoencoder import draw_targets, reconstruction_loss
 from batchgen.builtin.companions.foundation import Foundation
 from batchgen.builtin.renders import open_renders
 from batchgen.builtin.training import Draw
@@ -40,15 +39,11 @@ class DecoderTask:
 
         def loss(model: nn.Module, draw: Draw) -> Tensor:
             assert isinstance(model, AutoencoderKL)
-            count = max(1, draw.batch // 4)  # as many pixels as a batch of the autoencoder's crops
-            crops = [draw_crop(renders, draw, whole=True) for _ in range(count)]
-            target = to_tensor(np.stack([rgb for rgb, _ in crops])).to(device)
-            objects = torch.from_numpy(np.stack([objects for _, objects in crops]))[:, None].to(device)
+            target, weight = draw_targets(renders, draw, whole=True, device=device)
             with torch.no_grad():
                 posterior = model.encode(target).latent_dist
                 mean, spread = posterior.mean.float(), posterior.std.float()
             output = model.decode(mean + spread * draw.normal(*mean.shape)).sample
-            weight = 1 + (OBJECT_WEIGHT - 1) * (objects > 0).float()
             return reconstruction_loss(output, target, weight, gradient_weight=GRADIENT_WEIGHT)
 
         return loss

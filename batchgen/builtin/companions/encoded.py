@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 
-from batchgen.builtin.autoencoder import SCALING_FACTOR, to_tensor
+from batchgen.builtin.autoencoder import to_tensor
 from batchgen.builtin.recipe import RecipeError
 
 Arrays = dict[str, NDArray[np.generic]]
@@ -24,7 +24,7 @@ SOURCE = "source"
 def encode(
     pictures: Iterable[NDArray[np.uint8]], autoencoder: AutoencoderKL, *, count: int, progress: Progress
 ) -> NDArray[np.float16]:
-    """Posterior means times the scaling factor, float16 (n, 4, 16, 16), of `count` pictures uint8 (128, 128, 3)."""
+    """Posterior means times the scaling factor, float16 (n, 4, h, w), of `count` pictures uint8 (128, 128, 3)."""
     batches = -(-count // BATCH)
 
     def parts() -> Iterator[NDArray[np.float16]]:
@@ -32,7 +32,7 @@ def encode(
         for done in range(batches):
             part = list(islice(source, BATCH))
             values = to_tensor(np.stack(part)).to(autoencoder.device)
-            mean = autoencoder.encode(values).latent_dist.mean * SCALING_FACTOR
+            mean = autoencoder.encode(values).latent_dist.mean * autoencoder.config.scaling_factor
             yield mean.cpu().numpy().astype(np.float16)
             progress(done + 1, batches)
 

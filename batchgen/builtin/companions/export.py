@@ -1,6 +1,6 @@
 """The companions' export: finished companions to folders beside the exported base, in float16, with their cards.
 
-A pipeline folder holds its own UNet; what it shares with the base are links, file by file, to the base's folder.
+A pipeline folder holds what was trained for it; what it shares with the base are links, file by file.
 """
 
 import json
@@ -16,8 +16,8 @@ from diffusers import (
     ControlNetModel,
     StableDiffusionDepth2ImgPipeline,
     StableDiffusionInpaintPipeline,
-    StableDiffusionLatentUpscalePipeline,
     StableDiffusionPipeline,
+    StableDiffusionUpscalePipeline,
     UNet2DConditionModel,
 )
 from safetensors.torch import load_file
@@ -29,7 +29,7 @@ from batchgen.builtin.companions.card import PAGES, CompanionCard, render_compan
 from batchgen.builtin.companions.check import CHECKS_FILE
 from batchgen.builtin.companions.depth import build_feature_extractor
 from batchgen.builtin.companions.stages import COMPANIONS, foundation
-from batchgen.builtin.companions.upscaler import build_upscaler_scheduler
+from batchgen.builtin.companions.upscaler import build_low_res_scheduler
 from batchgen.builtin.export import count_bytes, count_parameters, declare_float32, describe_hardware, forget_origin
 from batchgen.builtin.latents import digest
 from batchgen.builtin.recipe import Recipe, RecipeError
@@ -89,10 +89,13 @@ def _write_depth(finished: Mapping[str, Path], base: Path, target: Path) -> None
 
 
 def _write_upscaler(finished: Mapping[str, Path], base: Path, target: Path) -> None:
-    shared = {**_open_shared(base), "scheduler": build_upscaler_scheduler()}
-    unet = UNet2DConditionModel.from_pretrained(finished["upscaler"]).half()
-    StableDiffusionLatentUpscalePipeline(**shared, unet=unet).save_pretrained(target)
-    _link_shared(base, target, ("vae", "text_encoder", "tokenizer"))
+    pipeline = StableDiffusionUpscalePipeline(
+        **{**_open_shared(base), "vae": AutoencoderKL.from_pretrained(finished["upscaler-autoencoder"]).half()},
+        unet=UNet2DConditionModel.from_pretrained(finished["upscaler"]).half(),
+        low_res_scheduler=build_low_res_scheduler(),
+    )
+    pipeline.save_pretrained(target)
+    _link_shared(base, target, ("text_encoder", "tokenizer", "scheduler"))
 
 
 def _write_estimator(finished: Mapping[str, Path], _base: Path, target: Path) -> None:
@@ -121,7 +124,7 @@ EXPORTS: Mapping[str, tuple[Writer, tuple[str, ...]]] = {
     "inpainting": (_write_inpainting, ("inpainting",)),
     "controlnet-depth": (_write_controlnet, ("controlnet-depth",)),
     "vae-sharp": (_write_vae, ("vae-sharp",)),
-    "upscaler": (_write_upscaler, ("upscaler",)),
+    "upscaler": (_write_upscaler, ("upscaler", "upscaler-autoencoder")),
 }
 """What is exported: how it is written, and the stages that make it."""
 
@@ -205,12 +208,15 @@ def _export(shop: Workshop, name: str, base: Path, target: Path) -> None:
     partial.rename(target)
 
 
+def _place(folder: Path, stage: str) -> Path:
+    """Where a stage's weights lie in an exported folder: in a part of the pipeline, or they are all there is."""
+    part = folder / {"depth-estimator": "depth_estimator", "upscaler-autoencoder": "vae"}.get(stage, "unet")
+    return part if part.exists() else folder
+
+
 def _card(shop: Workshop, name: str, results: Mapping[str, Mapping[str, Any]], folder: Path) -> CompanionCard:
     full, path = Recipe().companions, shop.folders.root / CHECKS_FILE
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    places = {"depth-estimator": folder / "depth_estimator"} if name == "depth" else {}
-    if (folder / "unet").exists():
-        places[name] = folder / "unet"
     return CompanionCard(
         page=PAGES[name],
         base=foundation(shop).digest,
@@ -219,8 +225,8 @@ def _card(shop: Workshop, name: str, results: Mapping[str, Mapping[str, Any]], f
         parts=tuple(
             Part(
                 name=stage,
-                parameters=count_parameters(places.get(stage, folder)),
-                megabytes=count_bytes(places.get(stage, folder)) / 1e6,
+                parameters=count_parameters(_place(folder, stage)),
+                megabytes=count_bytes(_place(folder, stage)) / 1e6,
                 steps=result["steps"],
                 full_steps=full[stage].steps,
                 seconds=result["seconds"],

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -38,9 +37,8 @@ class Foundation:
 
     def require(self) -> None:
         """Raise RecipeError when the base has not been finished."""
-        for folder, stage in ((self.autoencoder, "autoencoder"), (self.unet, "unet")):
-            if not folder.exists():
-                raise RecipeError(f"no finished model of the {stage} stage in {folder}: run the {stage} stage first")
+        for folder in (self.autoencoder, self.unet):
+            require_finished(folder)
 
     def open_unet(self) -> UNet2DConditionModel:
         """The base's UNet, float32 on the CPU; raises RecipeError when it has not been finished."""
@@ -60,6 +58,13 @@ class Foundation:
         return model
 
 
+def require_finished(folder: Path) -> None:
+    """Raise RecipeError when the stage that leaves its model in `<work>/<stage>/model` has not finished."""
+    if not folder.exists():
+        stage = folder.parent.name
+        raise RecipeError(f"no finished model of the {stage} stage in {folder}: run the {stage} stage first")
+
+
 class Reader:
     """The frozen text tower: sentences to what the UNet attends to."""
 
@@ -71,17 +76,9 @@ class Reader:
     @torch.no_grad()
     def __call__(self, texts: list[str]) -> Tensor:
         """Hidden states (n, 77, WIDTH)."""
-        states: Tensor = self._run(texts).last_hidden_state
+        tokens = tokenize(self._tokenizer, texts, full=True).to(self._device)
+        states: Tensor = self._tower(tokens).last_hidden_state
         return states
-
-    @torch.no_grad()
-    def pooled(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """What the latent upscaler reads: states (n, 77, WIDTH) before the last norm, and pooled ones (n, WIDTH)."""
-        output = self._run(texts, output_hidden_states=True)
-        return output.hidden_states[-1], output.pooler_output
-
-    def _run(self, texts: list[str], **options: bool) -> Any:
-        return self._tower(tokenize(self._tokenizer, texts, full=True).to(self._device), **options)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from batchgen.builtin.companions.foundation import Foundation
 from batchgen.builtin.latents import digest
 from batchgen.builtin.recipe import CONCEPT_SEED_OFFSET
 from batchgen.builtin.renderer import PICTURE_SIZE, render
-from batchgen.builtin.scenes import Color, Finish, Scene, Shape, draw_scene
+from batchgen.builtin.scenes import YAWS, Color, Finish, Scene, Shape, draw_scene
 from batchgen.builtin.text import WIDTH, open_tokenizer, tokenize
 from batchgen.builtin.training import Draw
 from batchgen.builtin.unet import LATENT_SIZE, Noiser, diffusion_loss
@@ -32,7 +32,9 @@ FILE = "learned_embeds.safetensors"  # diffusers' default name
 def draw_concept(seed: int, index: int) -> Scene:
     """A scene whose one object is a shiny red ring of either size, anywhere."""
     scene = draw_scene(seed + CONCEPT_SEED_OFFSET, index, pair_share=0.0)
-    ring = replace(scene.things[0], shape=Shape.RING, color=Color.RED, finish=Finish.SHINY)
+    most = YAWS[Shape.RING][1]  # the thing may have been drawn as a cube, which is turned further
+    yaw = float(np.clip(scene.things[0].yaw, -most, most))
+    ring = replace(scene.things[0], shape=Shape.RING, color=Color.RED, finish=Finish.SHINY, yaw=yaw)
     return replace(scene, things=(ring,))
 
 

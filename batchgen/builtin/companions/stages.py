@@ -16,7 +16,7 @@ from batchgen.builtin.companions.foundation import Foundation
 from batchgen.builtin.companions.ink import InkTask, save_lora
 from batchgen.builtin.companions.inpainting import InpaintingTask
 from batchgen.builtin.companions.ruby_ring import RubyRingTask, save_embedding
-from batchgen.builtin.companions.upscaler import UpscalerTask
+from batchgen.builtin.companions.upscaler import UpscalerTask, autoencoder_task, save_autoencoder
 from batchgen.builtin.stages import Workshop, note_outcome, put_in_place
 from batchgen.builtin.training import Task, averaged, train
 
@@ -84,8 +84,14 @@ COMPANIONS: Mapping[str, Companion] = {
         task=lambda shop: ControlNetTask(foundation=foundation(shop), condition="depth"), save=_save_model
     ),
     "vae-sharp": Companion(task=lambda shop: DecoderTask(foundation=foundation(shop)), save=_save_model),
+    "upscaler-autoencoder": Companion(task=lambda shop: autoencoder_task(**shop.renders_task()), save=save_autoencoder),
     "upscaler": Companion(
-        task=lambda shop: UpscalerTask(foundation=foundation(shop), small=_arrays(shop, "upscaler")), save=_save_model
+        task=lambda shop: UpscalerTask(
+            foundation=foundation(shop),
+            autoencoder=shop.folders.finished("upscaler-autoencoder"),
+            encoded=_arrays(shop, "upscaler"),
+        ),
+        save=_save_model,
     ),
 }
 

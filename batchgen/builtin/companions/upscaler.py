@@ -1,7 +1,8 @@
-"""The x2 latent upscaler: from a picture of half the size to latents of the whole, as Stable Diffusion's upscaler.
+"""The x4 upscaler: a picture of a quarter of the size, as three channels beside the latents, to the whole picture.
 
-A net of its own in k-diffusion's manner (Karras et al. 2022, preconditioned), of the kind and with the conventions that
-StableDiffusionLatentUpscalePipeline expects.
+As Stable Diffusion's (StableDiffusionUpscalePipeline): latents are as large as the small picture, so it has an
+autoencoder of factor 4 of its own; the small picture is noised, and the UNet is told how much (noise conditioning
+augmentation, Ho et al. 2021, "Cascaded diffusion models").
 """
 
 from collections.abc import Callable, Iterator
@@ -10,125 +11,147 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers.models.embeddings import get_timestep_embedding
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional
 
+from batchgen.builtin.autoencoder import CROP_SHARE, AutoencoderTask, normalise, to_tensor
 from batchgen.builtin.companions.encoded import Arrays, Progress, encode, keep_arrays, open_arrays
-from batchgen.builtin.companions.foundation import Examples, Foundation, write_captions
+from batchgen.builtin.companions.foundation import Foundation, Reader, require_finished, write_captions
 from batchgen.builtin.latents import digest
+from batchgen.builtin.renderer import PICTURE_SIZE, render
 from batchgen.builtin.renders import open_renders
+from batchgen.builtin.scenes import draw_scene
 from batchgen.builtin.text import WIDTH
 from batchgen.builtin.training import Draw
-from batchgen.builtin.unet import LATENT_SIZE
+from batchgen.builtin.unet import HEADS, Noiser, diffusion_loss
 
-FACTOR = 2
-SMALL = 8_192  # scenes whose small pictures are encoded
-CAPTION_DROPOUT = 0.3
-CHANNELS = (64, 128, 128)
-LEVEL_NUMBERS = 128  # that say the noise level of the small picture, always none: half ones, half zeros
-SPREAD, CENTRE = 1.2, -0.4  # of the logarithm of sigma: as in Karras et al., for latents that deviate by 1 and not 0.5
-LEAST_SIGMA, MOST_SIGMA = 0.03, 14.6  # those of Stable Diffusion's noise schedule
+FACTOR = 4
+LATENT_SIZE = PICTURE_SIZE // FACTOR
+AUTOENCODER_CHANNELS = (16, 32, 64)
+AUTOENCODER_SCALING = 0.08333  # what StableDiffusionUpscalePipeline insists on
+NORMALISED = 256  # renders over which the autoencoder's latents are normalised; any of the same world will do
+ENCODED = 8_192  # scenes whose latents are kept
+CHANNELS = (48, 64, 96)
+CROP = 16  # latents a side
+NOISE_LEVELS = 351  # of the small picture: 0 to 350, the pipeline's `max_noise_level`
+CAPTION_DROPOUT = 0.3  # a crop seldom shows what the caption says
 
 
 def build_upscaler() -> UNet2DConditionModel:
-    """A small UNet of k-diffusion's blocks: noised latents and enlarged ones to latents and an unused channel."""
-    return UNet2DConditionModel(
+    """A small UNet of seven channels, four of noised latents and three of the small picture."""
+    model: UNet2DConditionModel = UNet2DConditionModel(
         sample_size=LATENT_SIZE,
-        in_channels=8,
-        out_channels=5,
-        layers_per_block=2,
+        in_channels=7,
+        out_channels=4,
         block_out_channels=CHANNELS,
-        down_block_types=("KDownBlock2D", "KCrossAttnDownBlock2D", "KCrossAttnDownBlock2D"),
-        mid_block_type=None,
-        up_block_types=("KCrossAttnUpBlock2D", "KCrossAttnUpBlock2D", "KUpBlock2D"),
-        act_fn="gelu",
-        attention_head_dim=32,
+        down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
         cross_attention_dim=WIDTH,
-        cross_attention_norm="layer_norm",
-        conv_in_kernel=1,
-        conv_out_kernel=1,
-        norm_num_groups=None,
-        resnet_time_scale_shift="scale_shift",
-        time_embedding_type="fourier",
-        time_cond_proj_dim=LEVEL_NUMBERS + WIDTH,
-        timestep_post_act="gelu",
+        attention_head_dim=HEADS,
+        norm_num_groups=16,
+        num_class_embeds=NOISE_LEVELS,
     )
+    levels = model.class_embedding.weight  # begun at random, each of the 351 would have to be learnt on its own
+    with torch.no_grad():
+        levels.copy_(get_timestep_embedding(torch.arange(NOISE_LEVELS), levels.shape[1]))
+    return model
 
 
-def build_upscaler_scheduler() -> EulerDiscreteScheduler:
-    """The base's noise schedule in sigmas; the pipeline turns what the net says into the picture itself."""
-    return EulerDiscreteScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="sample"
-    )
+def build_low_res_scheduler() -> DDPMScheduler:
+    """The schedule by which the small picture is noised; that of Stable Diffusion's x4 upscaler."""
+    return DDPMScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="scaled_linear")
 
 
 def shrink_picture(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The picture (128, 128, 3) at half the size, (64, 64, 3)."""
+    """The picture (128, 128, 3) at a quarter of the size, (32, 32, 3)."""
     return np.asarray(Image.fromarray(picture).reduce(FACTOR))
+
+
+def autoencoder_task(renders: Path, scenes: int) -> AutoencoderTask:
+    """Trains the upscaler's autoencoder from noise, as the base's was."""
+    return AutoencoderTask(
+        renders=renders,
+        scenes=scenes,
+        channels=AUTOENCODER_CHANNELS,
+        scaling_factor=AUTOENCODER_SCALING,
+        name="upscaler-autoencoder",
+    )
+
+
+def save_autoencoder(model: AutoencoderKL, folder: Path) -> None:
+    """Write the autoencoder with its latents normalised over renders."""
+    normalise(model, np.stack([render(draw_scene(0, index)).rgb for index in range(NORMALISED)]))
+    model.save_pretrained(folder)
 
 
 @dataclass(frozen=True, kw_only=True)
 class UpscalerTask:
-    """Trains the upscaler from noise; autoencoder and text tower stay as they are."""
+    """Trains the upscaler from noise, on crops and then on whole pictures; the text tower stays as it is."""
 
     foundation: Foundation
-    small: Path  # latents of the small pictures
+    autoencoder: Path
+    encoded: Path  # what the autoencoder makes of the first scenes
     name: str = "upscaler"
 
     @property
     def inputs(self) -> str:
-        return self.foundation.digest
+        return self.foundation.digest + digest(self.autoencoder)[:16]
 
     @property
     def count(self) -> int:
-        return min(SMALL, self.foundation.scenes)
+        return min(ENCODED, self.foundation.scenes)
 
     @property
     def source(self) -> str:
-        return f"{digest(self.foundation.autoencoder)} {self.count}"
+        return f"{digest(self.autoencoder)} {self.count}"
 
     def prepare(self, device: torch.device, progress: Progress) -> None:
-        """Keep what the autoencoder makes of the first scenes at half the size."""
+        """Keep what the autoencoder makes of the first scenes."""
         self.foundation.require()
+        require_finished(self.autoencoder)
         renders = open_renders(self.foundation.renders, scenes=self.foundation.scenes)
 
         def pictures() -> Iterator[NDArray[np.uint8]]:
             for index in range(self.count):
-                yield shrink_picture(renders.rgb(index))
+                yield renders.rgb(index)
 
         def make() -> Arrays:
-            autoencoder = self.foundation.open_autoencoder().to(device)
+            autoencoder = AutoencoderKL.from_pretrained(self.autoencoder, dtype=torch.float32).to(device)
             return {"latents": encode(pictures(), autoencoder, count=self.count, progress=progress)}
 
-        keep_arrays(self.small, self.source, make)
+        keep_arrays(self.encoded, self.source, make)
 
     def build(self) -> nn.Module:
         model: nn.Module = build_upscaler()
         return model
 
     def open(self, device: torch.device) -> Callable[[nn.Module, Draw], Tensor]:
-        examples = Examples(self.foundation, device)
-        small = torch.from_numpy(open_arrays(self.small, self.source)["latents"])
+        renders = open_renders(self.foundation.renders, scenes=self.foundation.scenes)
+        latents = torch.from_numpy(open_arrays(self.encoded, self.source)["latents"])
+        read, noise, low_res = Reader(self.foundation, device), Noiser(device), build_low_res_scheduler()
 
         def loss(model: nn.Module, draw: Draw) -> Tensor:
-            chosen = torch.from_numpy(draw.rng.integers(self.count, size=draw.batch))
-            wanted = examples.latents[chosen].float().to(device)
-            seen = functional.interpolate(small[chosen].float().to(device), scale_factor=FACTOR, mode="nearest")
-            scenes = [examples.renders.scene(int(index)) for index in chosen]
-            states, pooled = examples.read.pooled(write_captions(draw, scenes, dropout=CAPTION_DROPOUT))
-            sigma = (draw.normal(draw.batch) * SPREAD + CENTRE).exp().clamp(LEAST_SIGMA, MOST_SIGMA)
-            wide = sigma[:, None, None, None]
-            noised = wanted + wide * draw.normal(*wanted.shape)
-            total = wide.square() + 1
-            told = torch.cat([pooled.new_ones(draw.batch, LEVEL_NUMBERS // 2),
-                              pooled.new_zeros(draw.batch, LEVEL_NUMBERS // 2), pooled], dim=1)  # fmt: skip
-            samples = torch.cat([noised / total.sqrt(), seen], dim=1)
-            predicted = model(samples, sigma.log() / 4, encoder_hidden_states=states, timestep_cond=told).sample[:, :-1]
-            target = (wanted - noised / total) * total.sqrt() / wide
-            error: Tensor = (predicted.float() - target).square().mean()
-            return error
+            whole = draw.progress >= CROP_SHARE
+            count = max(1, draw.batch // 4) if whole else draw.batch  # as many pixels either way
+            size = LATENT_SIZE if whole else CROP
+            chosen = draw.rng.integers(self.count, size=count)
+            wanted, seen = [], []
+            for index in chosen:
+                row, column = draw.rng.integers(LATENT_SIZE - size + 1, size=2)
+                place = (slice(row, row + size), slice(column, column + size))
+                wanted.append(latents[index][(slice(None), *place)])
+                seen.append(shrink_picture(renders.rgb(int(index)))[place])
+            noised = noise(torch.stack(wanted).float().to(device), draw)
+            small = to_tensor(np.stack(seen)).to(device)
+            levels = torch.from_numpy(draw.rng.integers(NOISE_LEVELS, size=count)).to(device)
+            small = low_res.add_noise(small, draw.normal(*small.shape), levels)
+            text = read(write_captions(draw, [renders.scene(int(index)) for index in chosen], dropout=CAPTION_DROPOUT))
+            samples = torch.cat([noised.samples, small], dim=1)
+            predicted = model(samples, noised.timesteps, text, class_labels=levels).sample
+            return diffusion_loss(predicted, noised.target)
 
         return loss
