@@ -185,9 +185,7 @@ def write_inpainting() -> None:
 
 def _write_jsonl(name: str, rows: Iterable[Mapping[str, object]]) -> None:
     with (FOLDER / name).open("w", encoding="utf-8") as stream:
-        stream.writelines(
-            json.dumps({**row, "guidance_scale": GUIDANCE}) + "\n" for row in rows
-        )
+        stream.writelines(json.dumps({**row, "guidance_scale": GUIDANCE}) + "\n" for row in rows)
 
 
 def write_companions() -> None:
