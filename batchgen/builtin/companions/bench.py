@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import DPTForDepthEstimation
 
 from batchgen.builtin.autoencoder import reconstruct, to_tensor
-from batchgen.builtin.captions import draw_caption
+from batchgen.builtin.captions import caption_around, draw_caption
 from batchgen.builtin.companions.conditions import inverse_depth
 from batchgen.builtin.companions.measures import Pictures, relief_correlation
 from batchgen.builtin.export import load_finished
@@ -80,6 +80,20 @@ class Bench:
     def plain(self) -> Pictures:
         """What the base alone paints for the prompts."""
         return self.paint(load_finished(self.shop), self.prompts)
+
+    @cached_property
+    def vague_prompts(self) -> list[str]:
+        """Prompts that leave shapes, sizes and places to the depth: full ones say so much that depth adds little."""
+        rng = np.random.default_rng((self.shop.recipe.seed, FIRST_SCENE))
+        return [
+            caption_around(rng, "an object" if len(scene.things) == 1 else "two objects", scene.background)
+            for scene in self.scenes
+        ]
+
+    @cached_property
+    def vague(self) -> Pictures:
+        """What the base alone paints for the vague prompts."""
+        return self.paint(load_finished(self.shop), self.vague_prompts)
 
     @cached_property
     def restored(self) -> Pictures:

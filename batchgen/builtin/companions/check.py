@@ -83,7 +83,7 @@ def check_controlnet_edges(bench: Bench) -> Finding:
 
 def check_controlnet_depth(bench: Bench) -> Finding:
     control = np.stack([depth_picture(inverse) for inverse in bench.inverse])
-    return _depth_finding(bench, _guided(bench, "controlnet-depth", control, _vague(bench)), shown=control)
+    return _depth_finding(bench, _guided(bench, "controlnet-depth", control, bench.vague_prompts), shown=control)
 
 
 class _DepthAlone(StableDiffusionDepth2ImgPipeline):  # type: ignore[misc]  # diffusers has no types
@@ -102,24 +102,14 @@ def check_depth(bench: Bench) -> Finding:
         depth_estimator=bench.open_estimator(),
         feature_extractor=build_feature_extractor(),
     )
-    painted = bench.paint(pipeline, _vague(bench), inputs={"image": images(bench.truth)}, strength=1.0)
+    painted = bench.paint(pipeline, bench.vague_prompts, inputs={"image": images(bench.truth)}, strength=1.0)
     return _depth_finding(bench, painted, shown=bench.truth)
 
 
-def _vague(bench: Bench) -> list[str]:
-    """Prompts that leave shapes, sizes and places to the depth: full ones say so much that depth adds little."""
-    rng = np.random.default_rng((bench.shop.recipe.seed, FIRST_SCENE))
-    return [
-        caption_around(rng, "an object" if len(scene.things) == 1 else "two objects", scene.background)
-        for scene in bench.scenes
-    ]
-
-
 def _depth_finding(bench: Bench, pictures: Pictures, *, shown: Pictures) -> Finding:
-    without = bench.paint(load_finished(bench.shop), _vague(bench))
     rows = {
         "with": {"correlation": bench.relief(pictures)},
-        "without": {"correlation": bench.relief(without)},
+        "without": {"correlation": bench.relief(bench.vague)},
         "renders through the autoencoder": {"correlation": bench.relief(bench.restored)},
     }
     return Finding(
@@ -127,7 +117,7 @@ def _depth_finding(bench: Bench, pictures: Pictures, *, shown: Pictures) -> Find
         "with the scene's, both less the average scene. The prompts name the background and how many objects, no more.",
         rows=rows,
         passes=rows["with"]["correlation"] > rows["without"]["correlation"] + 0.1,
-        columns=(shown, without, pictures),
+        columns=(shown, bench.vague, pictures),
     )
 
 
