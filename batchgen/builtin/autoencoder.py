@@ -69,13 +69,14 @@ def draw_crop(renders: RenderSet, draw: Draw, *, whole: bool) -> tuple[NDArray[n
     return (rgb[:, ::-1], objects[:, ::-1]) if draw.rng.random() < 0.5 else (rgb, objects)
 
 
-def draw_targets(renders: RenderSet, draw: Draw, *, whole: bool, device: torch.device) -> tuple[Tensor, Tensor]:
-    """What a decoder should give, (n, 3, h, w), some of it recolored, and the weight of its pixels, (n, 1, h, w).
+def count_samples(batch: int, *, whole: bool) -> int:
+    """How many crops, or whole pictures of twice the side, a step takes: as many pixels either way."""
+    return max(1, batch // 4) if whole else batch
 
-    A batch of crops, or a quarter as many whole pictures: as many pixels either way.
-    """
-    count = max(1, draw.batch // 4) if whole else draw.batch
-    crops = [draw_crop(renders, draw, whole=whole) for _ in range(count)]
+
+def draw_targets(renders: RenderSet, draw: Draw, *, whole: bool, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What a decoder should give, (n, 3, h, w), some of it recolored, and the weight of its pixels, (n, 1, h, w)."""
+    crops = [draw_crop(renders, draw, whole=whole) for _ in range(count_samples(draw.batch, whole=whole))]
     pictures = [recolor(rgb, draw.rng) if draw.rng.random() < RECOLORED_SHARE else rgb for rgb, _ in crops]
     objects = torch.from_numpy(np.stack([objects for _, objects in crops]))[:, None].to(device)
     return to_tensor(np.stack(pictures)).to(device), 1 + (OBJECT_WEIGHT - 1) * (objects > 0).float()

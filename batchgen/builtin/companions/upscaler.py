@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from batchgen.builtin.autoencoder import CROP_SHARE, AutoencoderTask, normalise, to_tensor
+from batchgen.builtin.autoencoder import CROP_SHARE, AutoencoderTask, count_samples, normalise, to_tensor
 from batchgen.builtin.companions.encoded import Arrays, Progress, encode, keep_arrays, open_arrays
 from batchgen.builtin.companions.foundation import Foundation, Reader, require_finished, write_captions
 from batchgen.builtin.latents import digest
@@ -136,7 +136,7 @@ class UpscalerTask:
 
         def loss(model: nn.Module, draw: Draw) -> Tensor:
             whole = draw.progress >= CROP_SHARE
-            count = max(1, draw.batch // 4) if whole else draw.batch  # as many pixels either way
+            count = count_samples(draw.batch, whole=whole)
             size = LATENT_SIZE if whole else CROP
             chosen = draw.rng.integers(self.count, size=count)
             wanted, seen = [], []
