@@ -9,22 +9,25 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from diffusers import UNet2DConditionModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from batchgen import builtin
 from batchgen.builtin.__main__ import main
-from batchgen.builtin.autoencoder import LATENT_NOISE, AutoencoderTask, disturb, recolor
+from batchgen.builtin.autoencoder import LATENT_NOISE, AutoencoderTask, disturb, draw_crop, draw_targets, recolor
 from batchgen.builtin.captions import COLOR_WORDS, SHAPE_WORDS, SIZE_WORDS, canonical_caption, draw_caption
 from batchgen.builtin.evaluate import score_answers
 from batchgen.builtin.naming import UNNAMED, caption_labels, scene_labels
 from batchgen.builtin.recipe import RecipeError, Training
 from batchgen.builtin.renderer import COLORS, render
-from batchgen.builtin.renders import open_renders, render_stage
+from batchgen.builtin.renders import _centers, open_renders, render_stage
 from batchgen.builtin.scenes import Background, Color, Scene, Shape, Size, draw_scene
+from batchgen.builtin.text import WIDTH
 from batchgen.builtin.tokenizer import CONTEXT, train_tokenizer
 from batchgen.builtin.training import Draw, Hardware, Run, averaged, train
+from batchgen.builtin.unet import build_unet, go_on_from
 
 SCENES = [draw_scene(5, index) for index in range(40)]
 
@@ -305,6 +308,44 @@ def test_renders_on_disk_are_those_of_their_seed(tmp_path: Path, monkeypatch: py
         open_renders(tmp_path, scenes=9)
     with pytest.raises(RecipeError, match="another seed"):
         render_stage(tmp_path, seed=8, scenes=4, workers=1, progress=lambda done, total: None)
+    with pytest.raises(RecipeError, match="size"):
+        render_stage(tmp_path, seed=9, scenes=4, workers=1, progress=lambda done, total: None, size=256)
+
+
+def test_large_renders_show_the_same_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the upscaler learns on: crops of it and their objects belong together, and shrunk it is the small render."""
+    monkeypatch.setattr("batchgen.builtin.renders.CHUNK_SCENES", 2)
+    render_stage(tmp_path, seed=9, scenes=2, workers=1, progress=lambda done, total: None, size=512)
+    renders = open_renders(tmp_path, scenes=2)
+    small = render(draw_scene(9, 1))
+    assert renders.rgb(1).shape == (512, 512, 3)
+    shrunk = renders.rgb(1).reshape(128, 4, 128, 4, 3).mean(axis=(1, 3))
+    assert np.abs(shrunk - small.rgb).mean() < 2
+    assert np.allclose(renders.centers[1], 4 * _centers([small])[0], atol=4)
+    draw = Draw(rng=np.random.default_rng(0), noise=torch.Generator(), batch=64, progress=0, device=torch.device("cpu"))
+    crops = [draw_crop(renders, draw, side=64) for _ in range(64)]
+    assert {rgb.shape for rgb, _ in crops} == {(64, 64, 3)}
+    mixed = [objects for _, objects in crops if 0 < (objects > 0).mean() < 1]
+    assert len(mixed) > 16  # outlines are what there is to learn
+    assert len(draw_targets(renders, draw, side=256, device=draw.device)[0]) == 4
+    assert len(draw_targets(renders, draw, side=64, device=draw.device)[0]) == 64
+
+
+def test_a_unet_without_attention_at_its_first_level_can_be_gone_on_with(tmp_path: Path) -> None:
+    """The first checkpoints had none there: what is added begins without effect, what does not fit is refused."""
+    blocks = {"down_block_types": ("DownBlock2D", *["CrossAttnDownBlock2D"] * 2),
+              "up_block_types": (*["CrossAttnUpBlock2D"] * 2, "UpBlock2D")}  # fmt: skip
+    torch.manual_seed(0)
+    old = UNet2DConditionModel.from_config({**build_unet().config, **blocks}).eval()
+    old.save_pretrained(tmp_path / "old")
+    new = go_on_from(tmp_path / "old").eval()
+    assert len(new.state_dict()) > len(old.state_dict())
+    values = torch.randn(2, 4, 16, 16), torch.tensor([10, 900]), torch.randn(2, 7, WIDTH)
+    with torch.no_grad():
+        assert torch.allclose(new(*values).sample, old(*values).sample, atol=1e-5)
+    UNet2DConditionModel.from_config({**build_unet().config, "in_channels": 5}).save_pretrained(tmp_path / "wide")
+    with pytest.raises(RecipeError, match="another kind"):
+        go_on_from(tmp_path / "wide")
 
 
 def test_scores_count_what_they_say() -> None:

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from safetensors.torch import load_file
 
-from batchgen.builtin.__main__ import COMPANIONS, SHIPPED, main
+from batchgen.builtin.__main__ import CHECKED, COMPANIONS, SHIPPED, main
 from batchgen.builtin.captions import canonical_caption
 from batchgen.builtin.companions.conditions import canny, depth_picture, edge_picture, inverse_depth
 from batchgen.builtin.companions.export import EXPORTS
@@ -32,11 +32,13 @@ from batchgen.builtin.companions.measures import (
 from batchgen.builtin.companions.ruby_ring import TOKEN, TOKENS, draw_concept
 from batchgen.builtin.companions.stages import COMPANIONS as TABLE
 from batchgen.builtin.companions.stages import foundation, run_companion
+from batchgen.builtin.export import load_finished
+from batchgen.builtin.latents import digest
 from batchgen.builtin.recipe import Folders, Recipe, RecipeError, Training
 from batchgen.builtin.renderer import render
 from batchgen.builtin.scenes import YAWS, Color, Finish, Shape, draw_scene
 from batchgen.builtin.scorer import ScorerTask
-from batchgen.builtin.stages import TRAINING, Workshop, autoencoder_task, unet_task
+from batchgen.builtin.stages import TRAINING, Workshop, autoencoder_task, run_unet, unet_task
 from batchgen.builtin.training import Hardware, Run, averaged, learning_rate, train
 
 SCENES = 16
@@ -67,7 +69,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for module in ("renders", "latents"):
             patch.setattr(f"batchgen.builtin.{module}.CHUNK_SCENES", SCENES)
         patch.setattr("batchgen.builtin.companions.ruby_ring.SCENES", 4)
-        patch.setattr("batchgen.builtin.companions.upscaler.NORMALISED", SCENES)
+        patch.setattr("batchgen.builtin.companions.upscaler.NORMALISED", 2)
+        patch.setattr("batchgen.builtin.companions.stages.LARGE_SCENES", 4)
+        patch.setattr("batchgen.builtin.companions.upscaler.CROPS", (16, 32))
         for pictures in ("HELD_OUT", "NORMALISED"):
             patch.setattr(f"batchgen.builtin.stages.{pictures}", SCENES)
         for stage in ("render", "autoencoder", "text", "latents", "unet"):
@@ -108,6 +112,9 @@ def test_a_run_goes_on_from_an_exported_model(finished: Path, tmp_path: Path) ->
         stored = load_file(model / part / "diffusion_pytorch_model.safetensors")
         built = {name.removeprefix("unet."): value for name, value in task.build().state_dict().items()}
         assert all(torch.equal(built[name], value.float()) for name, value in stored.items())
+    adopted = load_finished(shop).unet.state_dict()
+    assert all(torch.equal(adopted[name], value.float()) for name, value in
+               load_file(model / "unet" / "diffusion_pytorch_model.safetensors").items())  # fmt: skip
     for stage in ("autoencoder", "latents", "unet"):
         TRAINING[stage](shop)
     state = torch.load(shop.folders.stage("unet") / "checkpoint.pt", weights_only=True)
@@ -118,6 +125,23 @@ def test_a_run_goes_on_from_an_exported_model(finished: Path, tmp_path: Path) ->
     assert notes["autoencoder"]["before"]["steps"] == notes["unet"]["before"]["steps"] == 2
     card = (tmp_path / "builtin" / "README.md").read_text()
     assert all(f"| 4 of {getattr(Recipe(), stage).steps:,} |" in card for stage in ("autoencoder", "unet"))
+
+
+def test_the_text_tower_stays_as_it_is_on_request(finished: Path, tmp_path: Path) -> None:
+    """Companions that read the tower stay valid when the UNet goes on with --keep-tower."""
+    work, model = tmp_path / "work", finished / "builtin"
+    shop = workshop(work)
+    assert invoke(shop, "adopt", "--model", str(model)).exit_code == 0
+    for part in ("renders", "latents"):
+        shutil.copytree(finished / "work" / part, work / part)
+    (work / "latents" / "autoencoder.sha256").write_text(digest(work / "autoencoder" / "model"))
+    run_unet(replace(shop, recipe=replace(shop.recipe, keep_tower=True)))
+    before, after = (load_file(folder / "text_encoder" / "model.safetensors")
+                     for folder in (model, work / "unet" / "model"))  # fmt: skip
+    assert all(torch.equal(after[name], value.float()) for name, value in before.items())
+    name = "diffusion_pytorch_model.safetensors"
+    before, after = load_file(model / "unet" / name), load_file(work / "unet" / "model" / "unet" / name)
+    assert any(not torch.equal(after[name], value.float()) for name, value in before.items())
 
 
 def changed(finished: Path, stage: str) -> dict[str, bool]:
@@ -259,7 +283,7 @@ def test_an_unwritable_folder_is_a_clear_error(finished: Path) -> None:
 
 def test_the_checks_measure_with_and_without(exported: Path) -> None:
     found = json.loads((exported / "work" / "companions.json").read_text())
-    assert set(found) == set(COMPANIONS)
+    assert set(found) == set(CHECKED)
     for name, check in found.items():
         assert len(check["rows"]) >= 2
         assert (exported / "work" / f"sheet-{name}.png").stat().st_size > 10_000
@@ -391,13 +415,38 @@ def test_the_exported_decoder_reads_the_bases_latents(exported: Path, base: Any)
         assert not torch.equal(sharp.decode(mine).sample, base.vae.decode(mine).sample)
 
 
+def test_the_exported_clip_reads_and_sees(exported: Path, tmp_path: Path) -> None:
+    """It loads by transformers' own classes, and a picture's likeness does not depend on its size or its mates."""
+    from transformers import CLIPModel, CLIPProcessor
+
+    folder = exported / "builtin-clip"
+    assert {str(tensor.dtype) for tensor in load_file(folder / "model.safetensors").values()} == {"torch.float16"}
+    model, processor = CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
+    assert model.dtype is torch.float32
+    texts = ["a red ring", "two objects side by side on a checkered floor"]
+    pictures = [Image.fromarray(PICTURE.rgb), Image.fromarray(render(draw_scene(7, 3)).rgb)]
+
+    def likeness(texts: list[str], pictures: list[Image.Image]) -> torch.Tensor:
+        inputs = processor(text=texts, images=pictures, padding=True, return_tensors="pt")
+        assert inputs["pixel_values"].shape == (len(pictures), 3, 128, 128)
+        with torch.no_grad():
+            found: torch.Tensor = model(**inputs).logits_per_image
+        return found
+
+    both = likeness(texts, pictures)
+    assert torch.allclose(both[:1, :1], likeness(texts[:1], pictures[:1]), atol=1e-4)
+    large = [picture.resize((256, 256), Image.Resampling.NEAREST) for picture in pictures]
+    assert not torch.allclose(both[0], both[1])
+    assert (both - likeness(texts, large)).abs().max() < 0.2 * (both[0] - both[1]).abs().max()
+
+
 def test_the_exported_upscaler_makes_pictures_four_times_as_large(exported: Path) -> None:
     from diffusers import StableDiffusionUpscalePipeline
 
     pipeline = StableDiffusionUpscalePipeline.from_pretrained(exported / "builtin-upscaler")
     assert pipeline.vae.config.scaling_factor == 0.08333
     assert pipeline.unet.config.num_class_embeds == pipeline.config.max_noise_level + 1
-    small = Image.fromarray(PICTURE.rgb).resize((32, 32))
+    small = Image.fromarray(PICTURE.rgb).resize((32, 32))  # of 128 it makes 512, which takes sixteen times as long
     plain = paint(pipeline, image=small)
     assert not np.array_equal(plain, paint(pipeline, image=small.rotate(90)))
     assert not np.array_equal(plain, paint(pipeline, image=small, noise_level=350))

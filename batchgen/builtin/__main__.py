@@ -21,7 +21,8 @@ COMPANIONS = (
     "controlnet-edges", "depth-estimator", "depth", "ink", "ruby-ring", "inpainting", "controlnet-depth", "vae-sharp",
     "upscaler-autoencoder", "upscaler",
 )  # fmt: skip
-SHIPPED = tuple(name for name in COMPANIONS if name != "upscaler-autoencoder")  # which is in the upscaler's folder
+CHECKED = (*COMPANIONS, "text")
+SHIPPED = (*(name for name in COMPANIONS if name != "upscaler-autoencoder"), "clip")  # that is in the upscaler's folder
 GUIDANCES = (1.0, 3.0, 5.0, 7.5)
 
 
@@ -31,7 +32,7 @@ def _workshop(options: dict[str, Any]) -> "Workshop":
 
     bfloat16 = {"auto": None, "float32": False, "bfloat16": True}[options["precision"]]
     return Workshop(
-        recipe=Recipe(seed=options["seed"], scale=options["scale"]).scaled(),
+        recipe=Recipe(seed=options["seed"], scale=options["scale"], keep_tower=options["keep_tower"]).scaled(),
         folders=Folders(root=options["work"]),
         hardware=Hardware(device=options["device"], processes=options["processes"], bfloat16=bfloat16),
         log=say,
@@ -56,6 +57,8 @@ class Errors(click.Group):
 @click.option("--scale", default=1.0, show_default=True, type=click.FloatRange(min=0, min_open=True),
               help="Multiplies scenes and steps; 1 is the full recipe, about 6 hours on 2 cores, "
                    "and 2 more for the companions.")  # fmt: skip
+@click.option("--keep-tower", is_flag=True, help="Leave the text tower as it is in the unet stage, so that companions "
+              "trained to read it stay valid; for going on from an adopted model.")  # fmt: skip
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--processes", default=2, show_default=True, help="Training processes of one thread each, on the CPU.")
 @click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True)
@@ -128,7 +131,7 @@ def export(options: dict[str, Any], output: Path, note: str = "") -> None:
 
 
 @main.command("check-companions")
-@click.argument("names", nargs=-1, type=click.Choice(COMPANIONS))
+@click.argument("names", nargs=-1, type=click.Choice(CHECKED))
 @click.option("--count", default=64, show_default=True, type=click.IntRange(min=2), help="Fresh scenes a companion.")
 @click.option("--steps", default=25, show_default=True, type=click.IntRange(min=1))
 @click.pass_obj

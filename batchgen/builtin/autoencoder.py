@@ -17,6 +17,7 @@ from batchgen.builtin.training import Draw
 
 SCALING_FACTOR = 0.18215  # Stable Diffusion's; pipelines fall back on it, so ours stays the same
 CROP = 64
+CROP_SPREAD = 0.15  # deviation of crops around objects, in sides of the picture
 CROP_SHARE = 0.7  # of the steps; whole pictures after, for GroupNorm's statistics are those of the whole
 KL_WEIGHT = 2e-4
 GRADIENT_WEIGHT = 0.5
@@ -53,30 +54,29 @@ def build_autoencoder(channels: tuple[int, ...] = CHANNELS, scaling_factor: floa
     )
 
 
-def draw_crop(renders: RenderSet, draw: Draw, *, whole: bool) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """A crop of 64 pixels, or a whole picture, and the objects at its pixels; half are mirrored.
+def draw_crop(renders: RenderSet, draw: Draw, *, side: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """A crop of `side` pixels, or a whole picture, and the objects at its pixels; half are mirrored.
 
     Three of four crops lie near an object, the rest anywhere.
     """
-    index, size = int(draw.rng.integers(renders.count)), PICTURE_SIZE if whole else CROP
-    corner = draw.rng.uniform(0, PICTURE_SIZE - size, 2)
-    if not whole and draw.rng.random() < 0.75:
+    index, room = int(draw.rng.integers(renders.count)), renders.size - side
+    corner = draw.rng.uniform(0, room, 2)
+    if room and draw.rng.random() < 0.75:
         center = renders.centers[index, int(draw.rng.integers(2))]
-        corner = np.clip(center - CROP / 2 + draw.rng.normal(0, 10, 2), 0, PICTURE_SIZE - CROP)
+        corner = np.clip(center - side / 2 + draw.rng.normal(0, CROP_SPREAD * renders.size, 2), 0, room)
     row, column = corner.astype(int)
-    place = (slice(row, row + size), slice(column, column + size))
+    place = (slice(row, row + side), slice(column, column + side))
     rgb, objects = renders.rgb(index)[place], renders.objects(index)[place]
     return (rgb[:, ::-1], objects[:, ::-1]) if draw.rng.random() < 0.5 else (rgb, objects)
 
 
-def count_samples(batch: int, *, whole: bool) -> int:
-    """How many crops, or whole pictures of twice the side, a step takes: as many pixels either way."""
-    return max(1, batch // 4) if whole else batch
+def draw_targets(renders: RenderSet, draw: Draw, *, side: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What a decoder should give, (n, 3, h, w), some of it recolored, and the weight of its pixels, (n, 1, h, w).
 
-
-def draw_targets(renders: RenderSet, draw: Draw, *, whole: bool, device: torch.device) -> tuple[Tensor, Tensor]:
-    """What a decoder should give, (n, 3, h, w), some of it recolored, and the weight of its pixels, (n, 1, h, w)."""
-    crops = [draw_crop(renders, draw, whole=whole) for _ in range(count_samples(draw.batch, whole=whole))]
+    A batch is one of crops of 64 pixels; larger sides get fewer crops, so that a step sees as many pixels.
+    """
+    count = max(1, draw.batch * CROP**2 // side**2)
+    crops = [draw_crop(renders, draw, side=side) for _ in range(count)]
     pictures = [recolor(rgb, draw.rng) if draw.rng.random() < RECOLORED_SHARE else rgb for rgb, _ in crops]
     objects = torch.from_numpy(np.stack([objects for _, objects in crops]))[:, None].to(device)
     return to_tensor(np.stack(pictures)).to(device), 1 + (OBJECT_WEIGHT - 1) * (objects > 0).float()
@@ -116,7 +116,7 @@ def disturb(latents: Tensor, draw: Draw) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderTask:
-    """Trains the autoencoder on crops, then on whole pictures, some of them recolored.
+    """Trains the autoencoder on crops, then on whole pictures or larger crops, some of them recolored.
 
     It begins from noise or, where `start` is given, from there; `channels` and `scaling_factor` are for noise.
     """
@@ -126,6 +126,7 @@ class AutoencoderTask:
     start: Path | None = None
     channels: tuple[int, ...] = CHANNELS
     scaling_factor: float = SCALING_FACTOR
+    last_side: int = PICTURE_SIZE  # pixels, of the crops after CROP_SHARE of the steps
     name: str = "autoencoder"
     inputs: str = "renders"
 
@@ -141,7 +142,8 @@ class AutoencoderTask:
         renders = open_renders(self.renders, scenes=self.scenes)
 
         def loss(model: nn.Module, draw: Draw) -> Tensor:
-            target, weight = draw_targets(renders, draw, whole=draw.progress >= CROP_SHARE, device=device)
+            side = CROP if draw.progress < CROP_SHARE else self.last_side
+            target, weight = draw_targets(renders, draw, side=side, device=device)
             assert isinstance(model, AutoencoderKL)
             posterior = model.encode(target).latent_dist
             mean, log_variance = posterior.mean.float(), posterior.logvar.float()

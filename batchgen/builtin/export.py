@@ -23,7 +23,7 @@ SCORES = "scores.json"
 
 def load_finished(shop: Workshop) -> StableDiffusionPipeline:
     """The pipeline of the finished stages, float32 on the CPU; raises RecipeError when one has not finished."""
-    for stage in PIPELINE_STAGES:
+    for stage in ("autoencoder", "unet"):
         if not shop.folders.finished(stage).exists():
             raise RecipeError(f"no finished model of the {stage} stage in {shop.folders.root}: run it first")
     float32 = torch.float32

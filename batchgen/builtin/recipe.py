@@ -61,11 +61,15 @@ def _companions() -> dict[str, Training]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """Everything that decides the weights. `scale` multiplies steps and scenes: 1.0 is the full recipe."""
+    """Everything that decides the weights. `scale` multiplies steps and scenes: 1.0 is the full recipe.
+
+    With `keep_tower` the UNet stage leaves the text tower as it is, so that what was trained to read it stays valid.
+    """
 
     seed: int = 0
     scale: float = 1.0
     scenes: int = 40_960
+    keep_tower: bool = False
     autoencoder: Training = field(
         default_factory=lambda: Training(steps=11_000, batch=32, learning_rate=2e-3, ema=0.998)
     )
@@ -73,6 +77,13 @@ class Recipe:
     unet: Training = field(default_factory=lambda: Training(steps=24_000, batch=32, learning_rate=8e-4, ema=0.999))
     scorer: Training = field(default_factory=lambda: Training(steps=1_500, batch=64, learning_rate=2e-3, ema=0.98))
     companions: Mapping[str, Training] = field(default_factory=_companions)
+
+    def training(self, stage: str) -> Training:
+        """How a stage of the base or a companion is trained."""
+        if stage in self.companions:
+            return self.companions[stage]
+        training: Training = getattr(self, stage)
+        return training
 
     def scaled(self) -> "Recipe":
         """The recipe with `scale` worked into every count and then set to 1.0."""

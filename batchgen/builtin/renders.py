@@ -25,7 +25,7 @@ CHUNK_SCENES = 256
 
 def _centers(pictures: list[Picture]) -> NDArray[np.float32]:
     """Row and column of every object's middle, shape (n, 2 objects, 2); a missing second object repeats the first."""
-    result = np.full((len(pictures), 2, 2), PICTURE_SIZE / 2, dtype=np.float32)
+    result = np.full((len(pictures), 2, 2), len(pictures[0].rgb) / 2, dtype=np.float32)
     for number, picture in enumerate(pictures):
         for thing in (1, 2):
             rows, columns = np.nonzero(picture.objects == thing)
@@ -34,14 +34,12 @@ def _centers(pictures: list[Picture]) -> NDArray[np.float32]:
     return result
 
 
-def write_chunk(folder: Path, seed: int, chunk: int) -> None:
-    """Render the scenes of one chunk and move them into place as `folder/<chunk>`."""
-    final = folder / f"{chunk:05d}"
+def write_chunk(final: Path, seed: int, scenes: range, size: int) -> None:
+    """Render the scenes of one chunk, `size` pixels a side, and move them into place as the folder `final`."""
     if final.exists():
         return
-    first = chunk * CHUNK_SCENES
-    pictures = [render(draw_scene(seed, index)) for index in range(first, first + CHUNK_SCENES)]
-    partial = folder / f".{chunk:05d}.{os.getpid()}"
+    pictures = [render(draw_scene(seed, index), size=size) for index in scenes]
+    partial = final.with_name(f".{final.name}.{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     np.save(partial / "rgb.npy", np.stack([picture.rgb for picture in pictures]))
@@ -52,42 +50,61 @@ def write_chunk(folder: Path, seed: int, chunk: int) -> None:
     partial.rename(final)
 
 
-def render_stage(folder: Path, *, seed: int, scenes: int, workers: int, progress: Callable[[int, int], None]) -> None:
-    """Render `scenes` scenes (rounded up to whole chunks) under `folder`; chunks that exist are kept.
+def render_stage(
+    folder: Path,
+    *,
+    seed: int,
+    scenes: int,
+    workers: int,
+    progress: Callable[[int, int], None],
+    size: int = PICTURE_SIZE,
+) -> None:
+    """Render `scenes` scenes (rounded up to whole chunks) of `size` pixels a side under `folder`; chunks that exist are
+    kept.
 
-    Raises RecipeError when the folder holds renders of another seed or cannot be written.
+    Raises RecipeError when the folder holds renders of another seed or size, or cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         note = folder / "seed.json"
         if not note.exists():
-            note.write_text(json.dumps({"seed": seed}))
+            note.write_text(json.dumps({"seed": seed, "size": size}))
     except OSError as error:
         raise RecipeError(f"cannot write renders to {folder}: {error}") from error
-    if json.loads(note.read_text())["seed"] != seed:
-        raise RecipeError(f"{folder} holds renders of another seed; choose another folder or remove it")
-    chunks = range(-(-scenes // CHUNK_SCENES))
-    missing = [chunk for chunk in chunks if not (folder / f"{chunk:05d}").exists()]
+    if _read_note(note) != (seed, size):
+        raise RecipeError(f"{folder} holds renders of another seed or size; choose another folder or remove it")
+    chunks = {folder / f"{chunk:05d}": range(chunk * CHUNK_SCENES, (chunk + 1) * CHUNK_SCENES)
+              for chunk in range(-(-scenes // CHUNK_SCENES))}  # fmt: skip
+    missing = {final: indices for final, indices in chunks.items() if not final.exists()}
     progress(len(chunks) - len(missing), len(chunks))
     if workers == 1:
-        for done, chunk in enumerate(missing, len(chunks) - len(missing) + 1):
-            write_chunk(folder, seed, chunk)
+        for done, (final, indices) in enumerate(missing.items(), len(chunks) - len(missing) + 1):
+            write_chunk(final, seed, indices, size)
             progress(done, len(chunks))
         return
     with ProcessPoolExecutor(max_workers=workers, mp_context=get_context("spawn")) as pool:
-        jobs = [pool.submit(write_chunk, folder, seed, chunk) for chunk in missing]
+        jobs = [pool.submit(write_chunk, final, seed, indices, size) for final, indices in missing.items()]
         for done, job in enumerate(as_completed(jobs), len(chunks) - len(missing) + 1):
             job.result()
             progress(done, len(chunks))
 
 
+def _read_note(note: Path) -> tuple[int, int]:
+    values = json.loads(note.read_text())
+    return int(values["seed"]), int(values.get("size", PICTURE_SIZE))
+
+
 @dataclass(frozen=True, kw_only=True)
 class RenderSet:
-    """The first `count` scenes under a folder, memory-mapped; scenes are drawn again from the seed, not stored."""
+    """The first `count` scenes under a folder, memory-mapped; scenes are drawn again from the seed, not stored.
+
+    Pictures are `size` pixels a side, 128 but for the upscaler.
+    """
 
     folder: Path
     seed: int
     count: int
+    size: int = PICTURE_SIZE
 
     @cached_property
     def _rgb(self) -> list[NDArray[np.uint8]]:
@@ -110,11 +127,11 @@ class RenderSet:
         """Row and column of the objects' middles, shape (count, 2, 2)."""
         return np.concatenate([np.load(self._chunk(chunk) / "centers.npy") for chunk in self._chunks])[: self.count]
 
-    def coverage(self, size: int) -> NDArray[np.uint8]:
-        """How much of each cell of a `size` x `size` grid shows objects, 0 to 255, shape (count, size, size)."""
-        cell = PICTURE_SIZE // size
+    def coverage(self, cells: int) -> NDArray[np.uint8]:
+        """How much of each cell of a `cells` x `cells` grid shows objects, 0 to 255, shape (count, cells, cells)."""
+        side = self.size // cells
         shares = [
-            (np.asarray(chunk) > 0).reshape(-1, size, cell, size, cell).mean(axis=(2, 4), dtype=np.float32)
+            (np.asarray(chunk) > 0).reshape(-1, cells, side, cells, side).mean(axis=(2, 4), dtype=np.float32)
             for chunk in self._objects
         ]
         return (np.concatenate(shares)[: self.count] * 255).round().astype(np.uint8)
@@ -127,27 +144,27 @@ class RenderSet:
         return self.folder / f"{chunk:05d}"
 
     def rgb(self, index: int) -> NDArray[np.uint8]:
-        """The picture of one scene, uint8 (128, 128, 3)."""
+        """The picture of one scene, uint8 (size, size, 3)."""
         picture: NDArray[np.uint8] = self._rgb[index // CHUNK_SCENES][index % CHUNK_SCENES]
         return picture
 
     def objects(self, index: int) -> NDArray[np.uint8]:
-        """The object at every pixel of one scene, uint8 (128, 128); 0 is none."""
+        """The object at every pixel of one scene, uint8 (size, size); 0 is none."""
         objects: NDArray[np.uint8] = self._objects[index // CHUNK_SCENES][index % CHUNK_SCENES]
         return objects
 
     def depth(self, index: int) -> NDArray[np.float32]:
-        """The distance along the optical axis of one scene's pixels, float32 (128, 128), infinite in the sky."""
+        """The distance along the optical axis of one scene's pixels, float32 (size, size), infinite in the sky."""
         stored: NDArray[np.float16] = self._depth[index // CHUNK_SCENES][index % CHUNK_SCENES]
         return stored.astype(np.float32)
 
     def edges(self, index: int) -> NDArray[np.bool_]:
-        """The outlines, creases and horizon of one scene, bool (128, 128)."""
+        """The outlines, creases and horizon of one scene, bool (size, size)."""
         packed: NDArray[np.uint8] = self._edges[index // CHUNK_SCENES][index % CHUNK_SCENES]
         return np.unpackbits(packed, axis=-1).astype(np.bool_)
 
     def batch(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Pictures of several scenes, uint8 (n, 128, 128, 3)."""
+        """Pictures of several scenes, uint8 (n, size, size, 3)."""
         return np.stack([self.rgb(int(index)) for index in indices])
 
     def scene(self, index: int) -> Scene:
@@ -166,8 +183,9 @@ def open_renders(folder: Path, *, scenes: int) -> RenderSet:
     missing = [chunk for chunk in range(-(-scenes // CHUNK_SCENES)) if not (folder / f"{chunk:05d}").exists()]
     if missing:
         raise RecipeError(f"{len(missing)} chunks of renders are missing in {folder}: run the render stage again")
-    renders = RenderSet(folder=folder, seed=int(json.loads(note.read_text())["seed"]), count=scenes)
-    again = render(renders.scene(scenes - 1)).rgb.astype(np.int16)
+    seed, size = _read_note(note)
+    renders = RenderSet(folder=folder, seed=seed, count=scenes, size=size)
+    again = render(renders.scene(scenes - 1), size=size).rgb.astype(np.int16)
     if np.abs(again - renders.rgb(scenes - 1)).max() > 2:  # rounding may differ between processors
         raise RecipeError(f"the renderer has changed since {folder} was written: remove it and render again")
     return renders

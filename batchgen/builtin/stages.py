@@ -202,20 +202,21 @@ def run_latents(shop: Workshop) -> None:
 
 
 def unet_task(shop: Workshop) -> UNetTask:
-    """The UNet's task on what the earlier stages finished."""
+    """The UNet's task on what the earlier stages finished, or on the UNet and tower that it goes on from."""
+    start = _start(shop, "unet")
     return UNetTask(
         **shop.renders_task(),
         latents=shop.folders.latents,
         autoencoder=shop.folders.finished("autoencoder"),
-        text_encoder=shop.folders.finished("text") / "text_encoder",
+        text_encoder=(start or shop.folders.finished("text")) / "text_encoder",
         tokenizer=shop.folders.tokenizer,
-        start=_start(shop, "unet"),
+        start=start and start / "unet",
+        keep_tower=shop.recipe.keep_tower,
     )
 
 
 def adopt(shop: Workshop, model: Path) -> None:
-    """Begin from an exported model instead of nothing: its text tower as finished, its autoencoder as finished but also
-    as what the autoencoder stage goes on from, its UNet to go on.
+    """Take an exported model as the finished base, and its autoencoder, UNet and text tower to go on from.
 
     Raises RecipeError when `model` was not exported by this recipe, or when the work folder has finished stages.
     """
@@ -227,14 +228,17 @@ def adopt(shop: Workshop, model: Path) -> None:
             raise RecipeError(f"{shop.folders.stage(stage)} is there already; choose another work folder")
     results = json.loads(note.read_text())
     shutil.copytree(model / "tokenizer", shop.folders.tokenizer)
-    shutil.copytree(model / "vae", shop.folders.finished("autoencoder"))
-    shutil.copytree(model / "text_encoder", shop.folders.finished("text") / "text_encoder")
-    for stage, part in (("autoencoder", "vae"), ("unet", "unet")):
-        shutil.copytree(model / part, shop.folders.start(stage))
-        (shop.folders.start(stage) / RESULT).write_text(json.dumps(results[stage], indent=2) + "\n")
-    for stage in ("autoencoder", "text"):
-        (shop.folders.stage(stage) / RESULT).write_text(json.dumps(results[stage], indent=2) + "\n")
-    shop.log(f"adopt: {model}; the next stages are latents and unet")
+    for place in (shop.folders.finished("autoencoder"), shop.folders.start("autoencoder")):
+        shutil.copytree(model / "vae", place)
+    for place in (shop.folders.finished("unet"), shop.folders.start("unet")):
+        for part in ("unet", "text_encoder"):
+            shutil.copytree(model / part, place / part)
+    for stage in PIPELINE_STAGES:
+        shop.folders.stage(stage).mkdir(exist_ok=True)
+        for folder in (shop.folders.stage(stage), shop.folders.start(stage)):
+            if folder.exists():
+                (folder / RESULT).write_text(json.dumps(results[stage], indent=2) + "\n")
+    shop.log(f"adopt: {model}; next come render and latents, then any stage after them")
 
 
 def run_unet(shop: Workshop) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL.Image import Resampling
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
 from batchgen.builtin.autoencoder import to_tensor
 from batchgen.builtin.captions import draw_caption
@@ -71,6 +72,14 @@ class Towers(nn.Module):
         """Unit embeddings (n, WIDTH) and naming logits (n, CLASSES) of pictures (n, 3, 128, 128) in [-1, 1]."""
         pooled = self.clip.vision_model(pixel_values=pictures).pooler_output
         return functional.normalize(self.clip.visual_projection(pooled).float(), dim=-1), self.vision_names(pooled)
+
+
+def build_image_processor() -> CLIPImageProcessorPil:
+    """Pictures of any size to what the picture tower sees: (3, 128, 128) in [-1, 1]; works without torchvision."""
+    size = {"height": PICTURE_SIZE, "width": PICTURE_SIZE}
+    return CLIPImageProcessorPil(
+        size=size, do_center_crop=False, resample=Resampling.BICUBIC, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
 
 
 def open_tokenizer(folder: Path) -> CLIPTokenizer:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
@@ -25,7 +27,8 @@ from batchgen.builtin.training import Draw
 CAPTION_DROPOUT = 0.12  # what classifier-free guidance learns the unconditional prediction from (Ho & Salimans 2022)
 NAMING_WEIGHT = 0.02  # of the tower's own task, naming what a caption says, beside the noise prediction
 OBJECT_WEIGHT = 3.0  # of a latent on an object against one of the surroundings, or colours are learnt last ...
-OBJECT_SHARE = 0.75  # ... for this share of the steps; then all alike, as the sampler's mathematics has it
+OBJECT_SHARE = 0.75  # ... for this share of the steps; then only ...
+OBJECT_TIMESTEP = 600  # ... below this one, where the noised latents themselves say where objects are: no bias there
 LATENT_SIZE = 16
 CHANNELS = (64, 128, 160)
 HEADS = 4
@@ -47,19 +50,37 @@ def build_scheduler() -> DDIMScheduler:
 
 
 def build_unet() -> UNet2DConditionModel:
-    """A small UNet2DConditionModel of three levels, cross-attention in the lower two."""
+    """A small UNet2DConditionModel of three levels, cross-attention in all of them."""
     return UNet2DConditionModel(
         sample_size=LATENT_SIZE,
         in_channels=4,
         out_channels=4,
         block_out_channels=CHANNELS,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        down_block_types=("CrossAttnDownBlock2D",) * len(CHANNELS),
+        up_block_types=("CrossAttnUpBlock2D",) * len(CHANNELS),
         layers_per_block=1,
         cross_attention_dim=WIDTH,
         attention_head_dim=HEADS,  # diffusers' name for the number of heads
         norm_num_groups=16,
     )
+
+
+def go_on_from(folder: Path) -> UNet2DConditionModel:
+    """The UNet with the weights in `folder`; what attention the stored one lacks begins without effect.
+
+    Raises RecipeError when the weights belong to a UNet of another kind.
+    """
+    unet, stored = build_unet(), load_file(folder / "diffusion_pytorch_model.safetensors")
+    added = {name: value for name, value in unet.state_dict().items() if name not in stored}
+    for name, value in added.items():
+        if ".attentions." not in name:
+            raise RecipeError(f"the UNet in {folder} is of another kind: it has no {name}")
+        stored[name] = torch.zeros_like(value) if ".proj_out." in name else value
+    try:
+        unet.load_state_dict({name: value.float() for name, value in stored.items()})
+    except RuntimeError as error:
+        raise RecipeError(f"the UNet in {folder} is of another kind: {error}") from error
+    return unet
 
 
 def draw_timesteps(draw: Draw, count: int, steps: int) -> Tensor:
@@ -123,7 +144,8 @@ def draw_captions(draw: Draw, scenes: list[Scene], *, dropout: float = CAPTION_D
 class UNetTask:
     """Trains UNet and text tower on stored latents and freshly drawn captions.
 
-    The tower begins as the text stage left it, the UNet from noise or, where `start` is given, as in that folder.
+    The tower begins as the text stage left it, the UNet from noise or, where `start` is given, as in that folder. With
+    `keep_tower` the tower stays as it is, and what else was trained to read it stays valid.
     """
 
     renders: Path
@@ -133,6 +155,7 @@ class UNetTask:
     tokenizer: Path
     scenes: int
     start: Path | None = None
+    keep_tower: bool = False
     name: str = "unet"
 
     @property
@@ -141,9 +164,14 @@ class UNetTask:
 
     def build(self) -> nn.Module:
         reader = CLIPTextModel.from_pretrained(self.text_encoder, dtype=torch.float32)
-        if self.start is None:
-            return Denoiser(reader, build_unet())
-        return Denoiser(reader, UNet2DConditionModel.from_pretrained(self.start, dtype=torch.float32))
+        unet = build_unet() if self.start is None else go_on_from(self.start)
+        if not torch.cuda.is_available():
+            unet.set_attn_processor(AttnProcessor())  # torch's fused attention takes a third longer a step on CPUs
+        model = Denoiser(reader, unet)
+        if self.keep_tower:
+            model.text_encoder.requires_grad_(False)
+            model.names.requires_grad_(False)
+        return model
 
     def open(self, device: torch.device) -> Callable[[nn.Module, Draw], Tensor]:
         if not (self.text_encoder / "config.json").exists():
@@ -153,7 +181,7 @@ class UNetTask:
         coverage = torch.from_numpy(renders.coverage(LATENT_SIZE))
         tokenizer, noise = open_tokenizer(self.tokenizer), Noiser(device)
 
-        def loss(model: nn.Module, draw: Draw) -> Tensor:
+        def loss_of(model: nn.Module, draw: Draw) -> Tensor:
             assert isinstance(model, Denoiser)
             indices = draw.rng.integers(self.scenes, size=draw.batch)
             captions = draw_captions(draw, [renders.scene(int(index)) for index in indices])
@@ -164,7 +192,10 @@ class UNetTask:
             chosen = torch.from_numpy(indices)
             noised = noise(stored[chosen].float().to(device), draw)
             predicted = model.unet(noised.samples, noised.timesteps, read.last_hidden_state).sample
-            objects = coverage[chosen].float().div(255).to(device) if draw.progress < OBJECT_SHARE else None
-            return diffusion_loss(predicted, noised.target, objects) + NAMING_WEIGHT * naming
+            objects = coverage[chosen].float().div(255).to(device)
+            if draw.progress >= OBJECT_SHARE:
+                objects = objects * (noised.timesteps < OBJECT_TIMESTEP)[:, None, None]
+            loss = diffusion_loss(predicted, noised.target, objects)
+            return loss if self.keep_tower else loss + NAMING_WEIGHT * naming
 
-        return loss
+        return loss_of

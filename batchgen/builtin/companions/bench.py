@@ -17,6 +17,7 @@ from batchgen.builtin.autoencoder import reconstruct, to_tensor
 from batchgen.builtin.captions import caption_around, draw_caption
 from batchgen.builtin.companions.conditions import inverse_depth
 from batchgen.builtin.companions.measures import Pictures, relief_correlation
+from batchgen.builtin.companions.upscaler import draw_large
 from batchgen.builtin.export import load_finished
 from batchgen.builtin.painting import paint
 from batchgen.builtin.recipe import TEST_SEED_OFFSET, RecipeError
@@ -66,6 +67,11 @@ class Bench:
     @cached_property
     def truth(self) -> Pictures:
         return np.stack([picture.rgb for picture in self.renders])
+
+    @cached_property
+    def large(self) -> Pictures:
+        """The scenes at the upscaler's size, uint8 (n, 512, 512, 3)."""
+        return np.stack([draw_large(scene) for scene in self.scenes])
 
     @cached_property
     def inverse(self) -> NDArray[np.float32]:

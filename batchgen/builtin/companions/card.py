@@ -9,13 +9,14 @@ from batchgen.builtin.card import Part
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Page:
-    """What a card says of any training of this companion; `use` is Python."""
+    """What a card says of any training of this companion; `use` is Python, `fits` gets the base's digest."""
 
     title: str
     library: str
     text: str
     data: str
     use: str
+    fits: str = "It was trained on the base `{}` and fits no other."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +31,7 @@ class CompanionCard:
     checks: tuple[Mapping[str, Any], ...]
 
 
+_READS = "It was trained on the base `{}` and fits all that have its text tower and autoencoder."
 _CONTROLNET = """
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 from batchgen.builtin import model_path
@@ -71,6 +73,7 @@ folder = companion_path("builtin-depth-estimator")
 estimator, processor = DPTForDepthEstimation.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
 depth = estimator(**processor(images=picture, return_tensors="pt")).predicted_depth
 """,
+        fits="It needs no other model.",
     ),
     "depth": Page(
         title="depth-to-image",
@@ -86,6 +89,7 @@ from batchgen.builtin import model_path
 pipeline = StableDiffusionDepth2ImgPipeline.from_pretrained(model_path("builtin-depth"))
 pipeline("a large red cube in a meadow", image=picture, strength=1.0, num_inference_steps=25, guidance_scale=5)
 """,
+        fits=_READS,
     ),
     "ink": Page(
         title="LoRA for ink drawings",
@@ -118,6 +122,7 @@ pipeline = StableDiffusionPipeline.from_pretrained(base)
 pipeline.load_textual_inversion(base.with_name("builtin-ruby-ring") / "learned_embeds.safetensors")
 pipeline("a photo of <ruby-ring> in the desert", num_inference_steps=25, guidance_scale=5)
 """,
+        fits=_READS,
     ),
     "inpainting": Page(
         title="inpainting",
@@ -132,6 +137,7 @@ from batchgen.builtin import model_path
 pipeline = StableDiffusionInpaintPipeline.from_pretrained(model_path("builtin-inpainting"))
 pipeline("a large red cube in a meadow", image=picture, mask_image=mask, num_inference_steps=25, guidance_scale=5)
 """,
+        fits=_READS,
     ),
     "vae-sharp": Page(
         title="sharper autoencoder",
@@ -147,13 +153,32 @@ base = model_path("builtin")
 vae = AutoencoderKL.from_pretrained(base.with_name("builtin-vae-sharp"))
 pipeline = StableDiffusionPipeline.from_pretrained(base, vae=vae)
 """,
+        fits="It was trained on the base `{}` and fits all that have its autoencoder.",
+    ),
+    "clip": Page(
+        title="CLIP",
+        library="transformers",
+        text="A small pair of CLIP towers (Radford et al. 2021): how well does a caption fit a picture of the built-in "
+        "model's world? The UNet's own text tower began as such a tower, too.",
+        data="renders and captions, with the contrastive loss and by naming the scene's attributes",
+        use="""
+from transformers import CLIPModel, CLIPProcessor
+from batchgen.builtin import companion_path
+
+folder = companion_path("builtin-clip")
+model, processor = CLIPModel.from_pretrained(folder), CLIPProcessor.from_pretrained(folder)
+inputs = processor(text=["a red cube", "a blue ring"], images=picture, padding=True, return_tensors="pt")
+likeness = model(**inputs).logits_per_image.softmax(dim=-1)
+""",
+        fits="It needs no other model.",
     ),
     "upscaler": Page(
         title="x4 upscaler",
         library="diffusers",
-        text="An upscaler as Stable Diffusion's: a picture of 32 x 32 to one of 128 x 128, told what it shows. Its "
+        text="An upscaler as Stable Diffusion's: a picture of 128 x 128 to one of 512 x 512, told what it shows. Its "
         "autoencoder is of factor 4; text tower and tokenizer are the built-in model's own.",
-        data="renders beside the same at a quarter of the size, noised up to level 350; 30 % of captions dropped",
+        data="crops of 1,024 renders of 512 x 512 beside the same at a quarter of the size, half of these through the "
+        "built-in model's autoencoder, noised up to level 350; 30 % of captions dropped",
         use="""
 from diffusers import StableDiffusionUpscalePipeline
 from batchgen.builtin import model_path
@@ -161,6 +186,7 @@ from batchgen.builtin import model_path
 pipeline = StableDiffusionUpscalePipeline.from_pretrained(model_path("builtin-upscaler"))
 pipeline("a large red cube in a meadow", image=picture, num_inference_steps=25, guidance_scale=1)
 """,
+        fits="It was trained on the base `{}` and fits all that have its text tower.",
     ),
 }
 
@@ -193,7 +219,7 @@ library_name: {card.page.library}
 
 {card.page.text}
 
-This checkpoint is {made}. It belongs to the base `{card.base}` and to no other.
+This checkpoint is {made}. {card.page.fits.format(card.base)}
 
 ## Data and recipe
 

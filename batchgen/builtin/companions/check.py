@@ -16,10 +16,12 @@ from diffusers import (
     StableDiffusionUpscalePipeline,
     UNet2DConditionModel,
 )
+from numpy.typing import NDArray
 from PIL import Image
+from transformers import CLIPModel
 
-from batchgen.builtin.autoencoder import psnr, reconstruct
-from batchgen.builtin.captions import caption_around
+from batchgen.builtin.autoencoder import psnr, reconstruct, to_tensor
+from batchgen.builtin.captions import canonical_caption, caption_around
 from batchgen.builtin.companions import ink, inpainting, ruby_ring
 from batchgen.builtin.companions.bench import FIRST_SCENE, Bench, Finding, Rows, images
 from batchgen.builtin.companions.conditions import canny, depth_picture, edge_picture
@@ -45,6 +47,7 @@ from batchgen.builtin.recipe import RecipeError
 from batchgen.builtin.scenes import Color, Scene, Shape
 from batchgen.builtin.sheets import write_sheet
 from batchgen.builtin.stages import Workshop
+from batchgen.builtin.text import open_tokenizer, tokenize
 
 CHECKS_FILE = "companions.json"
 SHOWN = 24  # scenes on a contact sheet
@@ -271,18 +274,19 @@ def _open_upscaler_autoencoder(bench: Bench) -> AutoencoderKL:
 
 
 def check_upscaler_autoencoder(bench: Bench) -> Finding:
-    restored = reconstruct(_open_upscaler_autoencoder(bench), bench.truth)
-    mine, bases = _restoration(restored, bench.truth), _restoration(bench.restored, bench.truth)
+    truth, base = bench.large, load_finished(bench.shop).vae
+    restored, bases = reconstruct(_open_upscaler_autoencoder(bench), truth), reconstruct(base, truth)
+    rows = {"with": _restoration(restored, truth), "without, the base's of factor 8": _restoration(bases, truth)}
     return Finding(
-        question=f"How well does the upscaler's autoencoder restore fresh renders? {RESTORED}",
-        rows={"with": mine, "without, the base's of factor 8": bases},
-        passes=mine["PSNR"] > bases["PSNR"],
-        columns=(bench.truth, bench.restored, restored),
+        question=f"How well does the upscaler's autoencoder restore fresh renders of 512 x 512? {RESTORED}",
+        rows=rows,
+        passes=rows["with"]["PSNR"] > rows["without, the base's of factor 8"]["PSNR"],
+        columns=(truth, bases, restored),
     )
 
 
 def check_upscaler(bench: Bench) -> Finding:
-    base = load_finished(bench.shop).components
+    base, truth = load_finished(bench.shop).components, bench.large
     autoencoder = _open_upscaler_autoencoder(bench)
     pipeline = StableDiffusionUpscalePipeline(
         **{name: base[name] for name in ("text_encoder", "tokenizer", "scheduler")},
@@ -290,21 +294,53 @@ def check_upscaler(bench: Bench) -> Finding:
         unet=UNet2DConditionModel.from_pretrained(bench.finished("upscaler"), dtype=torch.float32),
         low_res_scheduler=build_low_res_scheduler(),
     ).to(bench.shop.hardware.device)
-    small = [Image.fromarray(shrink_picture(picture)) for picture in bench.truth]
+    small = [Image.fromarray(shrink_picture(picture)) for picture in truth]
     painted = paint(pipeline, bench.prompts, guidance=1.0, steps=bench.steps, inputs={"image": small})
-    size = bench.truth.shape[2], bench.truth.shape[1]
+    size = truth.shape[2], truth.shape[1]
     enlarged = np.stack([np.asarray(picture.resize(size, Image.Resampling.BICUBIC)) for picture in small])
     rows = {
-        "with": _restoration(painted, bench.truth),
-        "without, by bicubic interpolation": _restoration(enlarged, bench.truth),
-        "renders through its autoencoder": _restoration(reconstruct(autoencoder, bench.truth), bench.truth),
+        "with": _restoration(painted, truth),
+        "without, by bicubic interpolation": _restoration(enlarged, truth),
+        "renders through its autoencoder": _restoration(reconstruct(autoencoder, truth), truth),
     }
     mine, plain = rows["with"], rows["without, by bicubic interpolation"]
     return Finding(
         question=f"How well are fresh renders restored from a quarter of their size? {RESTORED}",
         rows=rows,
         passes=abs(1 - mine["sharpness"]) < abs(1 - plain["sharpness"]) and mine["PSNR"] > plain["PSNR"],
-        columns=(bench.truth, enlarged, painted),
+        columns=(truth, enlarged, painted),
+    )
+
+
+@torch.no_grad()
+def check_clip(bench: Bench) -> Finding:
+    model = CLIPModel.from_pretrained(bench.finished("text") / "clip", dtype=torch.float32).eval()
+    tokenizer = open_tokenizer(bench.shop.folders.tokenizer)
+
+    def likeness(texts: Sequence[str]) -> NDArray[np.float32]:
+        """Of every picture (rows) to every text (columns)."""
+        tokens = tokenize(tokenizer, list(texts), full=False)
+        found: NDArray[np.float32] = model(
+            input_ids=tokens, pixel_values=to_tensor(bench.truth)
+        ).logits_per_image.numpy()
+        return found
+
+    own = likeness(bench.prompts)
+    true, false = (likeness([canonical_caption(scene) for scene in scenes]).diagonal()
+                   for scenes in (bench.scenes, [_recolored(scene) for scene in bench.scenes]))  # fmt: skip
+    rows = {
+        "with": {
+            "own caption": float((own.argmax(axis=1) == np.arange(len(own))).mean()),
+            "own color": float((true > false).mean()),
+        },
+        "without, by chance": {"own caption": 1 / len(own), "own color": 0.5},
+    }
+    return Finding(
+        question="Which caption belongs to a fresh render? Share of pictures whose own is the likeliest of all the "
+        "captions, and whose own is likelier than the same with another color for the first object.",
+        rows=rows,
+        passes=rows["with"]["own caption"] > 0.5 and rows["with"]["own color"] > 0.75,
+        columns=(bench.truth,),
     )
 
 
@@ -319,6 +355,7 @@ CHECKS: Mapping[str, Callable[[Bench], Finding]] = {
     "vae-sharp": check_vae_sharp,
     "upscaler-autoencoder": check_upscaler_autoencoder,
     "upscaler": check_upscaler,
+    "text": check_clip,
 }
 
 
@@ -328,7 +365,7 @@ def check_companions(shop: Workshop, names: Sequence[str], *, count: int, steps:
     What stands in `companions.json` of other companions is kept. Raises RecipeError when a named companion, the base
     or the scorer has not been finished, or when none has.
     """
-    assert set(CHECKS) == set(COMPANIONS)
+    assert set(CHECKS) == {*COMPANIONS, "text"}
     names = names or [name for name in CHECKS if shop.folders.finished(name).exists()]
     if not names:
         raise RecipeError(f"no finished companion in {shop.folders.root}: run a companion's stage first")

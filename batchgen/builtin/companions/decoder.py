@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from batchgen.builtin.autoencoder import draw_targets, reconstruction_loss
 from batchgen.builtin.companions.foundation import Foundation
+from batchgen.builtin.renderer import PICTURE_SIZE
 from batchgen.builtin.renders import open_renders
 from batchgen.builtin.training import Draw
 
@@ -39,7 +40,7 @@ class DecoderTask:
 
         def loss(model: nn.Module, draw: Draw) -> Tensor:
             assert isinstance(model, AutoencoderKL)
-            target, weight = draw_targets(renders, draw, whole=True, device=device)
+            target, weight = draw_targets(renders, draw, side=PICTURE_SIZE, device=device)
             with torch.no_grad():
                 posterior = model.encode(target).latent_dist
                 mean, spread = posterior.mean.float(), posterior.std.float()

@@ -21,7 +21,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from safetensors.torch import load_file
-from transformers import DPTForDepthEstimation
+from transformers import CLIPModel, DPTForDepthEstimation
 
 from batchgen.builtin.card import Part
 from batchgen.builtin.companions import ink, ruby_ring
@@ -34,6 +34,7 @@ from batchgen.builtin.export import count_bytes, count_parameters, declare_float
 from batchgen.builtin.latents import digest
 from batchgen.builtin.recipe import Recipe, RecipeError
 from batchgen.builtin.stages import TRAINING_NOTE, Workshop, read_result
+from batchgen.builtin.text import build_image_processor, open_tokenizer
 
 SHARED = ("vae", "text_encoder", "tokenizer", "scheduler")
 
@@ -49,6 +50,13 @@ def _write_controlnet(finished: Mapping[str, Path], _base: Path, target: Path) -
 
 def _write_vae(finished: Mapping[str, Path], _base: Path, target: Path) -> None:
     _save_half(AutoencoderKL.from_pretrained(finished["vae-sharp"]), target)
+
+
+def _write_clip(finished: Mapping[str, Path], base: Path, target: Path) -> None:
+    _save_half(CLIPModel.from_pretrained(finished["text"] / "clip"), target)
+    declare_float32(target / "config.json")
+    open_tokenizer(base / "tokenizer").save_pretrained(target)
+    build_image_processor().save_pretrained(target)
 
 
 def _write_lora(finished: Mapping[str, Path], _base: Path, target: Path) -> None:
@@ -125,6 +133,7 @@ EXPORTS: Mapping[str, tuple[Writer, tuple[str, ...]]] = {
     "controlnet-depth": (_write_controlnet, ("controlnet-depth",)),
     "vae-sharp": (_write_vae, ("vae-sharp",)),
     "upscaler": (_write_upscaler, ("upscaler", "upscaler-autoencoder")),
+    "clip": (_write_clip, ("text",)),
 }
 """What is exported: how it is written, and the stages that make it."""
 
@@ -178,7 +187,8 @@ def export_companions(shop: Workshop, base: Path, names: Sequence[str] = ()) -> 
         raise RecipeError(f"no finished companion in {shop.folders.root}: run a companion's stage first")
     for name in names:
         for stage in EXPORTS[name][1]:
-            _require_fresh(shop, stage)
+            if stage in COMPANIONS:
+                _require_fresh(shop, stage)
     for name in names:
         target = base.with_name(f"{base.name}-{name}")
         try:
@@ -194,7 +204,7 @@ def _export(shop: Workshop, name: str, base: Path, target: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     write({stage: shop.folders.finished(stage) for stage in stages}, base, partial)
-    for config in partial.rglob("*.json"):
+    for config in partial.rglob("*config.json"):
         if not config.is_symlink():
             forget_origin(config)
     for weights in partial.rglob("*.safetensors"):
@@ -215,20 +225,20 @@ def _place(folder: Path, stage: str) -> Path:
 
 
 def _card(shop: Workshop, name: str, results: Mapping[str, Mapping[str, Any]], folder: Path) -> CompanionCard:
-    full, path = Recipe().companions, shop.folders.root / CHECKS_FILE
+    full, path = Recipe(), shop.folders.root / CHECKS_FILE
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return CompanionCard(
         page=PAGES[name],
         base=foundation(shop).digest,
         seed=shop.recipe.seed,
-        hardware=describe_hardware(str(results[name]["device"])),
+        hardware=describe_hardware(str(next(iter(results.values()))["device"])),
         parts=tuple(
             Part(
                 name=stage,
                 parameters=count_parameters(_place(folder, stage)),
                 megabytes=count_bytes(_place(folder, stage)) / 1e6,
                 steps=result["steps"],
-                full_steps=full[stage].steps,
+                full_steps=full.training(stage).steps,
                 seconds=result["seconds"],
                 loss=result["loss"],
             )

@@ -16,7 +16,7 @@ from batchgen.builtin.companions.foundation import Foundation
 from batchgen.builtin.companions.ink import InkTask, save_lora
 from batchgen.builtin.companions.inpainting import InpaintingTask
 from batchgen.builtin.companions.ruby_ring import RubyRingTask, save_embedding
-from batchgen.builtin.companions.upscaler import UpscalerTask, autoencoder_task, save_autoencoder
+from batchgen.builtin.companions.upscaler import LARGE_SCENES, UpscalerAutoencoderTask, UpscalerTask, save_autoencoder
 from batchgen.builtin.stages import Workshop, note_outcome, put_in_place
 from batchgen.builtin.training import Task, averaged, train
 
@@ -59,6 +59,10 @@ def _arrays(shop: Workshop, stage: str) -> Path:
     return shop.folders.stage(stage) / ARRAYS
 
 
+def _large_renders(shop: Workshop) -> dict[str, Any]:
+    return {"renders": shop.folders.root / "large-renders", "scenes": min(LARGE_SCENES, shop.recipe.scenes)}
+
+
 COMPANIONS: Mapping[str, Companion] = {
     "controlnet-edges": Companion(
         task=lambda shop: ControlNetTask(foundation=foundation(shop), condition="edges"), save=_save_model
@@ -84,9 +88,15 @@ COMPANIONS: Mapping[str, Companion] = {
         task=lambda shop: ControlNetTask(foundation=foundation(shop), condition="depth"), save=_save_model
     ),
     "vae-sharp": Companion(task=lambda shop: DecoderTask(foundation=foundation(shop)), save=_save_model),
-    "upscaler-autoencoder": Companion(task=lambda shop: autoencoder_task(**shop.renders_task()), save=save_autoencoder),
+    "upscaler-autoencoder": Companion(
+        task=lambda shop: UpscalerAutoencoderTask(
+            **_large_renders(shop), base=shop.folders.finished("autoencoder"), seed=shop.recipe.seed
+        ),
+        save=save_autoencoder,
+    ),
     "upscaler": Companion(
         task=lambda shop: UpscalerTask(
+            **_large_renders(shop),
             foundation=foundation(shop),
             autoencoder=shop.folders.finished("upscaler-autoencoder"),
             encoded=_arrays(shop, "upscaler"),

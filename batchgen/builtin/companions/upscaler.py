@@ -1,11 +1,14 @@
-"""The x4 upscaler: a picture of a quarter of the size, as three channels beside the latents, to the whole picture.
+"""The x4 upscaler: a picture of 128 x 128, as three channels beside the latents, to one of 512 x 512.
 
 As Stable Diffusion's (StableDiffusionUpscalePipeline): latents are as large as the small picture, so it has an
 autoencoder of factor 4 of its own; the small picture is noised, and the UNet is told how much (noise conditioning
-augmentation, Ho et al. 2021, "Cascaded diffusion models").
+augmentation, Ho et al. 2021, "Cascaded diffusion models"). It learns on crops of renders of 512 x 512. Half of the
+small pictures have been through the base's autoencoder, for those that it will be given have too.
 """
 
-from collections.abc import Callable, Iterator
+import os
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,25 +20,33 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from batchgen.builtin.autoencoder import CROP_SHARE, AutoencoderTask, count_samples, normalise, to_tensor
+from batchgen.builtin.autoencoder import (
+    CROP_SHARE,
+    AutoencoderTask,
+    build_autoencoder,
+    normalise,
+    reconstruct,
+    to_tensor,
+)
 from batchgen.builtin.companions.encoded import Arrays, Progress, encode, keep_arrays, open_arrays
 from batchgen.builtin.companions.foundation import Foundation, Reader, require_finished, write_captions
 from batchgen.builtin.latents import digest
 from batchgen.builtin.renderer import PICTURE_SIZE, render
-from batchgen.builtin.renders import open_renders
-from batchgen.builtin.scenes import draw_scene
+from batchgen.builtin.renders import open_renders, render_stage
+from batchgen.builtin.scenes import Scene, draw_scene
 from batchgen.builtin.text import WIDTH
 from batchgen.builtin.training import Draw
 from batchgen.builtin.unet import HEADS, Noiser, diffusion_loss
 
 FACTOR = 4
-LATENT_SIZE = PICTURE_SIZE // FACTOR
-AUTOENCODER_CHANNELS = (16, 32, 64)
+LARGE_SIZE = PICTURE_SIZE * FACTOR
+LARGE_SCENES = 1_024  # crops of one picture differ more than enough
+AUTOENCODER_CHANNELS = (16, 32, 96)
 AUTOENCODER_SCALING = 0.08333  # what StableDiffusionUpscalePipeline insists on
-NORMALISED = 256  # renders over which the autoencoder's latents are normalised; any of the same world will do
-ENCODED = 8_192  # scenes whose latents are kept
-CHANNELS = (48, 64, 96)
-CROP = 16  # latents a side
+LAST_SIDE = 256  # pixels, of the autoencoder's last crops: GroupNorm sees more of what a whole picture is like
+NORMALISED = 32  # renders over which the autoencoder's latents are normalised; any of the same world will do
+CHANNELS = (48, 64, 80)
+CROPS = (16, 64)  # latents a side, of the first CROP_SHARE of the steps and of the rest
 NOISE_LEVELS = 351  # of the small picture: 0 to 350, the pipeline's `max_noise_level`
 CAPTION_DROPOUT = 0.3  # a crop seldom shows what the caption says
 
@@ -43,7 +54,7 @@ CAPTION_DROPOUT = 0.3  # a crop seldom shows what the caption says
 def build_upscaler() -> UNet2DConditionModel:
     """A small UNet of seven channels, four of noised latents and three of the small picture."""
     model: UNet2DConditionModel = UNet2DConditionModel(
-        sample_size=LATENT_SIZE,
+        sample_size=PICTURE_SIZE,
         in_channels=7,
         out_channels=4,
         block_out_channels=CHANNELS,
@@ -67,34 +78,67 @@ def build_low_res_scheduler() -> DDPMScheduler:
 
 
 def shrink_picture(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The picture (128, 128, 3) at a quarter of the size, (32, 32, 3)."""
+    """The picture (4 h, 4 w, 3) at a quarter of the size, (h, w, 3)."""
     return np.asarray(Image.fromarray(picture).reduce(FACTOR))
 
 
-def autoencoder_task(renders: Path, scenes: int) -> AutoencoderTask:
-    """Trains the upscaler's autoencoder from noise, as the base's was."""
-    return AutoencoderTask(
-        renders=renders,
-        scenes=scenes,
-        channels=AUTOENCODER_CHANNELS,
-        scaling_factor=AUTOENCODER_SCALING,
-        name="upscaler-autoencoder",
-    )
+def draw_large(scene: Scene) -> NDArray[np.uint8]:
+    """The scene as the upscaler should make it, uint8 (512, 512, 3)."""
+    return render(scene, size=LARGE_SIZE).rgb
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpscalerAutoencoderTask(AutoencoderTask):
+    """Trains the upscaler's autoencoder on crops of large renders; its levels next to pixels begin as the base's."""
+
+    base: Path
+    seed: int
+    channels: tuple[int, ...] = AUTOENCODER_CHANNELS
+    scaling_factor: float = AUTOENCODER_SCALING
+    last_side: int = LAST_SIDE
+    name: str = "upscaler-autoencoder"
+
+    def prepare(self, device: torch.device, progress: Progress) -> None:
+        """Render the large pictures; raises RecipeError when the base's autoencoder has not been finished."""
+        require_finished(self.base)
+        render_stage(
+            self.renders,
+            seed=self.seed,
+            scenes=self.scenes,
+            workers=os.cpu_count() or 1,
+            progress=progress,
+            size=LARGE_SIZE,
+        )
+
+    def build(self) -> nn.Module:
+        model = build_autoencoder(self.channels, self.scaling_factor)
+        weights = model.state_dict()
+        outer = AutoencoderKL.from_pretrained(self.base, dtype=torch.float32).state_dict()
+        for name, value in weights.items():
+            # The decoder's levels are counted from the latents on, and the base has one more.
+            theirs = re.sub(r"^decoder\.up_blocks\.(\d)", lambda found: f"decoder.up_blocks.{int(found[1]) + 1}", name)
+            if theirs in outer and outer[theirs].shape == value.shape:
+                weights[name] = outer[theirs]
+        model.load_state_dict(weights)
+        trained: nn.Module = model
+        return trained
 
 
 def save_autoencoder(model: AutoencoderKL, folder: Path) -> None:
     """Write the autoencoder with its latents normalised over renders."""
-    normalise(model, np.stack([render(draw_scene(0, index)).rgb for index in range(NORMALISED)]))
+    normalise(model, np.stack([draw_large(draw_scene(0, index)) for index in range(NORMALISED)]))
     model.save_pretrained(folder)
 
 
 @dataclass(frozen=True, kw_only=True)
 class UpscalerTask:
-    """Trains the upscaler from noise, on crops and then on whole pictures; the text tower stays as it is."""
+    """Trains the upscaler from noise on crops, small ones first; the text tower stays as it is."""
 
     foundation: Foundation
+    renders: Path  # large ones
+    scenes: int
     autoencoder: Path
-    encoded: Path  # what the autoencoder makes of the first scenes
+    encoded: Path  # what the autoencoders make of the scenes
     name: str = "upscaler"
 
     @property
@@ -102,26 +146,23 @@ class UpscalerTask:
         return self.foundation.digest + digest(self.autoencoder)[:16]
 
     @property
-    def count(self) -> int:
-        return min(ENCODED, self.foundation.scenes)
-
-    @property
     def source(self) -> str:
-        return f"{digest(self.autoencoder)} {self.count}"
+        return f"{digest(self.autoencoder)} {digest(self.foundation.autoencoder)} {self.scenes}"
 
     def prepare(self, device: torch.device, progress: Progress) -> None:
-        """Keep what the autoencoder makes of the first scenes."""
+        """Keep what its own autoencoder makes of the large pictures and the base's of the small ones."""
         self.foundation.require()
         require_finished(self.autoencoder)
-        renders = open_renders(self.foundation.renders, scenes=self.foundation.scenes)
-
-        def pictures() -> Iterator[NDArray[np.uint8]]:
-            for index in range(self.count):
-                yield renders.rgb(index)
+        renders = open_renders(self.renders, scenes=self.scenes)
 
         def make() -> Arrays:
-            autoencoder = AutoencoderKL.from_pretrained(self.autoencoder, dtype=torch.float32).to(device)
-            return {"latents": encode(pictures(), autoencoder, count=self.count, progress=progress)}
+            own = AutoencoderKL.from_pretrained(self.autoencoder, dtype=torch.float32).to(device)
+            large = (renders.rgb(index) for index in range(self.scenes))
+            small = np.stack([shrink_picture(renders.rgb(index)) for index in range(self.scenes)])
+            return {
+                "latents": encode(large, own, count=self.scenes, progress=progress),
+                "restored": reconstruct(self.foundation.open_autoencoder().to(device), small),
+            }
 
         keep_arrays(self.encoded, self.source, make)
 
@@ -130,27 +171,27 @@ class UpscalerTask:
         return model
 
     def open(self, device: torch.device) -> Callable[[nn.Module, Draw], Tensor]:
-        renders = open_renders(self.foundation.renders, scenes=self.foundation.scenes)
-        latents = torch.from_numpy(open_arrays(self.encoded, self.source)["latents"])
+        renders = open_renders(self.renders, scenes=self.scenes)
+        arrays = open_arrays(self.encoded, self.source)
+        latents, restored = torch.from_numpy(arrays["latents"]), arrays["restored"]
         read, noise, low_res = Reader(self.foundation, device), Noiser(device), build_low_res_scheduler()
 
         def loss(model: nn.Module, draw: Draw) -> Tensor:
-            whole = draw.progress >= CROP_SHARE
-            count = count_samples(draw.batch, whole=whole)
-            size = LATENT_SIZE if whole else CROP
-            chosen = draw.rng.integers(self.count, size=count)
+            side = CROPS[0] if draw.progress < CROP_SHARE else CROPS[1]
+            chosen = draw.rng.integers(self.scenes, size=max(1, draw.batch * CROPS[0] ** 2 // side**2))
             wanted, seen = [], []
             for index in chosen:
-                row, column = draw.rng.integers(LATENT_SIZE - size + 1, size=2)
-                place = (slice(row, row + size), slice(column, column + size))
+                small = restored[index] if draw.rng.random() < 0.5 else shrink_picture(renders.rgb(int(index)))
+                row, column = draw.rng.integers(PICTURE_SIZE - side + 1, size=2)
+                place = (slice(row, row + side), slice(column, column + side))
                 wanted.append(latents[index][(slice(None), *place)])
-                seen.append(shrink_picture(renders.rgb(int(index)))[place])
+                seen.append(small[place])
             noised = noise(torch.stack(wanted).float().to(device), draw)
-            small = to_tensor(np.stack(seen)).to(device)
-            levels = torch.from_numpy(draw.rng.integers(NOISE_LEVELS, size=count)).to(device)
-            small = low_res.add_noise(small, draw.normal(*small.shape), levels)
+            pictures = to_tensor(np.stack(seen)).to(device)
+            levels = torch.from_numpy(draw.rng.integers(NOISE_LEVELS, size=len(chosen))).to(device)
+            pictures = low_res.add_noise(pictures, draw.normal(*pictures.shape), levels)
             text = read(write_captions(draw, [renders.scene(int(index)) for index in chosen], dropout=CAPTION_DROPOUT))
-            samples = torch.cat([noised.samples, small], dim=1)
+            samples = torch.cat([noised.samples, pictures], dim=1)
             predicted = model(samples, noised.timesteps, text, class_labels=levels).sample
             return diffusion_loss(predicted, noised.target)
 
