@@ -23,6 +23,7 @@ COMPANIONS = (
 )  # fmt: skip
 CHECKED = (*COMPANIONS, "text")
 SHIPPED = (*(name for name in COMPANIONS if name != "upscaler-autoencoder"), "clip")  # that is in the upscaler's folder
+CHECKED_SCENES = 64
 GUIDANCES = (1.0, 3.0, 5.0, 7.5)
 
 
@@ -113,7 +114,7 @@ for _companion in COMPANIONS:
 @click.option("--model", type=click.Path(path_type=Path), default=WEIGHTS, show_default="the package's own weights")
 @click.pass_obj
 def adopt(options: dict[str, Any], model: Path) -> None:
-    """Begin from an exported model: keep its autoencoder and text tower, train its UNet further."""
+    """Take an exported model as this folder's finished base, to train companions for it or to go on from it."""
     from batchgen.builtin.stages import adopt as adopt_model
 
     adopt_model(_workshop(options), model)
@@ -132,10 +133,13 @@ def export(options: dict[str, Any], output: Path, note: str = "") -> None:
 
 @main.command("check-companions")
 @click.argument("names", nargs=-1, type=click.Choice(CHECKED))
-@click.option("--count", default=64, show_default=True, type=click.IntRange(min=2), help="Fresh scenes a companion.")
+@click.option("--count", default=CHECKED_SCENES, show_default=True, type=click.IntRange(min=2),
+              help="Fresh scenes a companion.")  # fmt: skip
 @click.option("--steps", default=25, show_default=True, type=click.IntRange(min=1))
 @click.pass_obj
-def check_companions(options: dict[str, Any], names: tuple[str, ...] = (), count: int = 64, steps: int = 25) -> None:
+def check_companions(
+    options: dict[str, Any], names: tuple[str, ...] = (), count: int = CHECKED_SCENES, steps: int = 25
+) -> None:
     """Measure companions (all finished ones by default) with and without them.
 
     Writes companions.json and contact sheets to the work folder.
@@ -159,7 +163,8 @@ def export_companions(options: dict[str, Any], names: tuple[str, ...] = (), base
 
 @main.command()
 @click.option("--output", type=click.Path(path_type=Path), default=WEIGHTS, show_default="the package's own weights")
-@click.option("--count", default=256, show_default=True, help="Prompts a guidance scale in the evaluation.")
+@click.option("--count", default=256, show_default=True, type=click.IntRange(min=2),
+              help="Prompts a guidance scale in the evaluation; also the scenes of a check, up to 64.")  # fmt: skip
 @click.pass_context
 def train(context: click.Context, output: Path, count: int) -> None:
     """Run all stages, evaluate and export, then the same with the companions."""
@@ -175,7 +180,7 @@ def train(context: click.Context, output: Path, count: int) -> None:
 
     for name in COMPANIONS:
         run_companion(shop, name)
-    context.invoke(check_companions)
+    context.invoke(check_companions, count=min(CHECKED_SCENES, count))
     context.invoke(export_companions, base=output)
 
 

@@ -24,7 +24,10 @@ from batchgen.builtin.scenes import Scene
 from batchgen.builtin.text import WIDTH, open_tokenizer, tokenize
 from batchgen.builtin.training import Draw
 
-CAPTION_DROPOUT = 0.12  # what classifier-free guidance learns the unconditional prediction from (Ho & Salimans 2022)
+CAPTION_DROPOUT = 0.2  # what classifier-free guidance learns the unconditional prediction from (Ho & Salimans 2022)
+# From this share of the steps on, predictions without a caption learn from those with it, not from the noise: both have
+# the same mean, but so they come to share the net's errors, which guidance would enlarge with all that they differ in.
+TAUGHT_FROM = 0.25
 NAMING_WEIGHT = 0.02  # of the tower's own task, naming what a caption says, beside the noise prediction
 OBJECT_WEIGHT = 3.0  # of a latent on an object against one of the surroundings, or colours are learnt last ...
 OBJECT_SHARE = 0.75  # ... for this share of the steps; then only ...
@@ -184,18 +187,28 @@ class UNetTask:
         def loss_of(model: nn.Module, draw: Draw) -> Tensor:
             assert isinstance(model, Denoiser)
             indices = draw.rng.integers(self.scenes, size=draw.batch)
-            captions = draw_captions(draw, [renders.scene(int(index)) for index in indices])
-            tokens = tokenize(tokenizer, [caption.text if caption else "" for caption in captions], full=True)
+            captions = [draw_caption(draw.rng, renders.scene(int(index))) for index in indices]
+            dropped = torch.from_numpy(draw.rng.random(draw.batch) < CAPTION_DROPOUT).to(device)
+            tokens = tokenize(tokenizer, [*(caption.text for caption in captions), ""], full=True)
             read = model.text_encoder(tokens.to(device))
-            said = torch.tensor([caption_labels(caption) for caption in captions], device=device)
-            naming = naming_loss(model.names(read.pooler_output), said)
+            *_, unsaid = read.last_hidden_state
             chosen = torch.from_numpy(indices)
             noised = noise(stored[chosen].float().to(device), draw)
-            predicted = model.unet(noised.samples, noised.timesteps, read.last_hidden_state).sample
+            text = read.last_hidden_state[:-1]
+            target = noised.target
+            if draw.progress >= TAUGHT_FROM and bool(dropped.any()):
+                with torch.no_grad():
+                    told = model.unet(noised.samples[dropped], noised.timesteps[dropped], text[dropped]).sample
+                target = target.index_put((dropped,), told.float())
+            seen = torch.where(dropped[:, None, None], unsaid, text)
+            predicted = model.unet(noised.samples, noised.timesteps, seen).sample
             objects = coverage[chosen].float().div(255).to(device)
             if draw.progress >= OBJECT_SHARE:
                 objects = objects * (noised.timesteps < OBJECT_TIMESTEP)[:, None, None]
-            loss = diffusion_loss(predicted, noised.target, objects)
-            return loss if self.keep_tower else loss + NAMING_WEIGHT * naming
+            loss = diffusion_loss(predicted, target, objects)
+            if self.keep_tower:
+                return loss
+            said = torch.tensor([caption_labels(caption) for caption in captions], device=device)
+            return loss + NAMING_WEIGHT * naming_loss(model.names(read.pooler_output[:-1]), said)
 
         return loss_of
