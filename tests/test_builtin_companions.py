@@ -39,7 +39,8 @@ from batchgen.builtin.renderer import render
 from batchgen.builtin.scenes import YAWS, Color, Finish, Shape, draw_scene
 from batchgen.builtin.scorer import ScorerTask
 from batchgen.builtin.stages import TRAINING, Workshop, autoencoder_task, run_unet, unet_task
-from batchgen.builtin.training import Hardware, Run, averaged, learning_rate, train
+from batchgen.builtin.training import Draw, Hardware, Run, averaged, learning_rate, train
+from batchgen.builtin.unet import TAUGHT_FROM
 
 SCENES = 16
 PICTURE = render(draw_scene(7, 2))
@@ -127,6 +128,65 @@ def test_a_run_goes_on_from_an_exported_model(finished: Path, tmp_path: Path) ->
     assert all(f"| 4 of {getattr(Recipe(), stage).steps:,} |" in card for stage in ("autoencoder", "unet"))
 
 
+def test_predictions_without_a_caption_are_taught_by_those_with_it(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With every caption dropped the target is the net's own word on the caption; before that it is the noise."""
+    monkeypatch.setattr("batchgen.builtin.unet.CAPTION_DROPOUT", 1.0)
+    device = torch.device("cpu")
+    task = unet_task(workshop(finished / "work"))
+    model = averaged(task, finished / "work" / "unet")
+    loss_of = replace(task, keep_tower=True).open(device)  # without the loss of naming
+
+    def loss(progress: float) -> float:
+        draw = Draw(rng=np.random.default_rng(1), noise=torch.Generator().manual_seed(1), batch=4, progress=progress,
+                    device=device)  # fmt: skip
+        return loss_of(model, draw).item()
+
+    assert 0 < loss(TAUGHT_FROM) < 0.1 * loss(TAUGHT_FROM - 0.01)
+
+
+@pytest.mark.parametrize("broken", ["companion", "no unet", "unwritable"])
+def test_what_cannot_be_adopted_leaves_no_trace(finished: Path, exported: Path, tmp_path: Path, broken: str) -> None:
+    model, work = tmp_path / "builtin", tmp_path / "work"
+    shutil.copytree(exported / ("builtin-depth" if broken == "companion" else "builtin"), model, symlinks=True)
+    if broken == "no unet":
+        shutil.rmtree(model / "unet")
+    if broken == "unwritable":
+        work.write_text("in the way")
+    result = invoke(workshop(work), "adopt", "--model", str(model))
+    assert result.exit_code == 2
+    assert {"companion": "of a base", "no unet": "no unet", "unwritable": "cannot write"}[broken] in result.output
+    assert "Traceback" not in result.output
+    assert broken == "unwritable" or not work.exists()
+
+
+def test_an_adopted_base_has_no_clip_until_the_text_stage_has_run(finished: Path, tmp_path: Path) -> None:
+    shop, base = workshop(tmp_path / "work"), str(finished / "builtin")
+    assert invoke(shop, "adopt", "--model", base).exit_code == 0
+    for arguments in (
+        ["check-companions", "clip"],
+        ["export-companions", "clip", "--base", base],
+        ["check-companions"],
+    ):
+        result = invoke(shop, *arguments)
+        assert result.exit_code == 2
+        assert "first" in result.output
+        assert "Traceback" not in result.output
+
+
+def test_the_upscalers_autoencoder_begins_as_the_bases_next_to_the_pixels(finished: Path) -> None:
+    shop = workshop(finished / "work")
+    mine = TABLE["upscaler-autoencoder"].task(shop).build().state_dict()
+    theirs = load_file(shop.folders.finished("autoencoder") / "diffusion_pytorch_model.safetensors")
+    assert torch.equal(mine["encoder.down_blocks.1.resnets.0.conv2.weight"],
+                       theirs["encoder.down_blocks.1.resnets.0.conv2.weight"])  # fmt: skip
+    assert torch.equal(mine["decoder.up_blocks.2.resnets.1.conv2.weight"],
+                       theirs["decoder.up_blocks.3.resnets.1.conv2.weight"])  # fmt: skip
+    for name in ("quant_conv.weight", "post_quant_conv.weight", "decoder.up_blocks.0.resnets.0.conv2.weight"):
+        assert not torch.equal(mine[name], theirs[name])
+
+
 def test_the_text_tower_stays_as_it_is_on_request(finished: Path, tmp_path: Path) -> None:
     """Companions that read the tower stay valid when the UNet goes on with --keep-tower."""
     work, model = tmp_path / "work", finished / "builtin"
@@ -142,6 +202,8 @@ def test_the_text_tower_stays_as_it_is_on_request(finished: Path, tmp_path: Path
     name = "diffusion_pytorch_model.safetensors"
     before, after = load_file(model / "unet" / name), load_file(work / "unet" / "model" / "unet" / name)
     assert any(not torch.equal(after[name], value.float()) for name, value in before.items())
+    with pytest.raises(RecipeError, match="remove it"):  # the checkpoint was made with the tower kept
+        run_unet(shop)
 
 
 def changed(finished: Path, stage: str) -> dict[str, bool]:

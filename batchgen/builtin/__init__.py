@@ -26,7 +26,8 @@ def model_path(name: str) -> Path:
 
 
 def companion_path(name: str) -> Path:
-    """The folder of a companion of the built-in model: a ControlNet, a LoRA, an embedding, an autoencoder.
+    """The folder of a companion of the built-in model: a ControlNet, a LoRA, an embedding, an autoencoder, a
+    depth estimator, a pair of CLIP towers.
 
     Raises LookupError, with the known names, when nothing of that name ships with the package.
     """

@@ -21,7 +21,7 @@ COMPANIONS = (
     "controlnet-edges", "depth-estimator", "depth", "ink", "ruby-ring", "inpainting", "controlnet-depth", "vae-sharp",
     "upscaler-autoencoder", "upscaler",
 )  # fmt: skip
-CHECKED = (*COMPANIONS, "text")
+CHECKED = (*COMPANIONS, "clip")  # which the text stage leaves
 SHIPPED = (*(name for name in COMPANIONS if name != "upscaler-autoencoder"), "clip")  # that is in the upscaler's folder
 CHECKED_SCENES = 64
 GUIDANCES = (1.0, 3.0, 5.0, 7.5)
@@ -53,13 +53,13 @@ class Errors(click.Group):
 
 @click.group(cls=Errors, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--work", type=click.Path(path_type=Path), default=Path("builtin-work"), show_default=True,
-              help="Folder for renders, latents and checkpoints (about 100 MB a thousand scenes).")  # fmt: skip
+              help="Folder for renders, latents and checkpoints (100 MB a thousand scenes, and 2 GB).")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="Decides scenes, captions and weights.")
 @click.option("--scale", default=1.0, show_default=True, type=click.FloatRange(min=0, min_open=True),
               help="Multiplies scenes and steps; 1 is the full recipe, about 6 hours on 2 cores, "
                    "and 2 more for the companions.")  # fmt: skip
-@click.option("--keep-tower", is_flag=True, help="Leave the text tower as it is in the unet stage, so that companions "
-              "trained to read it stay valid; for going on from an adopted model.")  # fmt: skip
+@click.option("--keep-tower", is_flag=True, help="Leave the text tower as it is in the unet stage: exported companions "
+              "that read it and have a UNet of their own stay valid. For going on from an adopted model.")  # fmt: skip
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--processes", default=2, show_default=True, help="Training processes of one thread each, on the CPU.")
 @click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True)
@@ -186,7 +186,7 @@ def train(context: click.Context, output: Path, count: int) -> None:
 
 @main.command()
 @click.option("--model", type=click.Path(path_type=Path), default=WEIGHTS, show_default="the package's own weights")
-@click.option("--count", default=256, show_default=True, help="Prompts a guidance scale.")
+@click.option("--count", default=256, show_default=True, type=click.IntRange(min=2), help="Prompts a guidance scale.")
 @click.option("--guidance", multiple=True, type=float, default=GUIDANCES, show_default=True)
 @click.option("--steps", default=25, show_default=True)
 @click.pass_obj

@@ -93,8 +93,8 @@ also learns crops of them in other colors. Nothing was downloaded and no other m
 |---|---|---|---|---|---|
 {parts}
 
-The autoencoder restores held-out renders at {card.psnr:.1f} dB PSNR. The pair of CLIP towers finds the right one of
-128 captions for {card.matched:.0%} of held-out pictures.
+The autoencoder restores held-out renders at {card.psnr:.1f} dB PSNR. The pair of CLIP towers, which ships as
+`builtin-clip`, finds the right one of 128 captions for {card.matched:.0%} of held-out pictures.
 
 ## Scores
 

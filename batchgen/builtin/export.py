@@ -44,7 +44,7 @@ def export_stage(shop: Workshop, target: Path, *, note: str = "") -> None:
 
     Raises RecipeError when a stage has not finished or when `target` cannot be written.
     """
-    pipeline = load_finished(shop)
+    pipeline, results = load_finished(shop), {stage: read_result(shop, stage) for stage in PIPELINE_STAGES}
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -54,7 +54,6 @@ def export_stage(shop: Workshop, target: Path, *, note: str = "") -> None:
         declare_float32(partial / "text_encoder" / "config.json")
         for part in ("unet", "vae"):
             forget_origin(partial / part / "config.json")
-        results = {stage: read_result(shop, stage) for stage in PIPELINE_STAGES}
         (partial / TRAINING_NOTE).write_text(json.dumps(results, indent=2) + "\n")
         (partial / "README.md").write_text(render_card(_card(shop, partial, note)))
         for sheet in sorted(shop.folders.root.glob("sheet-guidance-5*.png")):
@@ -124,7 +123,7 @@ def _card(shop: Workshop, folder: Path, note: str) -> Card:
                 parameters=count_parameters(folder / parts[stage]),
                 megabytes=count_bytes(folder / parts[stage]) / 1e6,
                 steps=sum(run["steps"] for run in _runs(result)),
-                full_steps=getattr(full, stage).steps,
+                full_steps=full.training(stage).steps,
                 seconds=sum(run["seconds"] for run in _runs(result)),
                 loss=result["loss"],
             )

@@ -51,10 +51,8 @@ def scene_labels(scene: Scene) -> list[int]:
     return [len(scene.things) - 1, BACKGROUNDS.index(scene.background), *_of_things(scene.things, known=True)]
 
 
-def caption_labels(caption: Caption | None) -> list[int]:
-    """The class of every attribute that a caption names, UNNAMED for the others; None names nothing."""
-    if caption is None:
-        return [UNNAMED] * len(ATTRIBUTES)
+def caption_labels(caption: Caption) -> list[int]:
+    """The class of every attribute that a caption names, UNNAMED for the others."""
     background = UNNAMED if caption.background is None else BACKGROUNDS.index(caption.background)
     return [len(caption.mentions) - 1, background, *_of_things(caption.mentions, known=caption.sided)]
 

@@ -63,7 +63,8 @@ def _companions() -> dict[str, Training]:
 class Recipe:
     """Everything that decides the weights. `scale` multiplies steps and scenes: 1.0 is the full recipe.
 
-    With `keep_tower` the UNet stage leaves the text tower as it is, so that what was trained to read it stays valid.
+    With `keep_tower` the UNet stage leaves the text tower as it is, so that exported companions that
+    read it and have a UNet of their own stay valid.
     """
 
     seed: int = 0
@@ -74,7 +75,7 @@ class Recipe:
         default_factory=lambda: Training(steps=11_000, batch=32, learning_rate=2e-3, ema=0.998)
     )
     text: Training = field(default_factory=lambda: Training(steps=1_000, batch=128, learning_rate=1e-3, ema=0.99))
-    unet: Training = field(default_factory=lambda: Training(steps=24_000, batch=32, learning_rate=8e-4, ema=0.999))
+    unet: Training = field(default_factory=lambda: Training(steps=20_000, batch=32, learning_rate=8e-4, ema=0.999))
     scorer: Training = field(default_factory=lambda: Training(steps=1_500, batch=64, learning_rate=2e-3, ema=0.98))
     companions: Mapping[str, Training] = field(default_factory=_companions)
 

@@ -27,6 +27,7 @@ from batchgen.builtin.training import Hardware, Outcome, averaged, train
 from batchgen.builtin.unet import Denoiser, UNetTask
 
 PIPELINE_STAGES = ("autoencoder", "text", "unet")
+CLIP = "clip"  # where the text stage leaves the whole pair
 RESULT = "result.json"  # what a stage notes down when it has finished
 TRAINING_NOTE = "training.json"  # the notes of all stages, in an exported model
 HELD_OUT = 128  # pictures on which a finished autoencoder or pair of towers is judged
@@ -48,8 +49,7 @@ class Workshop:
         if stage in self.recipe.companions:
             companions = {**self.recipe.companions, stage: self.recipe.companions[stage].with_steps(steps)}
             return replace(self, recipe=replace(self.recipe, companions=companions))
-        training: Training = getattr(self.recipe, stage)
-        changed: dict[str, Any] = {stage: training.with_steps(steps)}
+        changed: dict[str, Any] = {stage: self.recipe.training(stage).with_steps(steps)}
         return replace(self, recipe=replace(self.recipe, **changed))
 
     def progress(self, stage: str) -> Callable[[int, int], None]:
@@ -125,7 +125,7 @@ def _start(shop: Workshop, stage: str) -> Path | None:
 
 def _training(shop: Workshop, stage: str) -> Training:
     """How a stage that may go on from earlier weights trains: then more gently, or it unlearns what they know."""
-    training: Training = getattr(shop.recipe, stage)
+    training = shop.recipe.training(stage)
     if _start(shop, stage) is None:
         return training
     return replace(training, learning_rate=training.learning_rate * STARTED_RATE)
@@ -182,12 +182,12 @@ def run_text(shop: Workshop) -> None:
     pictures = to_tensor(held_out(shop.recipe.seed, HELD_OUT))
     matched = judge_towers(towers, open_tokenizer(shop.folders.tokenizer), pictures, texts)
 
-    def save(target: Path) -> None:
-        towers.clip.save_pretrained(target / "clip")
-        towers.clip.text_model.save_pretrained(target / "text_encoder")
-
-    put_in_place(shop.folders.finished("text"), save)
-    note_outcome(folder, outcome, shop, matched=matched)
+    put_in_place(
+        shop.folders.finished("text"), lambda target: towers.clip.text_model.save_pretrained(target / "text_encoder")
+    )
+    put_in_place(shop.folders.finished(CLIP), towers.clip.save_pretrained)
+    note_outcome(shop.folders.stage(CLIP), outcome, shop, matched=matched)
+    note_outcome(folder, outcome, shop, before=_before(shop, "text"), matched=matched)
 
 
 def run_latents(shop: Workshop) -> None:
@@ -218,26 +218,32 @@ def unet_task(shop: Workshop) -> UNetTask:
 def adopt(shop: Workshop, model: Path) -> None:
     """Take an exported model as the finished base, and its autoencoder, UNet and text tower to go on from.
 
-    Raises RecipeError when `model` was not exported by this recipe, or when the work folder has finished stages.
+    Raises RecipeError when `model` is not a whole base that this recipe exported, when stages of the base were begun in
+    the work folder, or when that cannot be written.
     """
     note = model / TRAINING_NOTE
-    if not note.exists():
-        raise RecipeError(f"{model} has no {TRAINING_NOTE}: only models that this recipe exported can be gone on with")
-    for stage in PIPELINE_STAGES:
-        if shop.folders.stage(stage).exists():
-            raise RecipeError(f"{shop.folders.stage(stage)} is there already; choose another work folder")
-    results = json.loads(note.read_text())
-    shutil.copytree(model / "tokenizer", shop.folders.tokenizer)
-    for place in (shop.folders.finished("autoencoder"), shop.folders.start("autoencoder")):
-        shutil.copytree(model / "vae", place)
-    for place in (shop.folders.finished("unet"), shop.folders.start("unet")):
-        for part in ("unet", "text_encoder"):
-            shutil.copytree(model / part, place / part)
-    for stage in PIPELINE_STAGES:
-        shop.folders.stage(stage).mkdir(exist_ok=True)
-        for folder in (shop.folders.stage(stage), shop.folders.start(stage)):
-            if folder.exists():
+    results = json.loads(note.read_text()) if note.exists() else {}
+    if not results.keys() >= set(PIPELINE_STAGES):
+        raise RecipeError(f"{model} has no {TRAINING_NOTE} of a base: only such that this recipe exported can be taken")
+    for part in ("tokenizer", "vae", "unet", "text_encoder"):
+        if not (model / part).is_dir():
+            raise RecipeError(f"{model} is not whole: it has no {part}")
+    for folder in (shop.folders.tokenizer, *(shop.folders.stage(stage) for stage in PIPELINE_STAGES)):
+        if folder.exists():
+            raise RecipeError(f"{folder} is there already; choose another work folder")
+    try:
+        shutil.copytree(model / "tokenizer", shop.folders.tokenizer)
+        for place in (shop.folders.finished("autoencoder"), shop.folders.start("autoencoder")):
+            shutil.copytree(model / "vae", place)
+        for place in (shop.folders.finished("unet"), shop.folders.start("unet")):
+            for part in ("unet", "text_encoder"):
+                shutil.copytree(model / part, place / part)
+        for stage in PIPELINE_STAGES:
+            shop.folders.start(stage).mkdir(parents=True, exist_ok=True)
+            for folder in (shop.folders.stage(stage), shop.folders.start(stage)):
                 (folder / RESULT).write_text(json.dumps(results[stage], indent=2) + "\n")
+    except OSError as error:
+        raise RecipeError(f"cannot write to {shop.folders.root}: {error}") from error
     shop.log(f"adopt: {model}; next come render and latents, then any stage after them")
 
 

@@ -279,6 +279,8 @@ def train(
         bfloat16=_choose_bfloat16(folder, hardware),
         log=log,
     )
+    if job.checkpoint.exists():
+        Run(job, 0)  # complain about a checkpoint that does not fit here, not in another process
     if hardware.processes == 1:
         threads = torch.get_num_threads()
         _work(0, job, 0)

@@ -15,12 +15,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
-from batchgen.builtin.captions import Caption, draw_caption
+from batchgen.builtin.captions import draw_caption
 from batchgen.builtin.latents import digest, open_latents
 from batchgen.builtin.naming import CLASSES, caption_labels, naming_loss
 from batchgen.builtin.recipe import RecipeError
 from batchgen.builtin.renders import open_renders
-from batchgen.builtin.scenes import Scene
 from batchgen.builtin.text import WIDTH, open_tokenizer, tokenize
 from batchgen.builtin.training import Draw
 
@@ -138,11 +137,6 @@ class Noiser:
         )
 
 
-def draw_captions(draw: Draw, scenes: list[Scene], *, dropout: float = CAPTION_DROPOUT) -> list[Caption | None]:
-    """A fresh caption of every scene, None for those whose caption is dropped."""
-    return [None if draw.rng.random() < dropout else draw_caption(draw.rng, scene) for scene in scenes]
-
-
 @dataclass(frozen=True, kw_only=True)
 class UNetTask:
     """Trains UNet and text tower on stored latents and freshly drawn captions.
@@ -163,7 +157,7 @@ class UNetTask:
 
     @property
     def inputs(self) -> str:
-        return digest(self.text_encoder)[:16] + digest(self.autoencoder)[:16]
+        return digest(self.text_encoder)[:16] + digest(self.autoencoder)[:16] + ("kept" if self.keep_tower else "")
 
     def build(self) -> nn.Module:
         reader = CLIPTextModel.from_pretrained(self.text_encoder, dtype=torch.float32)

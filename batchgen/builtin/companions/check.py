@@ -41,7 +41,7 @@ from batchgen.builtin.naming import ATTRIBUTES, VALUES
 from batchgen.builtin.recipe import RecipeError
 from batchgen.builtin.scenes import Color, Scene, Shape
 from batchgen.builtin.sheets import write_sheet
-from batchgen.builtin.stages import Workshop
+from batchgen.builtin.stages import CLIP, Workshop
 from batchgen.builtin.text import open_tokenizer, tokenize
 
 CHECKS_FILE = "companions.json"
@@ -239,7 +239,7 @@ def check_inpainting(bench: Bench) -> Finding:
 
 @torch.no_grad()
 def check_clip(bench: Bench) -> Finding:
-    model = CLIPModel.from_pretrained(bench.finished("text") / "clip", dtype=torch.float32).eval()
+    model = CLIPModel.from_pretrained(bench.finished(CLIP), dtype=torch.float32).eval()
     tokenizer = open_tokenizer(bench.shop.folders.tokenizer)
 
     def likeness(texts: Sequence[str]) -> NDArray[np.float32]:
@@ -280,7 +280,7 @@ CHECKS: Mapping[str, Callable[[Bench], Finding]] = {
     "vae-sharp": check_vae_sharp,
     "upscaler-autoencoder": check_upscaler_autoencoder,
     "upscaler": check_upscaler,
-    "text": check_clip,
+    CLIP: check_clip,
 }
 
 
@@ -290,7 +290,7 @@ def check_companions(shop: Workshop, names: Sequence[str], *, count: int, steps:
     What stands in `companions.json` of other companions is kept. Raises RecipeError when a named companion, the base
     or the scorer has not been finished, or when none has.
     """
-    assert set(CHECKS) == {*COMPANIONS, "text"}
+    assert set(CHECKS) == {*COMPANIONS, CLIP}
     names = names or [name for name in CHECKS if shop.folders.finished(name).exists()]
     if not names:
         raise RecipeError(f"no finished companion in {shop.folders.root}: run a companion's stage first")

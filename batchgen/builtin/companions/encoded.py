@@ -24,7 +24,7 @@ SOURCE = "source"
 def encode(
     pictures: Iterable[NDArray[np.uint8]], autoencoder: AutoencoderKL, *, count: int, progress: Progress
 ) -> NDArray[np.float16]:
-    """Posterior means times the scaling factor, float16 (n, 4, h, w), of `count` pictures uint8 (128, 128, 3)."""
+    """Posterior means times the scaling factor, float16 (n, 4, h, w), of `count` pictures uint8 (height, width, 3)."""
     batches = -(-count // BATCH)
 
     def parts() -> Iterator[NDArray[np.float16]]:

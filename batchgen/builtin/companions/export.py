@@ -33,7 +33,7 @@ from batchgen.builtin.companions.upscaler import build_low_res_scheduler
 from batchgen.builtin.export import count_bytes, count_parameters, declare_float32, describe_hardware, forget_origin
 from batchgen.builtin.latents import digest
 from batchgen.builtin.recipe import Recipe, RecipeError
-from batchgen.builtin.stages import TRAINING_NOTE, Workshop, read_result
+from batchgen.builtin.stages import CLIP, TRAINING_NOTE, Workshop, read_result
 from batchgen.builtin.text import build_image_processor, open_tokenizer
 
 SHARED = ("vae", "text_encoder", "tokenizer", "scheduler")
@@ -53,7 +53,7 @@ def _write_vae(finished: Mapping[str, Path], _base: Path, target: Path) -> None:
 
 
 def _write_clip(finished: Mapping[str, Path], base: Path, target: Path) -> None:
-    _save_half(CLIPModel.from_pretrained(finished["text"] / "clip"), target)
+    _save_half(CLIPModel.from_pretrained(finished[CLIP]), target)
     declare_float32(target / "config.json")
     open_tokenizer(base / "tokenizer").save_pretrained(target)
     build_image_processor().save_pretrained(target)
@@ -133,7 +133,7 @@ EXPORTS: Mapping[str, tuple[Writer, tuple[str, ...]]] = {
     "controlnet-depth": (_write_controlnet, ("controlnet-depth",)),
     "vae-sharp": (_write_vae, ("vae-sharp",)),
     "upscaler": (_write_upscaler, ("upscaler", "upscaler-autoencoder")),
-    "clip": (_write_clip, ("text",)),
+    CLIP: (_write_clip, (CLIP,)),
 }
 """What is exported: how it is written, and the stages that make it."""
 
@@ -238,7 +238,7 @@ def _card(shop: Workshop, name: str, results: Mapping[str, Mapping[str, Any]], f
                 parameters=count_parameters(_place(folder, stage)),
                 megabytes=count_bytes(_place(folder, stage)) / 1e6,
                 steps=result["steps"],
-                full_steps=full.training(stage).steps,
+                full_steps=full.training("text" if stage == CLIP else stage).steps,
                 seconds=result["seconds"],
                 loss=result["loss"],
             )

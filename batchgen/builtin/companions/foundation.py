@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import CLIPTextModel
 
+from batchgen.builtin.captions import draw_caption
 from batchgen.builtin.latents import digest, open_latents
 from batchgen.builtin.recipe import RecipeError
 from batchgen.builtin.renders import RenderSet, open_renders
 from batchgen.builtin.scenes import Scene
 from batchgen.builtin.text import open_tokenizer, tokenize
 from batchgen.builtin.training import Draw
-from batchgen.builtin.unet import CAPTION_DROPOUT, Noised, Noiser, draw_captions
+from batchgen.builtin.unet import CAPTION_DROPOUT, Noised, Noiser
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +117,7 @@ class Examples:
 
 def write_captions(draw: Draw, scenes: list[Scene], *, dropout: float = CAPTION_DROPOUT, suffix: str = "") -> list[str]:
     """Fresh captions that end in `suffix`, empty where they are dropped."""
-    captions = draw_captions(draw, scenes, dropout=dropout)
-    return [caption.text + suffix if caption else "" for caption in captions]
+    return ["" if draw.rng.random() < dropout else draw_caption(draw.rng, scene).text + suffix for scene in scenes]
 
 
 def widened(unet: UNet2DConditionModel, channels: int) -> UNet2DConditionModel:

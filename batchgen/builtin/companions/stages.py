@@ -17,6 +17,7 @@ from batchgen.builtin.companions.ink import InkTask, save_lora
 from batchgen.builtin.companions.inpainting import InpaintingTask
 from batchgen.builtin.companions.ruby_ring import RubyRingTask, save_embedding
 from batchgen.builtin.companions.upscaler import LARGE_SCENES, UpscalerAutoencoderTask, UpscalerTask, save_autoencoder
+from batchgen.builtin.latents import digest
 from batchgen.builtin.stages import Workshop, note_outcome, put_in_place
 from batchgen.builtin.training import Task, averaged, train
 
@@ -60,7 +61,8 @@ def _arrays(shop: Workshop, stage: str) -> Path:
 
 
 def _large_renders(shop: Workshop) -> dict[str, Any]:
-    return {"renders": shop.folders.root / "large-renders", "scenes": min(LARGE_SCENES, shop.recipe.scenes)}
+    scenes = min(LARGE_SCENES, shop.recipe.scenes)
+    return {"renders": shop.folders.root / "large-renders", "scenes": scenes, "seed": shop.recipe.seed}
 
 
 COMPANIONS: Mapping[str, Companion] = {
@@ -90,7 +92,9 @@ COMPANIONS: Mapping[str, Companion] = {
     "vae-sharp": Companion(task=lambda shop: DecoderTask(foundation=foundation(shop)), save=_save_model),
     "upscaler-autoencoder": Companion(
         task=lambda shop: UpscalerAutoencoderTask(
-            **_large_renders(shop), base=shop.folders.finished("autoencoder"), seed=shop.recipe.seed
+            **_large_renders(shop),
+            base=shop.folders.finished("autoencoder"),
+            inputs=digest(shop.folders.finished("autoencoder"))[:16],
         ),
         save=save_autoencoder,
     ),

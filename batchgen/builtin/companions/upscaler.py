@@ -87,9 +87,28 @@ def draw_large(scene: Scene) -> NDArray[np.uint8]:
     return render(scene, size=LARGE_SIZE).rgb
 
 
+def render_large(folder: Path, seed: int, scenes: int, progress: Progress) -> None:
+    """Have `folder` hold the large renders, about 1.6 MB each."""
+    workers = os.cpu_count() or 1
+    render_stage(folder, seed=seed, scenes=scenes, workers=workers, progress=progress, size=LARGE_SIZE)
+
+
+def place_of_outer(name: str) -> str | None:
+    """Where the base's autoencoder has what the upscaler's has under `name`, for the two levels next to the pixels.
+
+    The decoder's levels are counted from the latents on, and the base has one more.
+    """
+    if name.startswith(("encoder.conv_in.", "encoder.down_blocks.0.", "encoder.down_blocks.1.")):
+        return name
+    if name.startswith(("decoder.conv_norm_out.", "decoder.conv_out.")):
+        return name
+    found = re.match(r"decoder\.up_blocks\.([12])\.(.+)", name)
+    return f"decoder.up_blocks.{int(found[1]) + 1}.{found[2]}" if found else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class UpscalerAutoencoderTask(AutoencoderTask):
-    """Trains the upscaler's autoencoder on crops of large renders; its levels next to pixels begin as the base's."""
+    """Trains the upscaler's autoencoder on crops of large renders; two levels next to pixels begin as the base's."""
 
     base: Path
     seed: int
@@ -101,25 +120,13 @@ class UpscalerAutoencoderTask(AutoencoderTask):
     def prepare(self, device: torch.device, progress: Progress) -> None:
         """Render the large pictures; raises RecipeError when the base's autoencoder has not been finished."""
         require_finished(self.base)
-        render_stage(
-            self.renders,
-            seed=self.seed,
-            scenes=self.scenes,
-            workers=os.cpu_count() or 1,
-            progress=progress,
-            size=LARGE_SIZE,
-        )
+        render_large(self.renders, self.seed, self.scenes, progress)
 
     def build(self) -> nn.Module:
         model = build_autoencoder(self.channels, self.scaling_factor)
-        weights = model.state_dict()
         outer = AutoencoderKL.from_pretrained(self.base, dtype=torch.float32).state_dict()
-        for name, value in weights.items():
-            # The decoder's levels are counted from the latents on, and the base has one more.
-            theirs = re.sub(r"^decoder\.up_blocks\.(\d)", lambda found: f"decoder.up_blocks.{int(found[1]) + 1}", name)
-            if theirs in outer and outer[theirs].shape == value.shape:
-                weights[name] = outer[theirs]
-        model.load_state_dict(weights)
+        places = {name: place_of_outer(name) for name in model.state_dict()}
+        model.load_state_dict({name: outer[place] for name, place in places.items() if place}, strict=False)
         trained: nn.Module = model
         return trained
 
@@ -137,6 +144,7 @@ class UpscalerTask:
     foundation: Foundation
     renders: Path  # large ones
     scenes: int
+    seed: int
     autoencoder: Path
     encoded: Path  # what the autoencoders make of the scenes
     name: str = "upscaler"
@@ -153,6 +161,7 @@ class UpscalerTask:
         """Keep what its own autoencoder makes of the large pictures and the base's of the small ones."""
         self.foundation.require()
         require_finished(self.autoencoder)
+        render_large(self.renders, self.seed, self.scenes, progress)
         renders = open_renders(self.renders, scenes=self.scenes)
 
         def make() -> Arrays:
