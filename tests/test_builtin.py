@@ -12,8 +12,10 @@ from click.testing import CliRunner
 from diffusers import UNet2DConditionModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import CLIPModel, CLIPProcessor
 
 from batchgen import builtin
 from batchgen.builtin.__main__ import main
@@ -390,6 +392,26 @@ def test_the_shipped_model_is_small_and_has_a_card() -> None:
     folder = builtin.model_path("builtin")
     assert sum(path.stat().st_size for path in folder.rglob("*")) < 40e6
     assert "Scores" in (folder / "README.md").read_text()
+
+
+def test_the_shipped_clip_knows_whose_caption_it_is() -> None:
+    """On fresh scenes: the own caption against all the others', and against itself with another color."""
+    folder = builtin.companion_path("builtin-clip")
+    model, processor = CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
+    pictures = [Image.fromarray(render(scene).rgb) for scene in SCENES]
+    colors = list(Color)
+    others = [
+        replace(scene, things=(replace(first, color=colors[(colors.index(first.color) + 3) % 8]), *rest))
+        for scene in SCENES
+        for first, *rest in [scene.things]
+    ]
+    texts = [canonical_caption(scene) for scene in [*SCENES, *others]]
+    inputs = processor(text=texts, images=pictures, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        likeness = model(**inputs).logits_per_image.numpy()
+    own = likeness[:, : len(SCENES)]
+    assert (own.argmax(axis=1) == np.arange(len(SCENES))).mean() > 0.8
+    assert (own.diagonal() > likeness[:, len(SCENES) :].diagonal()).mean() > 0.9
 
 
 def test_the_shipped_model_paints_a_red_sphere_on_white(pipeline: Any) -> None:
