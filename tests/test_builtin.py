@@ -329,7 +329,7 @@ def test_large_renders_show_the_same_scenes(tmp_path: Path, monkeypatch: pytest.
     crops = [draw_crop(renders, draw, side=64) for _ in range(64)]
     assert {rgb.shape for rgb, _ in crops} == {(64, 64, 3)}
     mixed = [objects for _, objects in crops if 0 < (objects > 0).mean() < 1]
-    assert len(mixed) > 16  # outlines are what there is to learn
+    assert len(mixed) > 24  # outlines are what there is to learn
     assert len(draw_targets(renders, draw, side=256, device=draw.device)[0]) == 4
     assert len(draw_targets(renders, draw, side=64, device=draw.device)[0]) == 64
 
