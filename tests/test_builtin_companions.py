@@ -240,6 +240,21 @@ def test_what_should_be_trained_is_and_nothing_else(finished: Path) -> None:
     assert all(moved[name] for name in moved if name.startswith("decoder") and name.endswith("weight"))
 
 
+@pytest.mark.parametrize("stage", COMPANIONS)
+def test_every_companion_trains_in_bfloat16(finished: Path, stage: str) -> None:
+    """As it does on GPUs and on CPUs that have it; the upscaler once stacked float16, which autocast refuses."""
+    task, device = TABLE[stage].task(workshop(finished / "work")), torch.device("cpu")
+    model, loss_of = task.build(), task.open(device)
+    draw = Draw(rng=np.random.default_rng(1), noise=torch.Generator().manual_seed(1), batch=2, progress=0.0,
+                device=device)  # fmt: skip
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = loss_of(model, draw)
+    loss.backward()  # type: ignore[no-untyped-call]
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert gradients
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+
+
 def test_the_new_channels_come_last(finished: Path) -> None:
     shop = workshop(finished / "work")
     base = foundation(shop).open_unet().conv_in.weight

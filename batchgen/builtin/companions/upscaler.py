@@ -193,9 +193,9 @@ class UpscalerTask:
                 small = restored[index] if draw.rng.random() < 0.5 else shrink_picture(renders.rgb(int(index)))
                 row, column = draw.rng.integers(PICTURE_SIZE - side + 1, size=2)
                 place = (slice(row, row + side), slice(column, column + side))
-                wanted.append(latents[index][(slice(None), *place)])
+                wanted.append(latents[index][(slice(None), *place)].float())  # autocast stacks no float16
                 seen.append(small[place])
-            noised = noise(torch.stack(wanted).float().to(device), draw)
+            noised = noise(torch.stack(wanted).to(device), draw)
             pictures = to_tensor(np.stack(seen)).to(device)
             levels = torch.from_numpy(draw.rng.integers(NOISE_LEVELS, size=len(chosen))).to(device)
             pictures = low_res.add_noise(pictures, draw.normal(*pictures.shape), levels)
