@@ -26,7 +26,7 @@ from batchgen.builtin.naming import UNNAMED, caption_labels, scene_labels
 from batchgen.builtin.recipe import RecipeError, Training
 from batchgen.builtin.renderer import COLORS, render
 from batchgen.builtin.renders import _centers, open_renders, render_stage
-from batchgen.builtin.scenes import Background, Color, Scene, Shape, Size, draw_scene
+from batchgen.builtin.scenes import Background, Color, Scene, Shape, Size, draw_scene, recolored
 from batchgen.builtin.text import WIDTH
 from batchgen.builtin.tokenizer import CONTEXT, train_tokenizer
 from batchgen.builtin.training import Draw, Hardware, Run, averaged, train
@@ -399,12 +399,7 @@ def test_the_shipped_clip_knows_whose_caption_it_is() -> None:
     folder = builtin.companion_path("builtin-clip")
     model, processor = CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
     pictures = [Image.fromarray(render(scene).rgb) for scene in SCENES]
-    colors = list(Color)
-    others = [
-        replace(scene, things=(replace(first, color=colors[(colors.index(first.color) + 3) % 8]), *rest))
-        for scene in SCENES
-        for first, *rest in [scene.things]
-    ]
+    others = [recolored(scene) for scene in SCENES]
     texts = [canonical_caption(scene) for scene in [*SCENES, *others]]
     inputs = processor(text=texts, images=pictures, padding=True, return_tensors="pt")
     with torch.no_grad():

@@ -22,7 +22,7 @@ COMPANIONS = (
     "upscaler-autoencoder", "upscaler",
 )  # fmt: skip
 CHECKED = (*COMPANIONS, "clip")  # which the text stage leaves
-SHIPPED = (*(name for name in COMPANIONS if name != "upscaler-autoencoder"), "clip")  # that is in the upscaler's folder
+SHIPPED = tuple(name for name in CHECKED if name != "upscaler-autoencoder")  # which is in the upscaler's folder
 CHECKED_SCENES = 64
 GUIDANCES = (1.0, 3.0, 5.0, 7.5)
 

@@ -72,12 +72,17 @@ def draw_crop(renders: RenderSet, draw: Draw, *, side: int) -> tuple[NDArray[np.
     return (rgb[:, ::-1], objects[:, ::-1]) if draw.rng.random() < 0.5 else (rgb, objects)
 
 
+def count_crops(batch: int, *, first: int, side: int) -> int:
+    """How many crops of `side` a step takes where it took `batch` of side `first`: as many pixels either way."""
+    return max(1, batch * first**2 // side**2)
+
+
 def draw_targets(renders: RenderSet, draw: Draw, *, side: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """What a decoder should give, (n, 3, h, w), some of it recolored, and the weight of its pixels, (n, 1, h, w).
 
     A batch is one of crops of 64 pixels; larger sides get fewer crops, so that a step sees as many pixels.
     """
-    count = max(1, draw.batch * CROP**2 // side**2)
+    count = count_crops(draw.batch, first=CROP, side=side)
     crops = [draw_crop(renders, draw, side=side) for _ in range(count)]
     pictures = [recolor(rgb, draw.rng) if draw.rng.random() < RECOLORED_SHARE else rgb for rgb, _ in crops]
     objects = torch.from_numpy(np.stack([objects for _, objects in crops]))[:, None].to(device)

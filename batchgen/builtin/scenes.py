@@ -1,6 +1,6 @@
 """What a scene is: its vocabulary, its values and the draw of random scenes; knows nothing of pixels or words."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -133,6 +133,14 @@ def draw_scene(seed: int, index: int, *, pair_share: float = 0.5) -> Scene:
         sun_elevation=float(rng.uniform(0.75, 1.05)),
         detail=int(rng.integers(1 << 31)),
     )
+
+
+def recolored(scene: Scene) -> Scene:
+    """The scene with its first object in the color three places on."""
+    first, *others = scene.things
+    colors = list(Color)
+    other = colors[(colors.index(first.color) + 3) % len(colors)]
+    return replace(scene, things=(replace(first, color=other), *others))
 
 
 def _draw_background(rng: Generator) -> Background:

@@ -279,13 +279,13 @@ def train(
         bfloat16=_choose_bfloat16(folder, hardware),
         log=log,
     )
-    if job.checkpoint.exists():
-        Run(job, 0)  # complain about a checkpoint that does not fit here, not in another process
     if hardware.processes == 1:
         threads = torch.get_num_threads()
         _work(0, job, 0)
         torch.set_num_threads(threads)
     else:
+        if job.checkpoint.exists():
+            Run(job, 0)  # complain about a checkpoint that does not fit here, not in another process
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]

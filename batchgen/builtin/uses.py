@@ -1,7 +1,6 @@
 """What else the same weights do, measured: negative prompts, image-to-image and inpainting, judged by the scorer."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 from diffusers import (
@@ -19,7 +18,7 @@ from batchgen.builtin.captions import canonical_caption, with_article
 from batchgen.builtin.naming import ATTRIBUTES, VALUES
 from batchgen.builtin.painting import paint
 from batchgen.builtin.renderer import render
-from batchgen.builtin.scenes import Color, Scene, Shape
+from batchgen.builtin.scenes import Color, Scene, Shape, recolored
 from batchgen.builtin.scorer import name_attributes
 
 STRENGTHS = (0.0, 0.3, 0.6, 1.0)
@@ -35,7 +34,7 @@ def measure_uses(
     parts = dict(pipeline.components) | {"requires_safety_checker": False}
     results = _negative_prompts(pipeline, scorer, guidance=guidance, steps=steps)
     truth = np.stack([render(scene).rgb for scene in singles])
-    wanted = [_recolored(scene) for scene in singles]
+    wanted = [recolored(scene) for scene in singles]
     prompts = [canonical_caption(scene) for scene in wanted]
     colors = np.array([VALUES["color"].index(scene.things[0].color) for scene in wanted])
 
@@ -84,13 +83,6 @@ def _negative_prompts(
         answered = name_attributes(scorer, pictures)[:, PLACES["color_1"]]
         results[f"color of the negative prompt, {name} it"] = float((answered == named).mean())
     return results
-
-
-def _recolored(scene: Scene) -> Scene:
-    """The scene with its object in the color three places on."""
-    (thing,) = scene.things
-    colors = list(Color)
-    return replace(scene, things=(replace(thing, color=colors[(colors.index(thing.color) + 3) % len(colors)]),))
 
 
 def _mask(scene: Scene) -> NDArray[np.bool_]:

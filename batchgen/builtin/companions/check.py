@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from diffusers import (
     StableDiffusionInpaintPipeline,
     UNet2DConditionModel,
 )
-from numpy.typing import NDArray
 from PIL import Image
 from transformers import CLIPModel
 
@@ -39,7 +38,7 @@ from batchgen.builtin.export import load_finished
 from batchgen.builtin.latents import digest
 from batchgen.builtin.naming import ATTRIBUTES, VALUES
 from batchgen.builtin.recipe import RecipeError
-from batchgen.builtin.scenes import Color, Scene, Shape
+from batchgen.builtin.scenes import Color, Shape, recolored
 from batchgen.builtin.sheets import write_sheet
 from batchgen.builtin.stages import CLIP, Workshop
 from batchgen.builtin.text import open_tokenizer, tokenize
@@ -190,16 +189,8 @@ def check_ruby_ring(bench: Bench) -> Finding:
     )
 
 
-def _recolored(scene: Scene) -> Scene:
-    """The scene with its first object in another colour."""
-    first, *others = scene.things
-    colors = list(Color)
-    other = colors[(colors.index(first.color) + 3) % len(colors)]
-    return replace(scene, things=(replace(first, color=other), *others))
-
-
 def check_inpainting(bench: Bench) -> Finding:
-    wanted = [_recolored(scene) for scene in bench.scenes]
+    wanted = [recolored(scene) for scene in bench.scenes]
     holes = np.stack([box(picture.objects == 1, HOLE_MARGIN) for picture in bench.renders])
     prompts = [f"a {scene.things[0].size} {scene.things[0].color} {scene.things[0].shape}" for scene in wanted]
     hole_pictures = [Image.fromarray(hole.astype(np.uint8) * 255) for hole in holes]
@@ -242,21 +233,14 @@ def check_clip(bench: Bench) -> Finding:
     model = CLIPModel.from_pretrained(bench.finished(CLIP), dtype=torch.float32).eval()
     tokenizer = open_tokenizer(bench.shop.folders.tokenizer)
 
-    def likeness(texts: Sequence[str]) -> NDArray[np.float32]:
-        """Of every picture (rows) to every text (columns)."""
-        tokens = tokenize(tokenizer, list(texts), full=False)
-        found: NDArray[np.float32] = model(
-            input_ids=tokens, pixel_values=to_tensor(bench.truth)
-        ).logits_per_image.numpy()
-        return found
-
-    own = likeness(bench.prompts)
-    true, false = (likeness([canonical_caption(scene) for scene in scenes]).diagonal()
-                   for scenes in (bench.scenes, [_recolored(scene) for scene in bench.scenes]))  # fmt: skip
+    others = [recolored(scene) for scene in bench.scenes]
+    texts = [*bench.prompts, *(canonical_caption(scene) for scene in [*bench.scenes, *others])]
+    output = model(input_ids=tokenize(tokenizer, texts, full=False), pixel_values=to_tensor(bench.truth))
+    own, true, false = np.split(output.logits_per_image.numpy(), 3, axis=1)
     rows = {
         "with": {
             "own caption": float((own.argmax(axis=1) == np.arange(len(own))).mean()),
-            "own color": float((true > false).mean()),
+            "own color": float((true.diagonal() > false.diagonal()).mean()),
         },
         "without, by chance": {"own caption": 1 / len(own), "own color": 0.5},
     }

@@ -24,6 +24,7 @@ from batchgen.builtin.autoencoder import (
     CROP_SHARE,
     AutoencoderTask,
     build_autoencoder,
+    count_crops,
     normalise,
     reconstruct,
     to_tensor,
@@ -170,6 +171,7 @@ class UpscalerTask:
             small = np.stack([shrink_picture(renders.rgb(index)) for index in range(self.scenes)])
             return {
                 "latents": encode(large, own, count=self.scenes, progress=progress),
+                "small": small,
                 "restored": reconstruct(self.foundation.open_autoencoder().to(device), small),
             }
 
@@ -182,15 +184,15 @@ class UpscalerTask:
     def open(self, device: torch.device) -> Callable[[nn.Module, Draw], Tensor]:
         renders = open_renders(self.renders, scenes=self.scenes)
         arrays = open_arrays(self.encoded, self.source)
-        latents, restored = torch.from_numpy(arrays["latents"]), arrays["restored"]
+        latents, inputs = torch.from_numpy(arrays["latents"]), (arrays["restored"], arrays["small"])
         read, noise, low_res = Reader(self.foundation, device), Noiser(device), build_low_res_scheduler()
 
         def loss(model: nn.Module, draw: Draw) -> Tensor:
             side = CROPS[0] if draw.progress < CROP_SHARE else CROPS[1]
-            chosen = draw.rng.integers(self.scenes, size=max(1, draw.batch * CROPS[0] ** 2 // side**2))
+            chosen = draw.rng.integers(self.scenes, size=count_crops(draw.batch, first=CROPS[0], side=side))
             wanted, seen = [], []
             for index in chosen:
-                small = restored[index] if draw.rng.random() < 0.5 else shrink_picture(renders.rgb(int(index)))
+                small = inputs[0 if draw.rng.random() < 0.5 else 1][index]
                 row, column = draw.rng.integers(PICTURE_SIZE - side + 1, size=2)
                 place = (slice(row, row + side), slice(column, column + side))
                 wanted.append(latents[index][(slice(None), *place)].float())  # autocast stacks no float16
