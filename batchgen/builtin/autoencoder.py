@@ -27,6 +27,7 @@ OBJECT_WEIGHT = 5.0  # of a pixel of an object against one of the surroundings, 
 LATENT_NOISE = 0.3  # at most, in deviations of the latents: what the noise predictor gets wrong by is about half of it
 RECOLORED_SHARE = 0.3  # of the crops, or only the renders' few colours could be restored
 CHANNELS = (16, 32, 96, 128)
+NORM_GROUPS = 8
 
 
 def to_tensor(pictures: NDArray[np.uint8]) -> Tensor:
@@ -40,7 +41,9 @@ def to_pictures(values: Tensor) -> NDArray[np.uint8]:
     return coded.permute(0, 2, 3, 1).cpu().numpy()
 
 
-def build_autoencoder(channels: tuple[int, ...] = CHANNELS, scaling_factor: float = SCALING_FACTOR) -> AutoencoderKL:
+def build_autoencoder(
+    channels: tuple[int, ...] = CHANNELS, scaling_factor: float = SCALING_FACTOR, norm_groups: int = NORM_GROUPS
+) -> AutoencoderKL:
     """A small AutoencoderKL without attention, of factor 8 with four levels of channels and 4 with three."""
     levels = len(channels)
     return AutoencoderKL(
@@ -49,7 +52,7 @@ def build_autoencoder(channels: tuple[int, ...] = CHANNELS, scaling_factor: floa
         up_block_types=("UpDecoderBlock2D",) * levels,
         layers_per_block=1,
         latent_channels=4,
-        norm_num_groups=8,
+        norm_num_groups=norm_groups,
         sample_size=PICTURE_SIZE,
         scaling_factor=scaling_factor,
         mid_block_add_attention=False,
@@ -110,14 +113,14 @@ def reconstruction_loss(
     return ((error.abs() + error.square()) * weight).mean() + gradient_weight * gradients
 
 
-def disturb(latents: Tensor, draw: Draw) -> Tensor:
-    """Latents (n, c, h, w) with noise of up to LATENT_NOISE of their own deviation, another share for each of the n.
+def disturb(latents: Tensor, draw: Draw, *, most: float = LATENT_NOISE) -> Tensor:
+    """Latents (n, c, h, w) with noise of up to `most` of their own deviation, another share for each of the n.
 
     The encoder learns to say what matters louder than the errors that a noise predictor makes, the decoder to forgive
     them (as the decoders of Zheng et al. 2025, "Diffusion transformers with representation autoencoders", do).
     """
     spread = latents.std(dim=(0, 2, 3), keepdim=True)  # not detached, or larger latents would pay
-    share = LATENT_NOISE * torch.rand(len(latents), 1, 1, 1, generator=draw.noise).to(latents.device)
+    share = most * torch.rand(len(latents), 1, 1, 1, generator=draw.noise).to(latents.device)
     return latents + share * spread * draw.normal(*latents.shape)
 
 
@@ -125,7 +128,8 @@ def disturb(latents: Tensor, draw: Draw) -> Tensor:
 class AutoencoderTask:
     """Trains the autoencoder on crops, then on whole pictures or larger crops, some of them recolored.
 
-    It begins from noise or, where `start` is given, from there; `channels` and `scaling_factor` are for noise.
+    It begins from noise or, where `start` is given, from there; `channels`, `scaling_factor` and `norm_groups` are for
+    noise.
     """
 
     renders: Path
@@ -133,13 +137,15 @@ class AutoencoderTask:
     start: Path | None = None
     channels: tuple[int, ...] = CHANNELS
     scaling_factor: float = SCALING_FACTOR
+    norm_groups: int = NORM_GROUPS
     last_side: int = PICTURE_SIZE  # pixels, of the crops after CROP_SHARE of the steps
+    latent_noise: float = LATENT_NOISE
     name: str = "autoencoder"
     inputs: str = "renders"
 
     def build(self) -> nn.Module:
         model: nn.Module = (
-            build_autoencoder(self.channels, self.scaling_factor)
+            build_autoencoder(self.channels, self.scaling_factor, self.norm_groups)
             if self.start is None
             else AutoencoderKL.from_pretrained(self.start, dtype=torch.float32)
         )
@@ -155,7 +161,7 @@ class AutoencoderTask:
             posterior = model.encode(target).latent_dist
             mean, log_variance = posterior.mean.float(), posterior.logvar.float()
             latents = mean + torch.exp(0.5 * log_variance) * draw.normal(*mean.shape)
-            output = model.decode(disturb(latents, draw)).sample
+            output = model.decode(disturb(latents, draw, most=self.latent_noise)).sample
             kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
             total: Tensor = reconstruction_loss(output, target, weight) + KL_WEIGHT * kl
             return total

@@ -54,7 +54,7 @@ def _companions() -> dict[str, Training]:
         "inpainting": Training(steps=1_500, batch=32, learning_rate=6e-4, ema=0.995),
         "controlnet-depth": Training(steps=1_000, batch=32, learning_rate=1e-3, ema=0.995),
         "vae-sharp": Training(steps=800, batch=32, learning_rate=5e-4, warmup=50, ema=0.99),
-        "upscaler-autoencoder": Training(steps=2_000, batch=32, learning_rate=2e-3, ema=0.995),
+        "upscaler-autoencoder": Training(steps=3_000, batch=32, learning_rate=1e-3, ema=0.995),
         "upscaler": Training(steps=3_000, batch=32, learning_rate=1e-3, ema=0.995),
     }
 

@@ -17,7 +17,6 @@ from batchgen.builtin.companions.ink import InkTask, save_lora
 from batchgen.builtin.companions.inpainting import InpaintingTask
 from batchgen.builtin.companions.ruby_ring import RubyRingTask, save_embedding
 from batchgen.builtin.companions.upscaler import LARGE_SCENES, UpscalerAutoencoderTask, UpscalerTask, save_autoencoder
-from batchgen.builtin.latents import digest
 from batchgen.builtin.stages import Workshop, note_outcome, put_in_place
 from batchgen.builtin.training import Task, averaged, train
 
@@ -91,12 +90,7 @@ COMPANIONS: Mapping[str, Companion] = {
     ),
     "vae-sharp": Companion(task=lambda shop: DecoderTask(foundation=foundation(shop)), save=_save_model),
     "upscaler-autoencoder": Companion(
-        task=lambda shop: UpscalerAutoencoderTask(
-            **_large_renders(shop),
-            base=shop.folders.finished("autoencoder"),
-            inputs=digest(shop.folders.finished("autoencoder"))[:16],
-        ),
-        save=save_autoencoder,
+        task=lambda shop: UpscalerAutoencoderTask(**_large_renders(shop)), save=save_autoencoder
     ),
     "upscaler": Companion(
         task=lambda shop: UpscalerTask(

@@ -7,7 +7,6 @@ small pictures have been through the base's autoencoder, for those that it will 
 """
 
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from batchgen.builtin.autoencoder import (
 )
 from batchgen.builtin.companions.encoded import Arrays, Progress, encode, keep_arrays, open_arrays
 from batchgen.builtin.companions.foundation import Foundation, Reader, require_finished, write_captions
+from batchgen.builtin.companions.straight import keep_range, let_colors_pass
 from batchgen.builtin.latents import digest
 from batchgen.builtin.renderer import PICTURE_SIZE, render
 from batchgen.builtin.renders import open_renders, render_stage
@@ -45,6 +45,7 @@ LARGE_SCENES = 1_024  # crops of one picture differ more than enough
 AUTOENCODER_CHANNELS = (16, 32, 96)
 AUTOENCODER_SCALING = 0.08333  # what StableDiffusionUpscalePipeline insists on
 LAST_SIDE = 256  # pixels, of the autoencoder's last crops: GroupNorm sees more of what a whole picture is like
+LATENT_NOISE = 0.1  # the UNet is told nearly all by the small picture and errs less than the base's
 NORMALISED = 32  # renders over which the autoencoder's latents are normalised; any of the same world will do
 CHANNELS = (48, 64, 80)
 CROPS = (16, 64)  # latents a side, of the first CROP_SHARE of the steps and of the rest
@@ -64,12 +65,13 @@ def build_upscaler() -> UNet2DConditionModel:
         layers_per_block=1,
         cross_attention_dim=WIDTH,
         attention_head_dim=HEADS,
-        norm_num_groups=16,
+        norm_num_groups=1,
         num_class_embeds=NOISE_LEVELS,
     )
     levels = model.class_embedding.weight  # begun at random, each of the 351 would have to be learnt on its own
     with torch.no_grad():
         levels.copy_(get_timestep_embedding(torch.arange(NOISE_LEVELS), levels.shape[1]))
+    keep_range(model)
     return model
 
 
@@ -94,40 +96,26 @@ def render_large(folder: Path, seed: int, scenes: int, progress: Progress) -> No
     render_stage(folder, seed=seed, scenes=scenes, workers=workers, progress=progress, size=LARGE_SIZE)
 
 
-def place_of_outer(name: str) -> str | None:
-    """Where the base's autoencoder has what the upscaler's has under `name`, for the two levels next to the pixels.
-
-    The decoder's levels are counted from the latents on, and the base has one more.
-    """
-    if name.startswith(("encoder.conv_in.", "encoder.down_blocks.0.", "encoder.down_blocks.1.")):
-        return name
-    if name.startswith(("decoder.conv_norm_out.", "decoder.conv_out.")):
-        return name
-    found = re.match(r"decoder\.up_blocks\.([12])\.(.+)", name)
-    return f"decoder.up_blocks.{int(found[1]) + 1}.{found[2]}" if found else None
-
-
 @dataclass(frozen=True, kw_only=True)
 class UpscalerAutoencoderTask(AutoencoderTask):
-    """Trains the upscaler's autoencoder on crops of large renders; two levels next to pixels begin as the base's."""
+    """Trains the upscaler's autoencoder on crops of large renders, from one that shrinks and enlarges."""
 
-    base: Path
     seed: int
     channels: tuple[int, ...] = AUTOENCODER_CHANNELS
     scaling_factor: float = AUTOENCODER_SCALING
+    norm_groups: int = 1
     last_side: int = LAST_SIDE
+    latent_noise: float = LATENT_NOISE
     name: str = "upscaler-autoencoder"
+    inputs: str = "large renders"
 
     def prepare(self, device: torch.device, progress: Progress) -> None:
-        """Render the large pictures; raises RecipeError when the base's autoencoder has not been finished."""
-        require_finished(self.base)
+        """Render the large pictures."""
         render_large(self.renders, self.seed, self.scenes, progress)
 
     def build(self) -> nn.Module:
-        model = build_autoencoder(self.channels, self.scaling_factor)
-        outer = AutoencoderKL.from_pretrained(self.base, dtype=torch.float32).state_dict()
-        places = {name: place_of_outer(name) for name in model.state_dict()}
-        model.load_state_dict({name: outer[place] for name, place in places.items() if place}, strict=False)
+        model = build_autoencoder(self.channels, self.scaling_factor, self.norm_groups)
+        let_colors_pass(model)
         trained: nn.Module = model
         return trained
 
