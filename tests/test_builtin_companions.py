@@ -16,10 +16,12 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.resnet import ResnetBlock2D
 from PIL import Image
 from safetensors.torch import load_file
+from torch import nn
 
 from batchgen.builtin.__main__ import CHECKED, COMPANIONS, SHIPPED, main
 from batchgen.builtin.autoencoder import psnr, reconstruct, to_tensor
 from batchgen.builtin.captions import canonical_caption
+from batchgen.builtin.companions.anchors import ANCHOR, ANCHORS
 from batchgen.builtin.companions.conditions import canny, depth_picture, edge_picture, inverse_depth
 from batchgen.builtin.companions.export import EXPORTS
 from batchgen.builtin.companions.ink import INK, PAPER, draw_in_ink
@@ -35,7 +37,7 @@ from batchgen.builtin.companions.measures import (
 from batchgen.builtin.companions.ruby_ring import TOKEN, TOKENS, draw_concept
 from batchgen.builtin.companions.stages import COMPANIONS as TABLE
 from batchgen.builtin.companions.stages import foundation, run_companion
-from batchgen.builtin.companions.upscaler import FACTOR, build_upscaler, draw_large, shrink_picture
+from batchgen.builtin.companions.upscaler import FACTOR, build_upscaler, draw_large, draw_noise, shrink_picture
 from batchgen.builtin.export import load_finished
 from batchgen.builtin.latents import digest
 from batchgen.builtin.recipe import TEST_SEED_OFFSET, Folders, Recipe, RecipeError, Training
@@ -193,7 +195,7 @@ def test_the_upscalers_autoencoder_begins_as_one_that_shrinks_and_enlarges(finis
 
 
 def test_the_upscaler_sees_in_a_crop_what_it_sees_in_the_whole() -> None:
-    """Its norms do nothing; with diffusers' usual ones the same weights judge a crop by the spread of the crop."""
+    """Its norms do nothing; a fresh net with diffusers' usual ones judges a crop by the spread of the crop."""
     torch.manual_seed(0)
     model = build_upscaler()
     usual = UNet2DConditionModel.from_config({**model.config, "norm_num_groups": 16})
@@ -213,6 +215,38 @@ def test_the_upscaler_sees_in_a_crop_what_it_sees_in_the_whole() -> None:
 
     assert shift(model) < 0.04
     assert shift(usual) > 0.1
+
+
+def test_training_leaves_the_anchors_where_they_are() -> None:
+    """All of a net learns but what makes the constants, so that norms go on doing nothing."""
+    torch.manual_seed(0)
+    model, seen = build_upscaler(), []
+    for norm in model.modules():
+        if isinstance(norm, nn.GroupNorm):
+            norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][:, ANCHORS]))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=1e-3)
+    first = {name: value.clone() for name, value in model.state_dict().items()}
+    for _ in range(10):
+        seen.clear()
+        samples = torch.randn(2, 7, 16, 16)
+        text, steps = torch.randn(2, 77, WIDTH), torch.tensor([20, 700])
+        output = model(samples, steps, text, class_labels=torch.tensor([0, 9])).sample
+        optimizer.zero_grad()
+        (output - samples[:, 3:]).square().mean().backward()
+        optimizer.step()
+    held = torch.tensor([ANCHOR, -ANCHOR])[:, None, None]
+    assert len(seen) == 27
+    assert all(torch.allclose(values, held.expand_as(values), atol=0.1) for values in seen)
+    assert all(not torch.equal(first[name], value) for name, value in model.state_dict().items())
+
+
+def test_the_upscalers_noise_hides_the_means_of_latents_more_than_white_noise_does() -> None:
+    draw = Draw(rng=np.random.default_rng(1), noise=torch.Generator().manual_seed(1), batch=1, progress=0.0,
+                device=torch.device("cpu"))  # fmt: skip
+    noise = draw_noise(draw, 400, 32)
+    means = nn.functional.avg_pool2d(noise, 16)
+    assert means.std() > 2 / 16  # that of white noise is 1 / 16
+    assert (noise - nn.functional.interpolate(means, size=32)).std() == pytest.approx(1, abs=0.05)
 
 
 def test_the_text_tower_stays_as_it_is_on_request(finished: Path, tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def _add_companion(name: str) -> None:
 
     command = click.pass_obj(run)
     command = click.option("--steps", type=click.IntRange(min=1), help="Steps, instead of the recipe's.")(command)
-    main.command(name, help=f"Train the companion {name} on top of the finished base.")(command)
+    main.command(name, help=f"Train the companion {name}.")(command)
 
 
 for _companion in COMPANIONS:

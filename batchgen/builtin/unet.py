@@ -125,8 +125,9 @@ class Noiser:
     def __init__(self, device: torch.device) -> None:
         self._alphas = build_scheduler().alphas_cumprod.to(device)
 
-    def __call__(self, latents: Tensor, draw: Draw) -> Noised:
-        noise = draw.normal(*latents.shape)
+    def __call__(self, latents: Tensor, draw: Draw, noise: Tensor | None = None) -> Noised:
+        """Latents (n, 4, h, w) with `noise`, (n, 4, h, w), or else white noise."""
+        noise = draw.normal(*latents.shape) if noise is None else noise
         timesteps = draw_timesteps(draw, len(latents), len(self._alphas)).to(latents.device)
         signal = self._alphas[timesteps].sqrt()[:, None, None, None]
         noisiness = (1 - self._alphas[timesteps]).sqrt()[:, None, None, None]

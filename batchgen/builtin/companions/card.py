@@ -177,14 +177,14 @@ likeness = model(**inputs).logits_per_image.softmax(dim=-1)
         library="diffusers",
         text="An upscaler as Stable Diffusion's: a picture of 128 x 128 to one of 512 x 512, told what it shows. Its "
         "autoencoder is of factor 4; text tower and tokenizer are the built-in model's own.",
-        data="crops of 1,024 renders of 512 x 512 beside the same at a quarter of the size, half of these through the "
-        "built-in model's autoencoder, noised up to level 350; 30 % of captions dropped",
+        data="crops of 1,024 renders of 512 x 512 beside the same at a quarter of the size, noised up to level 350, "
+        "seldom so far; latents with noise of several sizes; 30 % of captions dropped",
         use="""
 from diffusers import StableDiffusionUpscalePipeline
 from batchgen.builtin import model_path
 
 pipeline = StableDiffusionUpscalePipeline.from_pretrained(model_path("builtin-upscaler"))
-pipeline("a large red cube in a meadow", image=picture, num_inference_steps=25, guidance_scale=1)
+pipeline("a large red cube in a meadow", image=picture, num_inference_steps=25, guidance_scale=1, noise_level=0)
 """,
         fits="It was trained on the base `{}` and fits all that have its text tower.",
     ),

@@ -8,7 +8,7 @@ from PIL import Image
 from batchgen.builtin.autoencoder import psnr, reconstruct
 from batchgen.builtin.companions.bench import Bench, Finding
 from batchgen.builtin.companions.measures import Pictures, gradient_error, sharpness
-from batchgen.builtin.companions.upscaler import build_low_res_scheduler, shrink_picture
+from batchgen.builtin.companions.upscaler import CLEAN, build_low_res_scheduler, shrink_picture
 from batchgen.builtin.export import load_finished
 from batchgen.builtin.painting import paint
 
@@ -65,7 +65,9 @@ def check_upscaler(bench: Bench) -> Finding:
         low_res_scheduler=build_low_res_scheduler(),
     ).to(bench.shop.hardware.device)
     small = [Image.fromarray(shrink_picture(picture)) for picture in truth]
-    painted = paint(pipeline, bench.prompts, guidance=1.0, steps=bench.steps, inputs={"image": small})
+    painted = paint(
+        pipeline, bench.prompts, guidance=1.0, steps=bench.steps, inputs={"image": small}, noise_level=CLEAN
+    )
     size = truth.shape[2], truth.shape[1]
     enlarged = np.stack([np.asarray(picture.resize(size, Image.Resampling.BICUBIC)) for picture in small])
     rows = {

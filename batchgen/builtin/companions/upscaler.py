@@ -2,8 +2,11 @@
 
 As Stable Diffusion's (StableDiffusionUpscalePipeline): latents are as large as the small picture, so it has an
 autoencoder of factor 4 of its own; the small picture is noised, and the UNet is told how much (noise conditioning
-augmentation, Ho et al. 2021, "Cascaded diffusion models"). It learns on crops of renders of 512 x 512. Half of the
-small pictures have been through the base's autoencoder, for those that it will be given have too.
+augmentation, Ho et al. 2021, "Cascaded diffusion models"). It learns on crops of renders of 512 x 512.
+
+Colors are to be taken from the small picture, not from noised latents, where what was once painted wrong would stay.
+So what is added to latents in training is noise of several sizes (Whitaker 2023, "Multi-resolution noise for diffusion
+model training").
 """
 
 import os
@@ -25,12 +28,11 @@ from batchgen.builtin.autoencoder import (
     build_autoencoder,
     count_crops,
     normalise,
-    reconstruct,
     to_tensor,
 )
+from batchgen.builtin.companions.anchors import anchor, let_colors_pass
 from batchgen.builtin.companions.encoded import Arrays, Progress, encode, keep_arrays, open_arrays
 from batchgen.builtin.companions.foundation import Foundation, Reader, require_finished, write_captions
-from batchgen.builtin.companions.straight import keep_range, let_colors_pass
 from batchgen.builtin.latents import digest
 from batchgen.builtin.renderer import PICTURE_SIZE, render
 from batchgen.builtin.renders import open_renders, render_stage
@@ -44,12 +46,15 @@ LARGE_SIZE = PICTURE_SIZE * FACTOR
 LARGE_SCENES = 1_024  # crops of one picture differ more than enough
 AUTOENCODER_CHANNELS = (16, 32, 96)
 AUTOENCODER_SCALING = 0.08333  # what StableDiffusionUpscalePipeline insists on
-LAST_SIDE = 256  # pixels, of the autoencoder's last crops: GroupNorm sees more of what a whole picture is like
+LAST_SIDE = 256  # pixels, of the autoencoder's last crops: fewer of their pixels are next to a border
 LATENT_NOISE = 0.1  # the UNet is told nearly all by the small picture and errs less than the base's
 NORMALISED = 32  # renders over which the autoencoder's latents are normalised; any of the same world will do
 CHANNELS = (48, 64, 80)
 CROPS = (16, 64)  # latents a side, of the first CROP_SHARE of the steps and of the rest
 NOISE_LEVELS = 351  # of the small picture: 0 to 350, the pipeline's `max_noise_level`
+CLEAN = 0  # the noise level to say of a small picture that is as clean as a render
+PATCHES = (4, 16)  # latents a side, of the coarser noise
+PATCH_NOISE = 0.5  # at most, of the deviation of the white noise, before it is interpolated
 CAPTION_DROPOUT = 0.3  # a crop seldom shows what the caption says
 
 
@@ -66,12 +71,13 @@ def build_upscaler() -> UNet2DConditionModel:
         cross_attention_dim=WIDTH,
         attention_head_dim=HEADS,
         norm_num_groups=1,
+        resnet_time_scale_shift="scale_shift",  # how much of the small picture to take depends on the noise
         num_class_embeds=NOISE_LEVELS,
     )
     levels = model.class_embedding.weight  # begun at random, each of the 351 would have to be learnt on its own
     with torch.no_grad():
         levels.copy_(get_timestep_embedding(torch.arange(NOISE_LEVELS), levels.shape[1]))
-    keep_range(model)
+    anchor(model)
     return model
 
 
@@ -126,6 +132,20 @@ def save_autoencoder(model: AutoencoderKL, folder: Path) -> None:
     model.save_pretrained(folder)
 
 
+def draw_noise(draw: Draw, count: int, side: int) -> Tensor:
+    """White noise (count, 4, side, side) and noise of PATCHES of up to PATCH_NOISE, another share for each.
+
+    The sum is not brought back to deviation 1: samplers start from white noise, and of its finest part the net should
+    see as much as then.
+    """
+    noise = draw.normal(count, 4, side, side)
+    for patch in PATCHES:
+        share = PATCH_NOISE * torch.rand(count, 1, 1, 1, generator=draw.noise).to(noise.device)
+        coarse = draw.normal(count, 4, side // patch, side // patch)
+        noise = noise + share * nn.functional.interpolate(coarse, size=side, mode="bilinear")
+    return noise
+
+
 @dataclass(frozen=True, kw_only=True)
 class UpscalerTask:
     """Trains the upscaler from noise on crops, small ones first; the text tower stays as it is."""
@@ -135,7 +155,7 @@ class UpscalerTask:
     scenes: int
     seed: int
     autoencoder: Path
-    encoded: Path  # what the autoencoders make of the scenes
+    encoded: Path  # what the autoencoder makes of the scenes
     name: str = "upscaler"
 
     @property
@@ -144,23 +164,21 @@ class UpscalerTask:
 
     @property
     def source(self) -> str:
-        return f"{digest(self.autoencoder)} {digest(self.foundation.autoencoder)} {self.scenes}"
+        return f"{digest(self.autoencoder)} {self.scenes}"
 
     def prepare(self, device: torch.device, progress: Progress) -> None:
-        """Keep what its own autoencoder makes of the large pictures and the base's of the small ones."""
+        """Keep the large pictures' latents and the small pictures."""
         self.foundation.require()
         require_finished(self.autoencoder)
         render_large(self.renders, self.seed, self.scenes, progress)
         renders = open_renders(self.renders, scenes=self.scenes)
 
         def make() -> Arrays:
-            own = AutoencoderKL.from_pretrained(self.autoencoder, dtype=torch.float32).to(device)
+            autoencoder = AutoencoderKL.from_pretrained(self.autoencoder, dtype=torch.float32).to(device)
             large = (renders.rgb(index) for index in range(self.scenes))
-            small = np.stack([shrink_picture(renders.rgb(index)) for index in range(self.scenes)])
             return {
-                "latents": encode(large, own, count=self.scenes, progress=progress),
-                "small": small,
-                "restored": reconstruct(self.foundation.open_autoencoder().to(device), small),
+                "latents": encode(large, autoencoder, count=self.scenes, progress=progress),
+                "small": np.stack([shrink_picture(renders.rgb(index)) for index in range(self.scenes)]),
             }
 
         keep_arrays(self.encoded, self.source, make)
@@ -172,7 +190,7 @@ class UpscalerTask:
     def open(self, device: torch.device) -> Callable[[nn.Module, Draw], Tensor]:
         renders = open_renders(self.renders, scenes=self.scenes)
         arrays = open_arrays(self.encoded, self.source)
-        latents, inputs = torch.from_numpy(arrays["latents"]), (arrays["restored"], arrays["small"])
+        latents, small = torch.from_numpy(arrays["latents"]), arrays["small"]
         read, noise, low_res = Reader(self.foundation, device), Noiser(device), build_low_res_scheduler()
 
         def loss(model: nn.Module, draw: Draw) -> Tensor:
@@ -180,14 +198,13 @@ class UpscalerTask:
             chosen = draw.rng.integers(self.scenes, size=count_crops(draw.batch, first=CROPS[0], side=side))
             wanted, seen = [], []
             for index in chosen:
-                small = inputs[0 if draw.rng.random() < 0.5 else 1][index]
                 row, column = draw.rng.integers(PICTURE_SIZE - side + 1, size=2)
                 place = (slice(row, row + side), slice(column, column + side))
                 wanted.append(latents[index][(slice(None), *place)].float())  # autocast stacks no float16
-                seen.append(small[place])
-            noised = noise(torch.stack(wanted).to(device), draw)
+                seen.append(small[index][place])
+            noised = noise(torch.stack(wanted).to(device), draw, draw_noise(draw, len(wanted), side))
             pictures = to_tensor(np.stack(seen)).to(device)
-            levels = torch.from_numpy(draw.rng.integers(NOISE_LEVELS, size=len(chosen))).to(device)
+            levels = (torch.from_numpy(draw.rng.random(len(chosen)) ** 2) * NOISE_LEVELS).long().to(device)
             pictures = low_res.add_noise(pictures, draw.normal(*pictures.shape), levels)
             text = read(write_captions(draw, [renders.scene(int(index)) for index in chosen], dropout=CAPTION_DROPOUT))
             samples = torch.cat([noised.samples, pictures], dim=1)
