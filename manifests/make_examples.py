@@ -108,6 +108,13 @@ DEPTH = (
     ("depth-yellow-sphere", "red-sphere", "a large yellow sphere in the desert"),
 )
 
+UPSCALER: dict[str, object] = {"model": "builtin-upscaler", "noise_level": 0}
+UPSCALING = (
+    ("sphere-512", "red-sphere", "a large red sphere on a white background"),
+    ("cube-512", "blue-cube", "a large blue cube on a gray background"),
+    ("cone-512", "green-cone", "a large green cone in a meadow"),
+)
+
 ADAPTERS: tuple[dict[str, object], ...] = (
     {"id": "ink-none", "prompt": "a large red cube on a white background, ink drawing"},
     {
@@ -183,13 +190,13 @@ def write_inpainting() -> None:
     )
 
 
-def _write_jsonl(name: str, rows: Iterable[Mapping[str, object]]) -> None:
+def _write_jsonl(name: str, rows: Iterable[Mapping[str, object]], *, guidance: float = GUIDANCE) -> None:
     with (FOLDER / name).open("w", encoding="utf-8") as stream:
-        stream.writelines(json.dumps({**row, "guidance_scale": GUIDANCE}) + "\n" for row in rows)
+        stream.writelines(json.dumps({**row, "guidance_scale": guidance}) + "\n" for row in rows)
 
 
 def write_companions() -> None:
-    """ControlNets, depth, LoRA and textual inversion with the built-in model's companions."""
+    """ControlNets, depth, upscaling, LoRA and textual inversion with the built-in model's companions."""
     starts = enumerate(CONTROLNET)
     _write_jsonl(
         "controlnet.jsonl",
@@ -204,6 +211,14 @@ def write_companions() -> None:
             {"id": name, "prompt": prompt, "image": f"images/{image}.png", "seed": number, **DEPTH_MODEL}
             for number, (name, image, prompt) in enumerate(DEPTH)
         ),
+    )
+    _write_jsonl(
+        "upscaling.jsonl",
+        (
+            {"id": name, "prompt": prompt, "image": f"images/{image}.png", "seed": number, **UPSCALER}
+            for number, (name, image, prompt) in enumerate(UPSCALING)
+        ),
+        guidance=1.0,  # the small picture says all
     )
     _write_jsonl("adapters.jsonl", ({**row, "seed": 3} for row in ADAPTERS))
 

@@ -103,7 +103,7 @@ def exported(finished: Path) -> Path:
     shop = workshop(finished / "work")
     checked = invoke(shop, "check-companions", "--count", "2", "--steps", "2")
     assert checked.exit_code == 0, checked.output
-    done = invoke(shop, "export-companions", "--base", str(finished / "builtin"))
+    done = invoke(shop, "export-companions", "--base", str(finished / "builtin"), "--note", "A test's.")
     assert done.exit_code == 0, done.output
     return finished
 
@@ -580,6 +580,12 @@ def test_the_exported_clip_reads_and_sees(exported: Path, tmp_path: Path) -> Non
     large = [picture.resize((256, 256), Image.Resampling.NEAREST) for picture in pictures]
     assert not torch.allclose(both[0], both[1])
     assert (both - likeness(texts, large)).abs().max() < 0.2 * (both[0] - both[1]).abs().max()
+
+
+def test_the_note_is_in_every_companions_card(exported: Path) -> None:
+    cards = [folder / "README.md" for folder in exported.glob("builtin-*")]
+    assert len(cards) == len(EXPORTS)
+    assert all("A test's." in card.read_text() for card in cards)
 
 
 def test_the_exported_upscaler_makes_pictures_four_times_as_large(exported: Path) -> None:

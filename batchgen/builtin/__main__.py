@@ -153,12 +153,15 @@ def check_companions(
 @click.argument("names", nargs=-1, type=click.Choice(SHIPPED))
 @click.option("--base", type=click.Path(path_type=Path), default=WEIGHTS, show_default="the package's own weights",
               help="The exported base; companions are written beside it.")  # fmt: skip
+@click.option("--note", default="", help="A sentence for their cards, on what was unusual about the runs.")
 @click.pass_obj
-def export_companions(options: dict[str, Any], names: tuple[str, ...] = (), base: Path = WEIGHTS) -> None:
+def export_companions(
+    options: dict[str, Any], names: tuple[str, ...] = (), base: Path = WEIGHTS, note: str = ""
+) -> None:
     """Write companions (all finished ones by default) beside the exported base, with their cards."""
     from batchgen.builtin.companions.export import export_companions as export_them
 
-    export_them(_workshop(options), base, names)
+    export_them(_workshop(options), base, names, note=note)
 
 
 @main.command()

@@ -55,7 +55,7 @@ def _companions() -> dict[str, Training]:
         "controlnet-depth": Training(steps=1_000, batch=32, learning_rate=1e-3, ema=0.995),
         "vae-sharp": Training(steps=800, batch=32, learning_rate=5e-4, warmup=50, ema=0.99),
         "upscaler-autoencoder": Training(steps=3_000, batch=32, learning_rate=1e-3, ema=0.995),
-        "upscaler": Training(steps=3_000, batch=32, learning_rate=1e-3, ema=0.995),
+        "upscaler": Training(steps=9_000, batch=32, learning_rate=1e-3, ema=0.995),
     }
 
 

@@ -24,6 +24,7 @@ class CompanionCard:
     """A page with what was measured; `checks` are what the check stage wrote of each part, empty before it."""
 
     page: Page
+    note: str  # what was unusual about the run
     base: str  # digest of the base it was trained on
     seed: int
     hardware: str
@@ -219,7 +220,7 @@ library_name: {card.page.library}
 
 {card.page.text}
 
-This checkpoint is {made}. {card.page.fits.format(card.base)}
+This checkpoint is {made}. {" ".join(filter(None, (card.note, card.page.fits.format(card.base))))}
 
 ## Data and recipe
 

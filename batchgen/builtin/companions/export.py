@@ -169,8 +169,10 @@ def _require_fresh(shop: Workshop, stage: str) -> None:
         )
 
 
-def export_companions(shop: Workshop, base: Path, names: Sequence[str] = ()) -> None:
+def export_companions(shop: Workshop, base: Path, names: Sequence[str] = (), *, note: str = "") -> None:
     """Write the named companions, or all finished ones, beside the exported base as `<base>-<name>`, each whole.
+
+    `note` goes into their cards.
 
     Raises RecipeError when `base` is not the export of this work folder's base, when a companion was trained on
     another, when a named one has not been finished, when none has, or when the folders cannot be written.
@@ -192,13 +194,13 @@ def export_companions(shop: Workshop, base: Path, names: Sequence[str] = ()) -> 
     for name in names:
         target = base.with_name(f"{base.name}-{name}")
         try:
-            _export(shop, name, base, target)
+            _export(shop, name, base, target, note)
         except OSError as error:
             raise RecipeError(f"cannot write the companion to {target}: {error}") from error
         shop.log(f"export: {target}, {count_bytes(target) / 1e6:.1f} MB of its own")
 
 
-def _export(shop: Workshop, name: str, base: Path, target: Path) -> None:
+def _export(shop: Workshop, name: str, base: Path, target: Path, note: str) -> None:
     write, stages = EXPORTS[name]
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -211,7 +213,7 @@ def _export(shop: Workshop, name: str, base: Path, target: Path) -> None:
         if not weights.is_symlink():
             weights.chmod(0o644)  # safetensors writes them for their owner alone
     results = {stage: read_result(shop, stage) for stage in stages}
-    (partial / "README.md").write_text(render_companion_card(_card(shop, name, results, partial)))
+    (partial / "README.md").write_text(render_companion_card(_card(shop, name, results, partial, note)))
     (partial / TRAINING_NOTE).write_text(json.dumps(results, indent=2) + "\n")
     if target.exists():
         shutil.rmtree(target)
@@ -224,11 +226,14 @@ def _place(folder: Path, stage: str) -> Path:
     return part if part.exists() else folder
 
 
-def _card(shop: Workshop, name: str, results: Mapping[str, Mapping[str, Any]], folder: Path) -> CompanionCard:
+def _card(
+    shop: Workshop, name: str, results: Mapping[str, Mapping[str, Any]], folder: Path, note: str
+) -> CompanionCard:
     full, path = Recipe(), shop.folders.root / CHECKS_FILE
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return CompanionCard(
         page=PAGES[name],
+        note=note,
         base=foundation(shop).digest,
         seed=shop.recipe.seed,
         hardware=describe_hardware(str(next(iter(results.values()))["device"])),
