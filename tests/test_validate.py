@@ -55,6 +55,17 @@ BAD_CELLS: list[tuple[str, Any, str]] = [
 ]
 
 
+EXAMPLES = Path(__file__).parents[1] / "manifests"
+SHIPPED = [path for path in sorted(EXAMPLES.iterdir()) if path.suffix in {".parquet", ".csv", ".jsonl"}]
+
+
+@pytest.mark.parametrize("manifest", SHIPPED, ids=lambda path: path.name)
+def test_the_example_manifests_are_valid(manifest: Path, batchgen: RunCli) -> None:
+    """With the models and companions that they name, which ship."""
+    result = batchgen("validate", manifest)
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.parametrize("name", BOTH)
 @pytest.mark.parametrize(("column", "value", "said"), BAD_CELLS)
 def test_a_bad_cell_is_named(

@@ -3,9 +3,9 @@
 GroupNorm takes mean and spread out of what it sees, that is, out of a picture's colors, and judges a crop by other
 numbers than the whole. Networks for super-resolution leave normalisation out (Lim et al. 2017, "Enhanced deep residual
 networks for single image super-resolution"); diffusers' models cannot. Here each norm has one group, and two channels
-hold a constant and its negative, so large that it divides by nearly the same number whatever the picture. Training does
-not move what makes the constants. Residual branches begin at zero (Goyal et al. 2017, "Accurate, large minibatch SGD"),
-since nothing else tames them.
+hold a constant and its negative, so large that it divides by nearly the same number whatever the picture. No gradient
+moves what makes the constants; weight decay takes a few percent of them. Residual branches begin at zero (Goyal et al.
+2017, "Accurate, large minibatch SGD"), since nothing else tames them.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ LOG_VARIANCE = -6.0  # of an autoencoder's latents at first: a deviation of 0.05
 
 
 def _hold(parameter: Tensor, rows: Sequence[int], columns: Sequence[int] = ()) -> None:
-    """Have training leave these entries alone; checkpoints know nothing of it."""
+    """Have no gradient move these entries; checkpoints know nothing of it."""
     held = torch.zeros_like(parameter, dtype=torch.bool)
     held[list(rows)] = True
     if columns:
@@ -102,7 +102,7 @@ def _anchor_residual(block: ResnetBlock2D, hidden: int) -> None:
 
 @torch.no_grad()
 def anchor(model: UNet2DConditionModel | Encoder | Decoder) -> None:
-    """Have a fresh net be without normalisation, now and in training. In place.
+    """Have the norms of a fresh net do nearly nothing, now and in training. In place.
 
     Its norms have one group and its levels at least eight channels. Of a UNet the time embedding scales and shifts
     (`resnet_time_scale_shift="scale_shift"`), for what it adds to channels would move the anchors.

@@ -205,7 +205,8 @@ def _check_table(check: Mapping[str, Any]) -> str:
 def render_companion_card(card: CompanionCard) -> str:
     """The card as Markdown."""
     short = any(part.steps < part.full_steps for part in card.parts)
-    made = "a short run of the recipe (steps below)" if short else "the full recipe"
+    whole = "a run as long as the full recipe's" if card.note else "the full recipe"
+    made = "a short run of the recipe (steps below)" if short else whole
     parts = "\n".join(
         f"| {part.name} | {part.parameters / 1e6:.3g} M | {part.megabytes:.3g} MB | "
         f"{part.steps:,} of {part.full_steps:,} | {part.seconds / 60:.1f} min | {part.loss:.4f} |"

@@ -90,8 +90,8 @@ def check_upscaler(bench: Bench) -> Finding:
     }
     mine, plain = rows["with"], rows["without, by bicubic interpolation"]
     return Finding(
-        question="How well are fresh renders restored from a quarter of their size? PSNR in dB within "
-        f"{FACTOR} pixels of Canny's edges, and everywhere: {RESTORED}",
+        question="How well are fresh renders restored from a quarter of their size? Outlines are what lies within "
+        f"{FACTOR} pixels of Canny's edges. {RESTORED}",
         rows=rows,
         passes=abs(1 - mine["sharpness"]) < abs(1 - plain["sharpness"]) and mine[at_outlines] > plain[at_outlines],
         columns=(truth, enlarged, painted),

@@ -29,6 +29,7 @@ class Companion:
 
     task: Callable[[Workshop], Task]
     save: Callable[[nn.Module, Path], None]
+    scenes: Callable[[Workshop], int] = lambda shop: shop.recipe.scenes
 
 
 @runtime_checkable
@@ -59,9 +60,13 @@ def _arrays(shop: Workshop, stage: str) -> Path:
     return shop.folders.stage(stage) / ARRAYS
 
 
+def _large_scenes(shop: Workshop) -> int:
+    return min(LARGE_SCENES, shop.recipe.scenes)
+
+
 def _large_renders(shop: Workshop) -> dict[str, Any]:
-    scenes = min(LARGE_SCENES, shop.recipe.scenes)
-    return {"renders": shop.folders.root / "large-renders", "scenes": scenes, "seed": shop.recipe.seed}
+    folder = shop.folders.root / "large-renders"
+    return {"renders": folder, "scenes": _large_scenes(shop), "seed": shop.recipe.seed}
 
 
 COMPANIONS: Mapping[str, Companion] = {
@@ -90,7 +95,7 @@ COMPANIONS: Mapping[str, Companion] = {
     ),
     "vae-sharp": Companion(task=lambda shop: DecoderTask(foundation=foundation(shop)), save=_save_model),
     "upscaler-autoencoder": Companion(
-        task=lambda shop: UpscalerAutoencoderTask(**_large_renders(shop)), save=save_autoencoder
+        task=lambda shop: UpscalerAutoencoderTask(**_large_renders(shop)), save=save_autoencoder, scenes=_large_scenes
     ),
     "upscaler": Companion(
         task=lambda shop: UpscalerTask(
@@ -100,6 +105,7 @@ COMPANIONS: Mapping[str, Companion] = {
             encoded=_arrays(shop, "upscaler"),
         ),
         save=_save_model,
+        scenes=_large_scenes,
     ),
 }
 
@@ -119,4 +125,4 @@ def run_companion(shop: Workshop, name: str) -> None:
     )
     model = averaged(task, folder)
     put_in_place(shop.folders.finished(name), lambda target: companion.save(model, target))
-    note_outcome(folder, outcome, shop, inputs=task.inputs)
+    note_outcome(folder, outcome, shop, scenes=companion.scenes(shop), inputs=task.inputs)
