@@ -156,7 +156,7 @@ def _weights_in(folder: Path, kind: AdapterKind) -> Path:
     """The folder itself where it holds a model of its own, else the one file of weights in it."""
     files = [file for pattern in kind.weights for file in sorted(folder.glob(pattern))]
     if not files:
-        raise CellError(f"{folder} holds no {' or '.join(kind.weights)}; give the file or folder of a {kind.what}")
+        raise CellError(f"{folder} holds no {' or '.join(kind.weights)}; give the {kind.what}'s file or folder")
     if kind.is_folder and (folder / "config.json").is_file():
         return folder
     if len(files) > 1 and not kind.is_folder and files[0].stem != files[1].stem:

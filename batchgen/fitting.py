@@ -154,12 +154,16 @@ def check_embedding(shapes: Shapes, _config: Mapping[str, Any], model: Model) ->
     return None
 
 
-def check_vae(shapes: Shapes, config: Mapping[str, Any], _model: Model) -> str | None:
-    """Whether it is an autoencoder with latents of four channels; None, or why not."""
+def check_vae(shapes: Shapes, config: Mapping[str, Any], model: Model) -> str | None:
+    """Whether it is an autoencoder with latents of four channels, as large as the model's; None, or why not."""
     if config and config.get("_class_name") != "AutoencoderKL":
         return f"it is a {config.get('_class_name')}, not an AutoencoderKL"
     if config.get("latent_channels", 4) != 4:
         return f"its latents have {config['latent_channels']} channels, not 4"
+    levels = config.get("block_out_channels")
+    if levels and model.latent_factor and 2 ** (len(levels) - 1) != model.latent_factor:
+        factor = f"its latents are {2 ** (len(levels) - 1)} pixels wide"
+        return f"{factor} and those of {model.name!r} {model.latent_factor}; use one made for it"
     if not config and shapes and not any(_SINGLE_FILE_VAE.search(name) for name in shapes):
         return "no tensor in it is an autoencoder's"
     return None

@@ -63,6 +63,7 @@ class Model:
     `fingerprint` is the sha256 over the files that are loaded (for a hub id: over repository and resolved commit).
     `width` and `height` are the size in pixels it was trained at, `scheduler` the class its folder names,
     `unet_channels` what its UNet takes (4 for latents, 9 where it was made for inpainting, 5 for depth, 8 for edits),
+    `latent_factor` the pixels a side of one latent, None where its files do not tell,
     `unet_widths` and `unet_layers` the channels and the residual blocks of its levels, `text_width` the width of the
     states that the UNet attends to, `token_widths` that of the vectors of each text encoder's tokens, `text_layers` the
     number of the first one's layers.
@@ -77,6 +78,7 @@ class Model:
     scheduler: str
     family: Family = Family.SD
     unet_channels: int = 4
+    latent_factor: int | None = None
     unet_widths: tuple[int, ...] = (320, 640, 1280, 1280)  # of SD 1.x and 2.x
     unet_layers: tuple[int, ...] = (2, 2, 2, 2)
     text_width: int = 768
@@ -191,6 +193,7 @@ def _layout(folder: Path, name: str) -> dict[str, Any]:
         "scheduler": str((index.get("scheduler") or [None, "PNDMScheduler"])[1]),
         "family": family,
         "unet_channels": int(unet.get("in_channels", 4)),
+        "latent_factor": factor if vae else None,
         "unet_widths": widths,
         "unet_layers": tuple(layers) if isinstance(layers, list) else (int(layers),) * len(widths),
         "text_width": int(attended[0] if isinstance(attended, list) else attended),

@@ -28,6 +28,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     models.build_refiner(root / "refiner")
     models.build_depth(root / "depth")
     models.build_latent_upscaler(root / "latent-upscaler")
+    models.build_upscaler(root / "upscaler")
     models.build_unconditional(root / "pixels")
     models.build_class_conditional(root / "classes")
     models.build_unconditional(root / "deep-pixels")
@@ -163,6 +164,11 @@ WRONG: Mapping[str, tuple[Mapping[str, Any], str, str]] = {
     ),
     "autoencoder that is a LoRA": ({"vae": "lora.safetensors"}, "vae", "no tensor in it is an autoencoder's"),
     "autoencoder that is a ControlNet": ({"vae": "control"}, "vae", "not an AutoencoderKL"),
+    "autoencoder of another factor": (
+        {"vae": "vae", "model": "{root}/upscaler", "image": "image.png"},
+        "vae",
+        "latents are 8 pixels wide and those of",
+    ),
     "second prompt for one text encoder": ({"prompt_2": "b"}, "prompt_2", "means nothing to"),
     "refiner that is none": ({"model": "{root}/sdxl", "refiner": "{root}/sd1"}, "refiner", "name a refiner"),
     "text-to-image with a refiner": ({"model": "{root}/refiner"}, "task", "cannot do text-to-image"),

@@ -185,7 +185,8 @@ from diffusers import StableDiffusionUpscalePipeline
 from batchgen.builtin import model_path
 
 pipeline = StableDiffusionUpscalePipeline.from_pretrained(model_path("builtin-upscaler"))
-pipeline("a large red cube in a meadow", image=picture, num_inference_steps=25, guidance_scale=1, noise_level=0)
+prompt = "a large red cube in a meadow"
+large = pipeline(prompt, image=picture, num_inference_steps=25, guidance_scale=1, noise_level=0).images[0]
 """,
         fits="It was trained on the base `{}` and fits all that have its text tower.",
     ),
