@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from batchgen.columns import CellError
-from batchgen.models import Model, Source
+from batchgen.models import Model, Source, latent_factor
 
 __all__ = [
     "CLASSIFIER_MULTIPLIERS",
@@ -160,10 +160,10 @@ def check_vae(shapes: Shapes, config: Mapping[str, Any], model: Model) -> str | 
         return f"it is a {config.get('_class_name')}, not an AutoencoderKL"
     if config.get("latent_channels", 4) != 4:
         return f"its latents have {config['latent_channels']} channels, not 4"
-    levels = config.get("block_out_channels")
-    if levels and model.latent_factor and 2 ** (len(levels) - 1) != model.latent_factor:
-        factor = f"its latents are {2 ** (len(levels) - 1)} pixels wide"
-        return f"{factor} and those of {model.name!r} {model.latent_factor}; use one made for it"
+    factor = latent_factor(config)
+    if factor and model.latent_factor and factor != model.latent_factor:
+        wanted = f"those of {model.name!r} {model.latent_factor}"
+        return f"its latents are {factor} pixels wide and {wanted}; use one made for it"
     if not config and shapes and not any(_SINGLE_FILE_VAE.search(name) for name in shapes):
         return "no tensor in it is an autoencoder's"
     return None

@@ -17,7 +17,7 @@ from typing import Any
 from batchgen import builtin
 from batchgen.errors import InputError
 
-__all__ = ["Family", "Model", "Source", "find_model", "hash_file", "hash_folder", "hash_text"]
+__all__ = ["Family", "Model", "Source", "find_model", "hash_file", "hash_folder", "hash_text", "latent_factor"]
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?$")
 _SD_PIPELINES = frozenset(
@@ -167,6 +167,12 @@ def _hub_model(name: str) -> Model:
     )
 
 
+def latent_factor(vae: Mapping[str, Any]) -> int | None:
+    """Pixels a side of one latent, by an autoencoder's config; None where that does not tell."""
+    levels = vae.get("block_out_channels")
+    return 2 ** (len(levels) - 1) if levels else None
+
+
 def _layout(folder: Path, name: str) -> dict[str, Any]:
     """What a diffusers folder's configs say, as fields of Model.
 
@@ -181,7 +187,7 @@ def _layout(folder: Path, name: str) -> dict[str, Any]:
         return _pixel_layout(folder, index, name)
     unet = _read_json(folder / "unet" / "config.json", name)
     vae = _read_json(folder / "vae" / "config.json", name)
-    factor = 2 ** (len(vae.get("block_out_channels", (1,) * 4)) - 1)
+    factor = latent_factor(vae) or 8
     height, width = _sides(unet, 64)
     texts = [_read_json(folder / part / "config.json", name) for part in _TEXT_ENCODERS[family]]
     widths = tuple(unet.get("block_out_channels", ()))
@@ -193,7 +199,7 @@ def _layout(folder: Path, name: str) -> dict[str, Any]:
         "scheduler": str((index.get("scheduler") or [None, "PNDMScheduler"])[1]),
         "family": family,
         "unet_channels": int(unet.get("in_channels", 4)),
-        "latent_factor": factor if vae else None,
+        "latent_factor": latent_factor(vae),
         "unet_widths": widths,
         "unet_layers": tuple(layers) if isinstance(layers, list) else (int(layers),) * len(widths),
         "text_width": int(attended[0] if isinstance(attended, list) else attended),
