@@ -187,19 +187,19 @@ def _layout(folder: Path, name: str) -> dict[str, Any]:
         return _pixel_layout(folder, index, name)
     unet = _read_json(folder / "unet" / "config.json", name)
     vae = _read_json(folder / "vae" / "config.json", name)
-    factor = latent_factor(vae) or 8
+    factor = latent_factor(vae)
     height, width = _sides(unet, 64)
     texts = [_read_json(folder / part / "config.json", name) for part in _TEXT_ENCODERS[family]]
     widths = tuple(unet.get("block_out_channels", ()))
     layers = unet.get("layers_per_block", 2)
     attended = unet.get("cross_attention_dim") or 0
     return {
-        "width": int(width) * factor,
-        "height": int(height) * factor,
+        "width": int(width) * (factor or 8),
+        "height": int(height) * (factor or 8),
         "scheduler": str((index.get("scheduler") or [None, "PNDMScheduler"])[1]),
         "family": family,
         "unet_channels": int(unet.get("in_channels", 4)),
-        "latent_factor": latent_factor(vae),
+        "latent_factor": factor,
         "unet_widths": widths,
         "unet_layers": tuple(layers) if isinstance(layers, list) else (int(layers),) * len(widths),
         "text_width": int(attended[0] if isinstance(attended, list) else attended),

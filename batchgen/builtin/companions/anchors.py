@@ -9,6 +9,7 @@ moves what makes the constants; weight decay takes a few percent of them. Residu
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -25,22 +26,27 @@ ANCHOR = 32.0  # the squares of 96 channels of deviation 1 add a twentieth to th
 LOG_VARIANCE = -6.0  # of an autoencoder's latents at first: a deviation of 0.05, little beside the colors' 0.5
 
 
-def _hold(parameter: Tensor, rows: Sequence[int], columns: Sequence[int] = ()) -> None:
-    """Have no gradient move these entries; checkpoints know nothing of it."""
-    held = torch.zeros_like(parameter, dtype=torch.bool)
-    held[list(rows)] = True
-    if columns:
-        held[:, list(columns)] = True
-    parameter.register_hook(lambda gradient: gradient.masked_fill(held.to(gradient.device), 0))  # type: ignore[no-untyped-call]
+def _without(gradient: Tensor, held: Tensor) -> Tensor:
+    return gradient.masked_fill(held.to(gradient.device), 0)
 
 
-def _fix(layer: nn.Conv2d | nn.Linear, constant: float) -> None:
-    """Have a layer always give `constant` and its negative where the anchors are."""
+def _hold(layer: nn.Conv2d | nn.Linear | nn.GroupNorm, rows: Sequence[int], columns: Sequence[int] = ()) -> None:
+    """Have no gradient move these entries of weight and bias; checkpoints know nothing of it."""
+    for parameter in layer.parameters():
+        held = torch.zeros_like(parameter, dtype=torch.bool)
+        held[list(rows)] = True
+        if parameter.dim() > 1:
+            held[:, list(columns)] = True
+        hook = partial(_without, held=held)
+        parameter.register_hook(hook)  # type: ignore[no-untyped-call]
+
+
+def _anchor(layer: nn.Conv2d) -> None:
+    """Have a layer always give the constants."""
     assert layer.bias is not None
     layer.weight[list(ANCHORS)] = 0
-    layer.bias[list(ANCHORS)] = torch.tensor([constant, -constant])
-    _hold(layer.weight, ANCHORS)
-    _hold(layer.bias, ANCHORS)
+    layer.bias[list(ANCHORS)] = torch.tensor([ANCHOR, -ANCHOR])
+    _hold(layer, ANCHORS)
 
 
 def _lead(conv: nn.Conv2d, straight: Tensor) -> None:
@@ -54,9 +60,7 @@ def _carry(conv: nn.Conv2d, kernel: Tensor, anchors: Sequence[int] = ANCHORS) ->
     """Have a layer hand the straight channels on, weighed by `kernel`, (h, w), and tell the others no constant."""
     conv.weight[:, list(anchors)] = 0
     _lead(conv, torch.eye(STRAIGHT)[:, :, None, None] * kernel)
-    assert conv.bias is not None
-    _hold(conv.weight, ANCHORS, anchors)
-    _hold(conv.bias, ANCHORS)
+    _hold(conv, ANCHORS, anchors)
 
 
 def _level(norm: nn.GroupNorm, anchors: Sequence[int] = ANCHORS) -> None:
@@ -64,8 +68,7 @@ def _level(norm: nn.GroupNorm, anchors: Sequence[int] = ANCHORS) -> None:
     assert norm.num_groups == 1, "anchors serve a norm of one group"
     nn.init.constant_(norm.weight, ANCHOR * (len(anchors) / norm.num_channels) ** 0.5)
     norm.weight[list(anchors)] = 0
-    _hold(norm.weight, anchors)
-    _hold(norm.bias, anchors)
+    _hold(norm, anchors)
 
 
 def _pixel() -> Tensor:
@@ -83,17 +86,16 @@ def _box() -> Tensor:
 
 def _begin_at_zero(layer: nn.Conv2d | nn.Linear) -> None:
     """Have a residual branch begin without effect, and never have one on the anchors."""
-    assert layer.bias is not None
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    _fix(layer, 0.0)
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    _hold(layer, ANCHORS)
 
 
 def _anchor_residual(block: ResnetBlock2D, hidden: int) -> None:
     """Anchor a block that gets `hidden` channels from the one before and what is more from a UNet's other half."""
     anchors = [*ANCHORS, *((hidden + anchor for anchor in ANCHORS) if block.in_channels > hidden else ())]
     _level(block.norm1, anchors)
-    _fix(block.conv1, ANCHOR)
+    _anchor(block.conv1)
     _level(block.norm2)
     _begin_at_zero(block.conv2)
     if block.conv_shortcut is not None:
@@ -107,7 +109,7 @@ def anchor(model: UNet2DConditionModel | Encoder | Decoder) -> None:
     Its norms have one group and its levels at least eight channels. Of a UNet the time embedding scales and shifts
     (`resnet_time_scale_shift="scale_shift"`), for what it adds to channels would move the anchors.
     """
-    _fix(model.conv_in, ANCHOR)
+    _anchor(model.conv_in)
     hidden = model.conv_in.out_channels
     for block in (*getattr(model, "down_blocks", ()), model.mid_block, *getattr(model, "up_blocks", ())):
         for residual in block.resnets:

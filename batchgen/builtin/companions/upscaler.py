@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from batchgen.builtin.autoencoder import (
     CROP_SHARE,
     AutoencoderTask,
-    build_autoencoder,
     count_crops,
     normalise,
     to_tensor,
@@ -120,7 +119,8 @@ class UpscalerAutoencoderTask(AutoencoderTask):
         render_large(self.renders, self.seed, self.scenes, progress)
 
     def build(self) -> nn.Module:
-        model = build_autoencoder(self.channels, self.scaling_factor, self.norm_groups)
+        model = super().build()
+        assert isinstance(model, AutoencoderKL)
         let_colors_pass(model)
         trained: nn.Module = model
         return trained
