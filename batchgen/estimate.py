@@ -4,9 +4,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from batchgen.images import ImageFormat
 from batchgen.index import Group
-from batchgen.job import Layout
+from batchgen.options import ImageFormat, Layout
 from batchgen.plan import Sizing, key_model, key_size
 from batchgen.rows import Receipt
 

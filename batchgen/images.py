@@ -2,14 +2,15 @@
 
 import io
 import zlib
-from enum import StrEnum
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-__all__ = ["ImageError", "ImageFormat", "decode", "encode", "fit"]
+from batchgen.options import ImageFormat
+
+__all__ = ["ImageError", "decode", "encode", "fit"]
 
 MAX_PIXELS = 16384 * 16384  # more is a decompression bomb or a mistake
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit warns on stderr and raises an error of another kind
@@ -17,14 +18,6 @@ Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit warns on stderr and raises a
 
 class ImageError(ValueError):
     """Bytes that are no picture; the text says why."""
-
-
-class ImageFormat(StrEnum):
-    """How finished images are stored; the value is the file's suffix."""
-
-    PNG = "png"
-    WEBP = "webp"
-    JPEG = "jpeg"
 
 
 # PNG: level 1 with run-length matching is over 4 times faster than Pillow's default and no larger on generated images

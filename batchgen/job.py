@@ -12,13 +12,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from batchgen.columns import ALIASES, COLUMNS, CellError, Kind, parse_cell
 from batchgen.errors import InputError
-from batchgen.images import ImageFormat
+from batchgen.generation.tasks import TASKS
+from batchgen.manifest.columns import ALIASES, COLUMNS, CellError, Kind, parse_cell
+from batchgen.options import Device, Dtype, ImageFormat, Layout, Memory, Safety
 from batchgen.storage import is_remote, join
-from batchgen.tasks import TASKS
 
-__all__ = ["Device", "Dtype", "Job", "Layout", "Limits", "Memory", "Safety", "WorkerResources", "load_job"]
+__all__ = ["Job", "Limits", "WorkerResources", "load_job"]
 
 
 _COMPONENTS = ("text_encoder", "text_encoder_2", "vae")
@@ -30,48 +30,6 @@ _DEFAULTS = frozenset().union(*(task.columns for task in TASKS.values())) - {
     *(column.name for column in COLUMNS.values() if column.kind is Kind.IMAGE),
 }
 """Columns that [defaults] may set: what some task applies, and that does not make a row another row."""
-
-
-class Layout(StrEnum):
-    """How an output's pictures and metadata are arranged."""
-
-    FILES = "files"
-    PARQUET = "parquet"
-
-
-class Device(StrEnum):
-    """Where a worker computes; `auto` means CUDA where the cluster has GPUs."""
-
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
-
-
-class Dtype(StrEnum):
-    """Precision of the weights; `auto` means float32 on CPU and float16 on CUDA."""
-
-    AUTO = "auto"
-    FLOAT32 = "float32"
-    FLOAT16 = "float16"
-    BFLOAT16 = "bfloat16"
-
-
-class Memory(StrEnum):
-    """How much of the device's memory a worker may take."""
-
-    NORMAL = "normal"
-    LOW = (
-        "low"  # slower: attention in slices, large pictures decoded in tiles, on a GPU one part of the model at a time
-    )
-
-
-class Safety(StrEnum):
-    """What becomes of pictures that the model's safety checker objects to, where it has one."""
-
-    OFF = "off"  # nobody looks
-    KEEP = "keep"  # they are flagged in the metadata
-    BLANK = "blank"  # flagged, and black
-    DROP = "drop"  # recorded as failed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

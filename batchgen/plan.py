@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-from batchgen.columns import COLUMNS
+from batchgen.generation.tasks import TASKS
 from batchgen.identity import canonical, shard_id
+from batchgen.manifest.columns import COLUMNS
 from batchgen.rows import Row, Shard
-from batchgen.tasks import TASKS
 
 __all__ = ["KeySize", "Sizing", "batch_key", "key_model", "key_size", "make_shards", "split_shard"]
 

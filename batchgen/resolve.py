@@ -14,22 +14,22 @@ from typing import Any
 
 import pyarrow as pa
 
-from batchgen.adapters import ADAPTERS, Finder
-from batchgen.arguments import Complaints, Defaults, apply_arguments, choose_task
-from batchgen.cells import CellSorter, Parsed
-from batchgen.columns import COLUMNS, MAX_SEED, Kind, input_name
 from batchgen.errors import InputError, StoreError
+from batchgen.generation.parameters import Complaints, Defaults, apply_arguments, choose_task
+from batchgen.generation.tasks import Task
 from batchgen.identity import canonical, derive_seed, fingerprint, row_id
 from batchgen.images import ImageError, decode
 from batchgen.index import Index
 from batchgen.job import Job
-from batchgen.manifest import Record, folder_of, manifest_files, records
-from batchgen.models import Model, find_model
+from batchgen.manifest.cells import CellSorter, Parsed
+from batchgen.manifest.columns import COLUMNS, MAX_SEED, Kind, input_name
+from batchgen.manifest.files import Record, folder_of, manifest_files, records
+from batchgen.manifest.problems import ProblemLog
+from batchgen.models.adapters import ADAPTERS, Finder
+from batchgen.models.catalog import Model, find_model
 from batchgen.plan import batch_key
-from batchgen.problems import ProblemLog
 from batchgen.rows import ImageRef, Row
 from batchgen.storage import join, read_input
-from batchgen.tasks import Task
 
 __all__ = ["Resolved", "resolve"]
 

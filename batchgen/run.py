@@ -8,23 +8,24 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Literal, Protocol
 
-from batchgen.commit import OutputFormat, commit_failures, drop_rows, reopen_rows
-from batchgen.drive import Control, drive, signals
+from batchgen.dataset.commit import OutputFormat, commit_failures, drop_rows, reopen_rows
+from batchgen.dataset.lease import Lease
+from batchgen.dataset.output import RunRecord, new_run_name, open_output, read_output, write_card, write_run
+from batchgen.dataset.receipts import fold_receipts, read_receipts, rebuild_receipt, write_receipt
+from batchgen.diffusion.settings import WorkerSettings
+from batchgen.engine.loop import Control, drive, signals
+from batchgen.engine.queue import Failure, ShardQueue
 from batchgen.errors import Interrupted
 from batchgen.estimate import Measured, PlanSummary, summarize
 from batchgen.index import Committed, Counts, Index
-from batchgen.job import Device, Dtype, Job, Layout
-from batchgen.lease import Lease
+from batchgen.job import Job
 from batchgen.machine import cores, gpus
-from batchgen.output import RunRecord, new_run_name, open_output, read_output, write_card, write_run
+from batchgen.manifest.problems import ManifestProblems, ProblemLog
+from batchgen.options import Device, Dtype, Layout
 from batchgen.plan import Sizing, make_shards
-from batchgen.problems import ManifestProblems, ProblemLog
-from batchgen.queue import Failure, ShardQueue
-from batchgen.receipts import fold_receipts, read_receipts, rebuild_receipt, write_receipt
 from batchgen.resolve import Resolved, resolve
 from batchgen.rows import Receipt, Shard, failed_row
 from batchgen.storage import Store, open_store, probe
-from batchgen.worker_settings import WorkerSettings
 
 __all__ = ["Reporter", "check", "plan", "retry", "run"]
 
@@ -163,7 +164,7 @@ class _Run:
 
     def make(self, to_make: int, control: Control, reporter: Reporter) -> None:
         """Start the workers, make the rows that are left, and stop the workers."""
-        from batchgen.pool import Pool, cluster  # Ray takes half a second to import: only when there is work
+        from batchgen.engine.pool import Pool, cluster  # Ray takes half a second to import: only when there is work
 
         job = self.job
         with cluster(job.address, job.workers) as capacity, signals(control, reporter.notice):

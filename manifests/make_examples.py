@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from batchgen.builtin.renderer import render
-from batchgen.builtin.scenes import Background, Color, Finish, Scene, Shape, Size, Thing
+from jobs.builtin.renderer import render
+from jobs.builtin.scenes import Background, Color, Finish, Scene, Shape, Size, Thing
 
 FOLDER = Path(__file__).parent
 

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from batchgen.job import Job
-from batchgen.problems import ManifestProblems
+from batchgen.manifest.problems import ManifestProblems
 from batchgen.run import check
 
 

@@ -18,19 +18,19 @@ from torch import nn
 from transformers import CLIPModel, CLIPProcessor
 
 from batchgen import builtin
-from batchgen.builtin.__main__ import main
-from batchgen.builtin.autoencoder import LATENT_NOISE, AutoencoderTask, disturb, draw_crop, draw_targets, recolor
-from batchgen.builtin.captions import COLOR_WORDS, SHAPE_WORDS, SIZE_WORDS, canonical_caption, draw_caption
-from batchgen.builtin.evaluate import score_answers
-from batchgen.builtin.naming import UNNAMED, caption_labels, scene_labels
-from batchgen.builtin.recipe import RecipeError, Training
-from batchgen.builtin.renderer import COLORS, render
-from batchgen.builtin.renders import _centers, open_renders, render_stage
-from batchgen.builtin.scenes import Background, Color, Scene, Shape, Size, draw_scene, recolored
-from batchgen.builtin.text import WIDTH
-from batchgen.builtin.tokenizer import CONTEXT, train_tokenizer
-from batchgen.builtin.training import Draw, Hardware, Run, averaged, train
-from batchgen.builtin.unet import build_unet, go_on_from
+from jobs.builtin.__main__ import main
+from jobs.builtin.autoencoder import LATENT_NOISE, AutoencoderTask, disturb, draw_crop, draw_targets, recolor
+from jobs.builtin.captions import COLOR_WORDS, SHAPE_WORDS, SIZE_WORDS, canonical_caption, draw_caption
+from jobs.builtin.evaluate import score_answers
+from jobs.builtin.naming import UNNAMED, caption_labels, scene_labels
+from jobs.builtin.recipe import RecipeError, Training
+from jobs.builtin.renderer import COLORS, render
+from jobs.builtin.renders import _centers, open_renders, render_stage
+from jobs.builtin.scenes import Background, Color, Scene, Shape, Size, draw_scene, recolored
+from jobs.builtin.text import WIDTH
+from jobs.builtin.tokenizer import CONTEXT, train_tokenizer
+from jobs.builtin.training import Draw, Hardware, Run, averaged, train
+from jobs.builtin.unet import build_unet, go_on_from
 
 SCENES = [draw_scene(5, index) for index in range(40)]
 
@@ -214,7 +214,7 @@ def test_a_killed_stage_resumes_to_the_weights_of_an_uninterrupted_one(tmp_path:
 
 
 def test_the_autoencoder_stage_resumes_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("batchgen.builtin.renders.CHUNK_SCENES", 4)
+    monkeypatch.setattr("jobs.builtin.renders.CHUNK_SCENES", 4)
     render_stage(tmp_path / "renders", seed=0, scenes=4, workers=1, progress=lambda done, total: None)
     task = AutoencoderTask(renders=tmp_path / "renders", scenes=4)
     training, hardware = Training(steps=4, batch=2, learning_rate=1e-3, save_every=2), Hardware(processes=1)
@@ -299,7 +299,7 @@ def test_an_unwritable_folder_is_a_clear_error(tmp_path: Path) -> None:
 
 
 def test_renders_on_disk_are_those_of_their_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("batchgen.builtin.renders.CHUNK_SCENES", 4)
+    monkeypatch.setattr("jobs.builtin.renders.CHUNK_SCENES", 4)
     render_stage(tmp_path, seed=9, scenes=7, workers=1, progress=lambda done, total: None)
     renders = open_renders(tmp_path, scenes=7)
     assert np.array_equal(renders.rgb(6), render(draw_scene(9, 6)).rgb)
@@ -317,7 +317,7 @@ def test_renders_on_disk_are_those_of_their_seed(tmp_path: Path, monkeypatch: py
 
 def test_large_renders_show_the_same_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the upscaler learns on: crops of it and their objects belong together, and shrunk it is the small render."""
-    monkeypatch.setattr("batchgen.builtin.renders.CHUNK_SCENES", 2)
+    monkeypatch.setattr("jobs.builtin.renders.CHUNK_SCENES", 2)
     render_stage(tmp_path, seed=9, scenes=2, workers=1, progress=lambda done, total: None, size=512)
     renders = open_renders(tmp_path, scenes=2)
     small = render(draw_scene(9, 1))

@@ -18,15 +18,15 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from batchgen.builtin.__main__ import CHECKED, COMPANIONS, SHIPPED, main
-from batchgen.builtin.autoencoder import psnr, reconstruct, to_tensor
-from batchgen.builtin.captions import canonical_caption
-from batchgen.builtin.companions.anchors import ANCHOR, ANCHORS
-from batchgen.builtin.companions.conditions import canny, depth_picture, edge_picture, inverse_depth
-from batchgen.builtin.companions.export import EXPORTS
-from batchgen.builtin.companions.ink import INK, PAPER, draw_in_ink
-from batchgen.builtin.companions.masks import draw_mask
-from batchgen.builtin.companions.measures import (
+from jobs.builtin.__main__ import CHECKED, COMPANIONS, SHIPPED, main
+from jobs.builtin.autoencoder import psnr, reconstruct, to_tensor
+from jobs.builtin.captions import canonical_caption
+from jobs.builtin.companions.anchors import ANCHOR, ANCHORS
+from jobs.builtin.companions.conditions import canny, depth_picture, edge_picture, inverse_depth
+from jobs.builtin.companions.export import EXPORTS
+from jobs.builtin.companions.ink import INK, PAPER, draw_in_ink
+from jobs.builtin.companions.masks import draw_mask
+from jobs.builtin.companions.measures import (
     edge_agreement,
     gradient_error,
     palette_distance,
@@ -34,20 +34,20 @@ from batchgen.builtin.companions.measures import (
     relief_correlation,
     sharpness,
 )
-from batchgen.builtin.companions.ruby_ring import TOKEN, TOKENS, draw_concept
-from batchgen.builtin.companions.stages import COMPANIONS as TABLE
-from batchgen.builtin.companions.stages import foundation, run_companion
-from batchgen.builtin.companions.upscaler import FACTOR, build_upscaler, draw_large, draw_noise, shrink_picture
-from batchgen.builtin.export import load_finished
-from batchgen.builtin.latents import digest
-from batchgen.builtin.recipe import TEST_SEED_OFFSET, Folders, Recipe, RecipeError, Training
-from batchgen.builtin.renderer import PICTURE_SIZE, render
-from batchgen.builtin.scenes import YAWS, Color, Finish, Shape, draw_scene
-from batchgen.builtin.scorer import ScorerTask
-from batchgen.builtin.stages import TRAINING, Workshop, autoencoder_task, run_unet, unet_task
-from batchgen.builtin.text import WIDTH
-from batchgen.builtin.training import Draw, Hardware, Run, averaged, learning_rate, train
-from batchgen.builtin.unet import TAUGHT_FROM
+from jobs.builtin.companions.ruby_ring import TOKEN, TOKENS, draw_concept
+from jobs.builtin.companions.stages import COMPANIONS as TABLE
+from jobs.builtin.companions.stages import foundation, run_companion
+from jobs.builtin.companions.upscaler import FACTOR, build_upscaler, draw_large, draw_noise, shrink_picture
+from jobs.builtin.export import load_finished
+from jobs.builtin.latents import digest
+from jobs.builtin.recipe import TEST_SEED_OFFSET, Folders, Recipe, RecipeError, Training
+from jobs.builtin.renderer import PICTURE_SIZE, render
+from jobs.builtin.scenes import YAWS, Color, Finish, Shape, draw_scene
+from jobs.builtin.scorer import ScorerTask
+from jobs.builtin.stages import TRAINING, Workshop, autoencoder_task, run_unet, unet_task
+from jobs.builtin.text import WIDTH
+from jobs.builtin.training import Draw, Hardware, Run, averaged, learning_rate, train
+from jobs.builtin.unet import TAUGHT_FROM
 
 SCENES = 16
 PICTURE = render(draw_scene(7, 2))
@@ -75,13 +75,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     shop = workshop(root / "work")
     with pytest.MonkeyPatch.context() as patch:
         for module in ("renders", "latents"):
-            patch.setattr(f"batchgen.builtin.{module}.CHUNK_SCENES", SCENES)
-        patch.setattr("batchgen.builtin.companions.ruby_ring.SCENES", 4)
-        patch.setattr("batchgen.builtin.companions.upscaler.NORMALISED", 2)
-        patch.setattr("batchgen.builtin.companions.stages.LARGE_SCENES", 4)
-        patch.setattr("batchgen.builtin.companions.upscaler.CROPS", (16, 32))
+            patch.setattr(f"jobs.builtin.{module}.CHUNK_SCENES", SCENES)
+        patch.setattr("jobs.builtin.companions.ruby_ring.SCENES", 4)
+        patch.setattr("jobs.builtin.companions.upscaler.NORMALISED", 2)
+        patch.setattr("jobs.builtin.companions.stages.LARGE_SCENES", 4)
+        patch.setattr("jobs.builtin.companions.upscaler.CROPS", (16, 32))
         for pictures in ("HELD_OUT", "NORMALISED"):
-            patch.setattr(f"batchgen.builtin.stages.{pictures}", SCENES)
+            patch.setattr(f"jobs.builtin.stages.{pictures}", SCENES)
         for stage in ("render", "autoencoder", "text", "latents", "unet"):
             TRAINING[stage](shop)
         scorer = ScorerTask(renders=shop.folders.renders, scenes=SCENES)
@@ -139,7 +139,7 @@ def test_predictions_without_a_caption_are_taught_by_those_with_it(
     finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With every caption dropped the target is the net's own word on the caption; before that it is the noise."""
-    monkeypatch.setattr("batchgen.builtin.unet.CAPTION_DROPOUT", 1.0)
+    monkeypatch.setattr("jobs.builtin.unet.CAPTION_DROPOUT", 1.0)
     device = torch.device("cpu")
     task = unet_task(workshop(finished / "work"))
     model = averaged(task, finished / "work" / "unet")

@@ -17,19 +17,19 @@ from s3_faults import Fault, Kind, fault_proxy
 from s3_server import S3Server
 from test_plan import make_row
 
-from batchgen import receipts
-from batchgen.commit import Attempt, OutputFormat, commit_failures, drop_rows
+from batchgen.dataset import receipts
+from batchgen.dataset.commit import Attempt, OutputFormat, commit_failures, drop_rows
+from batchgen.dataset.layouts import RECEIPTS, SNAPSHOTS, marker_key
+from batchgen.dataset.output import open_output, read_output
+from batchgen.dataset.receipts import fold_receipts, read_receipts, rebuild_receipt, write_receipt
+from batchgen.dataset.schema import applied_cells
+from batchgen.dataset.verify import verify_output
 from batchgen.errors import NotFound, StoreError
-from batchgen.images import ImageFormat, encode
-from batchgen.job import Layout
-from batchgen.layouts import RECEIPTS, SNAPSHOTS, marker_key
-from batchgen.output import open_output, read_output
+from batchgen.images import encode
+from batchgen.options import ImageFormat, Layout
 from batchgen.plan import batch_key
-from batchgen.receipts import fold_receipts, read_receipts, rebuild_receipt, write_receipt
 from batchgen.rows import Receipt, RowOutcome, Shard, Status, failed_row
-from batchgen.schema import applied_cells
 from batchgen.storage import Entry, Store, open_store
-from batchgen.verify import verify_output
 
 CARRIED = {"split": pa.string(), "tags": pa.list_(pa.string()), "weight": pa.float64()}
 

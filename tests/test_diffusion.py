@@ -21,10 +21,10 @@ from tiny_models import build_sd1, build_single_file
 from batchgen.diffusion.host import Pictures, PipelineHost
 from batchgen.diffusion.loaded import LoadedModel
 from batchgen.errors import InputError, ModelLoadError
-from batchgen.models import Family, Model, find_model
+from batchgen.generation.samplers import NAMES, OPTIONS
+from batchgen.generation.tasks import TASKS
+from batchgen.models.catalog import Family, Model, find_model
 from batchgen.rows import MicroBatch, Row
-from batchgen.samplers import NAMES, OPTIONS
-from batchgen.tasks import TASKS
 
 PLAIN_TASKS = ("text-to-image", "image-to-image", "inpainting")  # what a model of Stable Diffusion 1.x does alone
 SIDE = 64  # pixels

@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import CLIPTokenizer
 
 from batchgen.diffusion.inspection import noise_levels
-from batchgen.drawings import draw_log_chart, draw_sheet
+from batchgen.report.sheets import draw_log_chart, draw_sheet
 
 SIDE = 64  # pixels of the tiny model's pictures
 STEPS = 4

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from batchgen.cli import main
+from batchgen.cli.commands import main
 
 ROOT = Path(__file__).parents[1]
 INFRA = ROOT / "infra"

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from batchgen.errors import InputError
-from batchgen.images import ImageFormat
-from batchgen.job import Device, Dtype, Job, Layout, Limits, WorkerResources, load_job
+from batchgen.job import Job, Limits, WorkerResources, load_job
+from batchgen.options import Device, Dtype, ImageFormat, Layout
 
 JOBS = sorted(Path(__file__).parents[1].joinpath("jobs").glob("*.toml"))
 

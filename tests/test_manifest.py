@@ -13,11 +13,11 @@ import pytest
 from conftest import WriteManifest
 from PIL import Image
 
-from batchgen.columns import ALIASES, COLUMNS
 from batchgen.index import Index
 from batchgen.job import Job
-from batchgen.manifest import embedded_bytes, records
-from batchgen.problems import ManifestProblems, ProblemLog
+from batchgen.manifest.columns import ALIASES, COLUMNS
+from batchgen.manifest.files import embedded_bytes, records
+from batchgen.manifest.problems import ManifestProblems, ProblemLog
 from batchgen.resolve import Resolved, resolve
 from batchgen.rows import Row
 

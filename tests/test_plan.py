@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from batchgen.generation.tasks import TASKS
 from batchgen.identity import canonical, derive_seed, fingerprint, row_id, shard_id
 from batchgen.index import Committed, Counts, Index
 from batchgen.plan import Sizing, batch_key, key_model, key_size, make_shards, split_shard
 from batchgen.rows import Row, Shard, Status
-from batchgen.tasks import TASKS
 
 VALUES: dict[str, Any] = {
     "prompt": "a red cube",

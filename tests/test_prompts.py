@@ -14,7 +14,7 @@ from tiny_models import _tokenizer
 
 from batchgen.diffusion.prompts import Encoded, Prompt, PromptEncoder
 from batchgen.errors import InputError
-from batchgen.prompt_syntax import (
+from batchgen.generation.prompt_syntax import (
     Break,
     LoraTag,
     LoraTagError,

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_plan import key_of, make_row
 
-from batchgen.drive import Control, drive, signals
+from batchgen.engine.loop import Control, drive, signals
+from batchgen.engine.queue import Cause, Failure, Finished, ShardQueue, ShardTry
 from batchgen.errors import InfrastructureError, ModelLoadError, StoreError
 from batchgen.identity import shard_id
-from batchgen.queue import Cause, Failure, Finished, ShardQueue, ShardTry
 from batchgen.rows import Receipt, RowOutcome, Shard, Status
 
 
@@ -114,7 +114,7 @@ def run(queue: ShardQueue, pool: InMemory, control: Control | None = None) -> Bo
 def no_pauses(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses of seconds become milliseconds, except where they are what is tested."""
     if "pauses" not in request.node.name:
-        monkeypatch.setattr("batchgen.queue._FIRST_PAUSE", 0.001)
+        monkeypatch.setattr("batchgen.engine.queue._FIRST_PAUSE", 0.001)
 
 
 def holds(*numbers: int) -> Callable[[Shard], bool]:

@@ -11,7 +11,7 @@ from conftest import RunCli
 from PIL import Image
 from tiny_models import build_sd1
 
-from batchgen.watermark import extract
+from batchgen.generation.watermark import extract
 
 ROWS = "id,prompt,seed,num_inference_steps,width,height\n" + "".join(
     f"{seed},{prompt},{seed},2,64,64\n" for seed, prompt in enumerate(["a castle", "a castle", "rain", "rain"])

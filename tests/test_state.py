@@ -15,18 +15,18 @@ from PIL import Image
 from test_commit import attempt, make_output, make_shard
 from test_plan import make_row
 
-from batchgen import lease, receipts
-from batchgen.commit import drop_rows
+from batchgen.dataset import lease, receipts
+from batchgen.dataset.commit import drop_rows
+from batchgen.dataset.layouts import RECEIPTS, SNAPSHOTS
+from batchgen.dataset.lease import Lease
+from batchgen.dataset.output import open_output
+from batchgen.dataset.receipts import fold_receipts, read_receipts
+from batchgen.engine.queue import Cause, Failure, ShardQueue
 from batchgen.errors import ClusterError, InputError, OutputBusy
 from batchgen.images import ImageError, decode, fit
 from batchgen.index import Committed, Index
-from batchgen.job import Layout
-from batchgen.layouts import RECEIPTS, SNAPSHOTS
-from batchgen.lease import Lease
-from batchgen.output import open_output
+from batchgen.options import Layout
 from batchgen.plan import batch_key
-from batchgen.queue import Cause, Failure, ShardQueue
-from batchgen.receipts import fold_receipts, read_receipts
 from batchgen.rows import Status
 from batchgen.storage import Store, open_store
 
@@ -157,7 +157,7 @@ def test_sixteen_bits_become_eight() -> None:
 
 def test_a_cluster_that_does_not_answer_is_said_within_seconds() -> None:
     """Ray itself would try for minutes."""
-    from batchgen.pool import cluster
+    from batchgen.engine.pool import cluster
 
     started = time.monotonic()
     with pytest.raises(ClusterError, match=r"127\.0\.0\.1:1"), cluster("127.0.0.1:1", 1):

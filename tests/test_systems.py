@@ -15,15 +15,15 @@ import tiny_models as models
 import torch
 from PIL import Image
 
-from batchgen.columns import image_column
 from batchgen.diffusion.classifier import load_classifier
 from batchgen.diffusion.host import PipelineHost
 from batchgen.diffusion.loading import Loading
+from batchgen.generation.tasks import TASKS
 from batchgen.images import fit
 from batchgen.job import Job
+from batchgen.manifest.columns import image_column
 from batchgen.rows import MicroBatch, Row
 from batchgen.run import check
-from batchgen.tasks import TASKS
 
 SIZE = 3  # rows of a micro-batch; the host pads what is short
 STEPS = 3

@@ -10,9 +10,9 @@ import pytest
 from conftest import RunCli, WriteManifest, write_model_configs
 from test_manifest import png, read
 
-from batchgen.columns import RESERVED
 from batchgen.errors import InputError
-from batchgen.problems import EQUAL_SHOWN, ManifestProblems, Problem
+from batchgen.manifest.columns import RESERVED
+from batchgen.manifest.problems import EQUAL_SHOWN, ManifestProblems, Problem
 
 BOTH = ["m.parquet", "m.csv", "m.jsonl"]
 
@@ -194,7 +194,7 @@ def test_numbers_that_no_column_can_hold(tmp_path: Path, model_configs: Path) ->
         (row,), resolved = read(tmp_path / "m.jsonl", model_configs)
     except ManifestProblems:
         return
-    from batchgen.cells import carried_cell
+    from batchgen.manifest.cells import carried_cell
 
     kind = resolved.carried["big"]
     assert pa.array([carried_cell(row.carried["big"], kind)], kind).null_count == 0

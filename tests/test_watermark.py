@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from batchgen.builtin.renderer import render
-from batchgen.builtin.scenes import draw_scene
-from batchgen.watermark import capacity, embed, extract
+from batchgen.generation.watermark import capacity, embed, extract
+from jobs.builtin.renderer import render
+from jobs.builtin.scenes import draw_scene
 
 TEXT = "Grüße 1"  # 9 bytes
 

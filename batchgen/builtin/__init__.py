@@ -1,6 +1,6 @@
 """The built-in models: small diffusion models of our own, their weights and the recipe that made them.
 
-This module finds the weights and imports nothing; `python -m batchgen.builtin` is the recipe.
+This module finds the weights and imports nothing; `python -m jobs.builtin` is the recipe.
 """
 
 from pathlib import Path

@@ -15,7 +15,6 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel
 from PIL.Image import Image
 
-from batchgen.adapters import image_encoder
 from batchgen.diffusion.hypernetworks import Hypernetwork
 from batchgen.diffusion.loading import Components, one_line, translate
 from batchgen.diffusion.pipelines import make_pipeline
@@ -23,7 +22,8 @@ from batchgen.diffusion.pose import PoseReader
 from batchgen.diffusion.prompts import PromptEncoder
 from batchgen.diffusion.weights import read_weights
 from batchgen.errors import InputError
-from batchgen.models import Family, Model
+from batchgen.models.adapters import image_encoder
+from batchgen.models.catalog import Family, Model
 
 __all__ = ["Attachments"]
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from batchgen.diffusion.loading import one_line
 from batchgen.errors import InputError
-from batchgen.fitting import CLASSIFIER_WEIGHTS, ClassifierConfig, parse_classifier
+from batchgen.models.compatibility import CLASSIFIER_WEIGHTS, ClassifierConfig, parse_classifier
 
 __all__ = ["Classifier", "load_classifier"]
 

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from batchgen import builtin
-from batchgen.columns import input_name
 from batchgen.diffusion.pose import PoseReader, draw_poses
+from batchgen.manifest.columns import input_name
 
 __all__ = ["ControlMaker", "canny_edges"]
 

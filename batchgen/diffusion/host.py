@@ -22,7 +22,7 @@ from PIL.Image import Image
 from batchgen.diffusion.loaded import AfterStep, LoadedModel
 from batchgen.diffusion.loading import DTYPES, Loading, load_components
 from batchgen.diffusion.pixels import PixelModel
-from batchgen.models import Family, Model
+from batchgen.models.catalog import Family, Model
 from batchgen.rows import MicroBatch, Row
 
 __all__ = ["Environment", "Pictures", "PipelineHost"]

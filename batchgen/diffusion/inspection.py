@@ -10,7 +10,7 @@ import torch
 from batchgen.diffusion.loading import load_components
 from batchgen.diffusion.prompts import Prompt, PromptEncoder, Token
 from batchgen.diffusion.schedulers import make_scheduler
-from batchgen.models import Model
+from batchgen.models.catalog import Model
 from batchgen.rows import Row
 
 __all__ = ["Inspection", "NoiseLevel", "inspect_row", "noise_levels"]

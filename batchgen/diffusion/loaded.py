@@ -13,16 +13,16 @@ from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from PIL.Image import Image, fromarray
 
 from batchgen.diffusion.attachments import Attachments
-from batchgen.diffusion.conditioning import RowPrompts, sized
 from batchgen.diffusion.control import ControlMaker
+from batchgen.diffusion.embeddings import RowPrompts, sized
 from batchgen.diffusion.loading import Components
 from batchgen.diffusion.pipelines import make_pipeline
 from batchgen.diffusion.prompts import PromptEncoder
 from batchgen.diffusion.schedulers import make_scheduler, seed_scheduler
 from batchgen.errors import InputError
-from batchgen.models import Family, Model
+from batchgen.generation.tasks import Task, batch_strength, denoised_steps, find_task
+from batchgen.models.catalog import Family, Model
 from batchgen.rows import Row
-from batchgen.tasks import Task, batch_strength, denoised_steps, find_task
 
 __all__ = ["AfterStep", "LoadedModel"]
 

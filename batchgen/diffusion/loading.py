@@ -14,7 +14,7 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from batchgen.errors import ModelLoadError
-from batchgen.models import Family, Model, Source
+from batchgen.models.catalog import Family, Model, Source
 
 __all__ = ["DTYPES", "Components", "Loading", "load_components", "one_line", "quiet"]
 

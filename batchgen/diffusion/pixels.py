@@ -15,7 +15,7 @@ from PIL.Image import Image
 from batchgen.diffusion.classifier import Classifier, load_classifier
 from batchgen.diffusion.loading import Components
 from batchgen.diffusion.schedulers import make_scheduler, seed_scheduler
-from batchgen.models import Model
+from batchgen.models.catalog import Model
 from batchgen.rows import Row
 
 __all__ = ["PixelModel"]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from batchgen.errors import InputError
-from batchgen.prompt_syntax import Break, Weighted, parse_weights, split_at
+from batchgen.generation.prompt_syntax import Break, Weighted, parse_weights, split_at
 
 __all__ = ["Encoded", "Prompt", "PromptEncoder", "Token"]
 
@@ -27,8 +27,8 @@ class Prompt:
 
     `text_2` is what the second of two text encoders reads; None or empty: the same text, as in diffusers.
     `clip_skip` counts the text encoders' last layers to leave out. `weighted` switches the syntax of
-    `batchgen.prompt_syntax.parse_weights` on. `tokens` are the textual inversions this prompt may use: the word
-    written in the prompt, and the name it was added under (`PromptEncoder.add_embedding`).
+    `prompt_syntax.parse_weights` on. `tokens` are the textual inversions this prompt may use: the word written in the
+    prompt, and the name it was added under (`PromptEncoder.add_embedding`).
     """
 
     text: str

@@ -29,7 +29,7 @@ import corpus
 from machine import QUIET, batchgen, describe, describe_line
 from steady import Interval, Steady, steady
 
-from batchgen.models import Source, find_model
+from batchgen.models.catalog import Source, find_model
 
 __all__ = ["Bare", "Pair", "Run", "Setting", "main"]
 

@@ -1,0 +1,126 @@
+"""The Arrow schemas of an output: one fixed, versioned schema for every shard's metadata, one for failures.
+
+Column names are the manifest's where a value was applied; every column has a type of its own, also where all its
+cells are null, since readers join shards by schema. Knows nothing of stores.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from batchgen.generation.tasks import TASKS
+from batchgen.identity import canonical
+from batchgen.manifest.cells import carried_cell
+from batchgen.manifest.columns import COLUMNS, Column, Kind, image_column
+from batchgen.options import Layout
+from batchgen.rows import Row, RowOutcome
+
+__all__ = ["FAILURES", "VERSION", "applied_cells", "failures_table", "metadata_schema", "metadata_table"]
+
+VERSION = 3  # of the metadata; raised when a column is added or changes
+
+_TYPES = {
+    Kind.TEXT: pa.string(),
+    Kind.INTEGER: pa.int32(),
+    Kind.NUMBER: pa.float64(),
+    Kind.NUMBERS: pa.list_(pa.float64()),
+    Kind.SIZE: pa.list_(pa.int32()),
+    Kind.FLAG: pa.bool_(),
+    Kind.OPTIONS: pa.string(),
+    Kind.ADAPTER: pa.string(),
+}
+_AS_JSON = frozenset({Kind.OPTIONS, Kind.ADAPTER})
+_SKIPPED = frozenset({"id", "seed", "task", "width", "height", "num_images_per_prompt"})  # placed by hand, or expanded
+_APPLIED = tuple(
+    column
+    for column in COLUMNS.values()
+    if column.name not in _SKIPPED and any(column.name in task.columns for task in TASKS.values())
+)
+_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+FAILURES = pa.schema(
+    [
+        ("id", pa.string()),
+        ("fingerprint", pa.string()),
+        ("status", pa.string()),
+        ("error_class", pa.string()),
+        ("error", pa.string()),
+        ("attempts", pa.int32()),
+    ]
+)
+
+
+def metadata_schema(layout: Layout, carried: Mapping[str, pa.DataType]) -> pa.Schema:
+    """Schema of every shard of an output: result columns, what was applied, then the carried columns by name.
+
+    `step_images` holds or names the pictures after the job's `save_steps`; null where it has none.
+    """
+    picture = ("file_name", pa.string()) if layout is Layout.FILES else ("image", _IMAGE)
+    # `datasets` looks for `file_name` in lists as well, and fails where one is null
+    step_picture = ("path", pa.string()) if layout is Layout.FILES else picture
+    columns: list[tuple[str, pa.DataType]] = [
+        ("id", pa.string()),
+        ("fingerprint", pa.string()),
+        picture,
+        ("status", pa.string()),
+        ("flagged", pa.bool_()),
+        ("seed", pa.int64()),
+        ("sha256", pa.string()),
+        ("step_images", pa.list_(pa.struct([("step", pa.int32()), step_picture, ("sha256", pa.string())]))),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("task", pa.string()),
+        *(cell for column in _APPLIED for cell in _applied_columns(column)),
+        ("model_fingerprint", pa.string()),
+        ("sample_index", pa.int32()),
+        ("prompt_tokens", pa.int32()),
+        ("batch_size", pa.int32()),
+        ("dtype", pa.string()),
+        ("device", pa.string()),
+        ("seconds", pa.float64()),
+        ("torch_version", pa.string()),
+        ("diffusers_version", pa.string()),
+        *sorted(carried.items()),
+    ]
+    about = {"batchgen": json.dumps({"schema_version": VERSION})}
+    if layout is Layout.PARQUET:
+        # without this key `datasets` shows the column as a struct of bytes, not as images
+        about["huggingface"] = json.dumps({"info": {"features": {"image": {"_type": "Image"}}}})
+    return pa.schema(columns, metadata=about)
+
+
+def _applied_columns(column: Column) -> list[tuple[str, pa.DataType]]:
+    if column.kind is Kind.IMAGE:  # the name itself may be the result's, and the input is a reference
+        return [(f"{column.name}_uri", pa.string()), (f"{column.name}_sha256", pa.string())]
+    if column.kind is Kind.TEXT and column.listed:
+        return [(column.name, pa.list_(pa.string()))]
+    return [(column.name, _TYPES[column.kind])]
+
+
+def applied_cells(row: Row) -> dict[str, Any]:
+    """What was applied to a row, as cells of the metadata; several images of one column become JSON lists."""
+    cells: dict[str, Any] = {"task": row.task, "sample_index": row.sample_index}
+    for name, value in row.values.items():
+        as_json = COLUMNS[name].kind in _AS_JSON and value is not None
+        cells[name] = canonical(value) if as_json else value
+    images: dict[str, list[tuple[str, str]]] = {}
+    for name, image in row.inputs.items():
+        place = image.uri if image.row is None else f"{image.uri}#row={image.row}&column={image.column}"
+        images.setdefault(image_column(name), []).append((place, image.sha256))
+    for column, found in images.items():
+        for part, texts in zip(("uri", "sha256"), zip(*found, strict=True), strict=True):
+            cells[f"{column}_{part}"] = texts[0] if len(texts) == 1 else canonical(list(texts))
+    return cells
+
+
+def metadata_table(schema: pa.Schema, cells: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """A table of the schema from one mapping a row; absent cells are null."""
+    columns = [pa.array([carried_cell(row.get(c.name), c.type) for row in cells], type=c.type) for c in schema]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def failures_table(rows: Sequence[RowOutcome]) -> pa.Table:
+    """The failure ledger of one shard."""
+    return pa.Table.from_pylist([{name: getattr(row, name) for name in FAILURES.names} for row in rows], FAILURES)

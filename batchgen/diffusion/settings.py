@@ -1,0 +1,31 @@
+"""What a worker is told once. Apart from the worker itself, so that the driver need not import torch to say it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from batchgen.dataset.commit import OutputFormat
+from batchgen.models.catalog import Model
+from batchgen.options import Memory, Safety
+
+__all__ = ["SHARDS_IN_WORK", "WorkerSettings"]
+
+SHARDS_IN_WORK = 2  # of one worker: one on the device, one before or behind it
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerSettings:
+    """What a worker is told once; small and picklable, without secrets (a worker reads its own environment)."""
+
+    run: str
+    store: str
+    storage_options: Mapping[str, Any]
+    output: OutputFormat
+    models: Mapping[str, Model]
+    device: Literal["cpu", "cuda"]
+    dtype: Literal["float16", "bfloat16", "float32"]
+    dtypes: Mapping[str, str]
+    safety: Safety = Safety.OFF
+    memory: Memory = Memory.NORMAL
+    allow_pickle: bool = False
+    save_steps: tuple[int, ...] = ()

@@ -1,0 +1,244 @@
+"""A worker: turns a shard into a committed shard and its receipt. Knows nothing of Ray; a loop can call it as well.
+
+Two shards may be in work at once: while one is on the device, the conditioning images of the next are fetched and
+those before are encoded and stored. One lock around the device makes that overlap, and its bound, plain to see.
+"""
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL.Image import Image
+
+from batchgen.dataset.commit import Attempt
+from batchgen.dataset.schema import applied_cells
+from batchgen.diffusion.host import Environment, PipelineHost
+from batchgen.diffusion.loading import Loading
+from batchgen.diffusion.settings import WorkerSettings
+from batchgen.errors import NotFound
+from batchgen.generation.tasks import TASKS
+from batchgen.generation.watermark import capacity, embed
+from batchgen.images import ImageError, decode, encode, fit
+from batchgen.manifest.columns import image_column
+from batchgen.manifest.files import embedded_bytes
+from batchgen.models.catalog import Model
+from batchgen.options import Memory, Safety
+from batchgen.plan import key_model
+from batchgen.rows import ImageRef, MicroBatch, Receipt, Row, RowOutcome, Shard, Status, failed_row
+from batchgen.storage import open_store, read_input
+
+__all__ = ["Worker"]
+
+ENCODERS = 4  # threads; zlib and HTTP release the GIL. A 512x512 PNG takes 21 ms and a PUT up to 100: 30 a second
+FETCHERS = 8  # threads that read conditioning images
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Made:
+    """A finished row: its cells of the metadata and the size of its encoded picture in bytes."""
+
+    cells: Mapping[str, Any]
+    size: int
+
+
+@dataclass(kw_only=True, slots=True)
+class _ShardWork:
+    """What has become of a shard's rows so far, by id."""
+
+    pending: dict[str, Future[_Made]] = field(default_factory=dict)
+    failed: dict[str, RowOutcome] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def fail(self, row: Row, error_class: str, error: str) -> None:
+        self.failed[row.id] = failed_row(row, error_class, error)
+
+
+class Worker:
+    """Holds one loaded pipeline; `run_shard` may be called from `SHARDS_IN_WORK` threads at once."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._settings = settings
+        self._store = open_store(settings.store, settings.storage_options)
+        self._host = PipelineHost(
+            device=settings.device,
+            dtype=settings.dtype,
+            loading=Loading(
+                with_safety=settings.safety is not Safety.OFF,
+                allow_pickle=settings.allow_pickle,
+                low_memory=settings.memory is Memory.LOW,
+                dtypes=settings.dtypes,
+            ),
+        )
+        self._device = threading.Lock()
+        self._encoders = ThreadPoolExecutor(ENCODERS, thread_name_prefix="encode")
+        self._fetchers = ThreadPoolExecutor(FETCHERS, thread_name_prefix="fetch")
+
+    def run_shard(self, shard: Shard) -> Receipt:
+        """Make and commit a shard; rows that cannot be made are recorded, their mates are unharmed.
+
+        Raises:
+            StoreError: the output cannot be written, after the store's own retries.
+            ModelLoadError: the model cannot be loaded.
+        """
+        attempt = Attempt(self._store, self._settings.output, shard, self._settings.run)
+        work = _ShardWork()
+        inputs = self._fetch(shard.rows, work)
+        good = Shard(
+            id=shard.id,
+            key=shard.key,
+            batch_size=shard.batch_size,
+            rows=[row for row in shard.rows if row.id not in work.failed],
+        )
+        model = self._settings.models[key_model(shard.key)]
+        with self._device:
+            for batch in good.micro_batches():
+                self._generate(model, batch, [inputs[row.id] for row in batch.rows], attempt, work)
+        made = {id_: future.result() for id_, future in work.pending.items()}
+        return attempt.commit(
+            [made[row.id].cells for row in shard.rows if row.id in made],
+            [work.failed[row.id] for row in shard.rows if row.id in work.failed],
+            size=sum(one.size for one in made.values()),
+            seconds=work.seconds,
+            device=self._host.environment.device,
+        )
+
+    def _fetch(self, rows: Sequence[Row], work: _ShardWork) -> dict[str, Mapping[str, Image]]:
+        """The rows' conditioning images, in their tasks' modes and the rows' sizes."""
+        embedded = self._fetch_embedded(rows)
+        futures = {row.id: self._fetchers.submit(_conditioning, row, embedded) for row in rows}
+        inputs: dict[str, Mapping[str, Image]] = {}
+        for row in rows:
+            try:
+                inputs[row.id] = futures[row.id].result()
+            except (ImageError, NotFound) as error:  # any other trouble of a store is not the row's
+                work.fail(row, "conditioning", str(error))
+        return inputs
+
+    def _fetch_embedded(self, rows: Sequence[Row]) -> dict[tuple[str, str, int], bytes]:
+        """Bytes of images that lie in the manifest itself, by file, column and row."""
+        wanted: dict[tuple[str, str], list[int]] = {}
+        for row in rows:
+            for image in row.inputs.values():
+                if image.column is not None and image.row is not None:
+                    wanted.setdefault((image.uri, image.column), []).append(image.row)
+        return {
+            (file, column, number): data
+            for (file, column), numbers in wanted.items()
+            for number, data in embedded_bytes(file, column, numbers).items()
+        }
+
+    def _generate(
+        self,
+        model: Model,
+        batch: MicroBatch,
+        inputs: Sequence[Mapping[str, Image]],
+        attempt: Attempt,
+        work: _ShardWork,
+    ) -> None:
+        started = time.perf_counter()
+        refiner = batch.rows[0].values.get("refiner")
+        pictures = self._host.generate(
+            model,
+            batch,
+            inputs,
+            refiner=None if refiner is None else self._settings.models[refiner],
+            save_steps=self._settings.save_steps,
+        )
+        seconds = time.perf_counter() - started
+        work.seconds += seconds
+        environment = self._host.environment
+        about = _made_by(environment, model, batch.size) | {"seconds": seconds / len(batch.rows)}
+        for number, row in enumerate(batch.rows):
+            pixels = pictures.pixels[number]
+            if not pictures.finite[number]:
+                work.fail(row, "nan", "the picture holds NaN or infinity; float32 or another VAE may help")
+            elif pixels.min() == pixels.max():
+                work.fail(row, "blank", f"every pixel has the value {pixels.flat[0]}")
+            elif pictures.flagged[number] and self._settings.safety is Safety.DROP:
+                work.fail(row, "safety", "the model's safety checker objects; another seed or prompt may pass")
+            else:
+                steps = {step: after[number] for step, after in pictures.steps.items()}
+                mark = row.values["watermark"]
+                if pictures.flagged[number] and self._settings.safety is Safety.BLANK:
+                    pixels, steps = np.zeros_like(pixels), {step: np.zeros_like(after) for step, after in steps.items()}
+                    mark = None
+                cells = about | {
+                    "prompt_tokens": pictures.prompt_tokens[number],
+                    "flagged": pictures.flagged[number],
+                }
+                work.pending[row.id] = self._encoders.submit(self._finish, row, pixels, steps, mark, cells, attempt)
+
+    def _finish(
+        self,
+        row: Row,
+        pixels: npt.NDArray[np.uint8],
+        steps: Mapping[int, npt.NDArray[np.uint8]],
+        mark: str | None,
+        cells: Mapping[str, Any],
+        attempt: Attempt,
+    ) -> _Made:
+        if mark is not None:  # here and not beside the device: it takes as long as several encodings
+            pixels = embed(pixels, mark)
+            steps = {step: _marked_if_it_fits(after, mark) for step, after in steps.items()}
+        data = encode(pixels, self._settings.output.image_format)
+        picture = attempt.add_picture(row, data)
+        saved = {step: encode(after, self._settings.output.image_format) for step, after in steps.items()}
+        step_images = [
+            {"step": step, **attempt.add_step_picture(row, part, step), "sha256": sha256(part).hexdigest()}
+            for step, part in saved.items()
+        ]
+        made = {
+            "id": row.id,
+            "fingerprint": row.fingerprint,
+            "status": Status.DONE.value,
+            "sha256": sha256(data).hexdigest(),
+            "step_images": step_images or None,
+            "height": pixels.shape[0],
+            "width": pixels.shape[1],
+        }
+        return _Made(
+            cells={**row.carried, **applied_cells(row), **cells, **made, **picture},
+            size=len(data) + sum(map(len, saved.values())),
+        )
+
+
+def _made_by(environment: Environment, model: Model, batch_size: int) -> dict[str, Any]:
+    return {
+        "model_fingerprint": model.fingerprint,
+        "batch_size": batch_size,
+        "device": environment.device,
+        "dtype": environment.dtype,
+        "torch_version": environment.torch_version,
+        "diffusers_version": environment.diffusers_version,
+    }
+
+
+def _marked_if_it_fits(pixels: npt.NDArray[np.uint8], text: str) -> npt.NDArray[np.uint8]:
+    """A step's picture with the row's watermark; smaller than the row's it may have no room for it."""
+    fits = len(text.encode()) <= capacity(pixels.shape[1], pixels.shape[0])
+    return embed(pixels, text) if fits else pixels
+
+
+def _conditioning(row: Row, embedded: Mapping[tuple[str, str, int], bytes]) -> Mapping[str, Image]:
+    modes = TASKS[row.task].modes
+    size = row.values["width"], row.values["height"]
+    return {
+        name: fit(decode(_bytes_of(image, embedded)), modes[image_column(name)], *size)
+        for name, image in row.inputs.items()
+    }
+
+
+def _bytes_of(image: ImageRef, embedded: Mapping[tuple[str, str, int], bytes]) -> bytes:
+    if image.column is not None and image.row is not None:
+        data = embedded[image.uri, image.column, image.row]
+    else:
+        data = read_input(image.uri)
+    if sha256(data).hexdigest() != image.sha256:
+        raise ImageError(f"{image.uri} changed since the manifest was checked; run again to take it as it is now")
+    return data

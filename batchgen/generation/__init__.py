@@ -1,0 +1,1 @@
+"""What generating means, as data: tasks, samplers, parameters, prompt syntax. No tensors."""

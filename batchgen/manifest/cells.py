@@ -1,0 +1,184 @@
+"""Sorts a record's cells into known columns, parsed, and carried ones. Knows names and types, not their meaning."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import pyarrow as pa
+
+from batchgen.errors import InputError
+from batchgen.identity import canonical
+from batchgen.manifest.columns import ALIASES, COLUMNS, RESERVED, CellError, parse_cell
+from batchgen.manifest.files import Record, column_types
+from batchgen.manifest.problems import ProblemLog
+
+__all__ = ["CellSorter", "Parsed", "carried_cell", "missing_prompt"]
+
+_ARROW = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parsed:
+    """A record whose known cells are in their columns' types, by canonical name, and whose other cells are carried.
+
+    `spoiled` names the columns whose cell did not fit and is left out: the row cannot be made, but what else is wrong
+    with it can still be found.
+    """
+
+    record: Record
+    cells: Mapping[str, Any]
+    carried: Mapping[str, Any]
+    spoiled: frozenset[str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Meaning:
+    """What a column name of a file stands for: a column of the contract, nothing known, or nothing allowed."""
+
+    column: str | None = None
+    refused: bool = False
+
+
+class CellSorter:
+    """Reads names once a file, and remembers what types the carried columns had."""
+
+    def __init__(self, problems: ProblemLog) -> None:
+        self.notices: dict[str, None] = {}  # an ordered set of lines
+        self._problems = problems
+        self._meanings: dict[tuple[str, str], _Meaning] = {}
+        self._carried: set[str] = set()
+        self._kinds: dict[str, set[type]] = {}  # of the cells of JSONL, which declares no types
+
+    def parse(self, record: Record) -> Parsed:
+        """The record's cells sorted and parsed; those that do not fit become problems."""
+        cells: dict[str, Any] = {}
+        carried: dict[str, Any] = {}
+        spoiled: set[str] = set()
+        for name, cell in record.cells.items():
+            meaning = self._meanings.get((record.file, name)) or self._meaning(record, name)
+            if meaning.refused:
+                spoiled.add(meaning.column or name)
+            elif _is_empty_struct(cell):
+                continue
+            elif meaning.column is None:
+                carried[name] = cell
+                self._carried.add(name)
+                if not record.declared:
+                    self._kinds.setdefault(name, set()).add(_kind(cell))
+            else:
+                try:
+                    cells[meaning.column] = parse_cell(COLUMNS[meaning.column], cell, from_text=record.from_text)
+                except CellError as error:
+                    self._problems.add(record.file, record.number, name, str(error))
+                    spoiled.add(meaning.column)
+        return Parsed(record=record, cells=cells, carried=carried, spoiled=frozenset(spoiled))
+
+    def carried_types(self, files: list[str]) -> dict[str, pa.DataType]:
+        """Arrow types of the carried columns: what Parquet says, text for CSV, what was seen for JSONL.
+
+        A JSONL column of mixed types, of lists or of objects becomes JSON text; one that is null everywhere, text.
+        """
+        declared = {
+            name: pa.string() if pa.types.is_null(kind) else kind
+            for name, kind in column_types(files).items()
+            if name not in COLUMNS and name not in RESERVED and (name not in ALIASES or name in self._carried)
+        }
+        for name, kind in declared.items():
+            seen = _seen_type(self._kinds[name]) if name in self._kinds else kind
+            if not _fits(seen, kind):
+                raise InputError(
+                    f"manifest column {name!r} is {kind} in one file and {seen} in JSONL; write it with one type"
+                )
+        return declared | {
+            name: _seen_type(kinds) for name, kinds in sorted(self._kinds.items()) if name not in declared
+        }
+
+    def spelling(self, record: Record, column: str) -> str:
+        """The name under which the record's file has a column of the contract."""
+        return next(
+            (name for name in record.cells if ALIASES.get(name) == column and column not in record.cells), column
+        )
+
+    def _meaning(self, record: Record, name: str) -> _Meaning:
+        meaning = self._classify(record, name)
+        self._meanings[record.file, name] = meaning
+        return meaning
+
+    def _classify(self, record: Record, name: str) -> _Meaning:
+        if name in COLUMNS:
+            return _Meaning(column=name)
+        if name in RESERVED:
+            self._problems.add(record.file, None, name, "is the name of a result column; rename it")
+            return _Meaning(refused=True)
+        if name in ALIASES:
+            return self._classify_alias(record, name, ALIASES[name])
+        if near := get_close_matches(name, COLUMNS, n=1, cutoff=0.85):
+            self._notice(f"column {name!r} is unknown and carried along; did you mean {near[0]!r}?")
+        return _Meaning()
+
+    def _classify_alias(self, record: Record, name: str, column: str) -> _Meaning:
+        rivals = [n for n in record.columns if n != name and (n == column or ALIASES.get(n) == column)]
+        if not rivals:
+            self._notice(f"column {name!r} is read as {column!r}")
+            return _Meaning(column=column)
+        if column == "prompt" and "prompt" in rivals:
+            # datasets have captions and texts of their own beside the prompt
+            self._notice(f"column {name!r} is carried along, since there is a column 'prompt'")
+            return _Meaning()
+        self._problems.add(
+            record.file, None, name, f"means {column!r}, and so does {rivals[0]!r}; rename or drop one of them"
+        )
+        return _Meaning(column=column, refused=True)
+
+    def _notice(self, line: str) -> None:
+        self.notices.setdefault(line)
+
+
+def _is_empty_struct(cell: Any) -> bool:
+    """A struct of nulls, as an image column holds where a row has no image."""
+    return isinstance(cell, dict) and bool(cell) and all(value is None for value in cell.values())
+
+
+def missing_prompt(record: Record) -> str:
+    """What to say of a record without a prompt."""
+    if record.columns & {"prompt", "text", "caption"}:
+        return "is null; write a prompt, or set one in the job's [defaults]"
+    folded = {name.strip().lower(): name for name in record.columns}
+    near = get_close_matches("prompt", folded, n=1, cutoff=0.5)
+    if len(record.columns) == 1 and ";" in next(iter(record.columns)):
+        return "is missing; the file is separated by semicolons, write it with commas"
+    hint = f"rename {folded[near[0]]!r}" if near else f"the file has {_listed(record.columns)}"
+    return f"is missing; {hint}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    shown = sorted(names)
+    return ", ".join(shown[:8]) + (", ..." if len(shown) > 8 else "")
+
+
+def _kind(cell: Any) -> type:
+    too_large = isinstance(cell, int) and not -(2**63) <= cell < 2**63  # for Arrow's widest integer
+    return object if too_large else type(cell)
+
+
+def _fits(seen: pa.DataType, declared: pa.DataType) -> bool:
+    """Whether cells of JSONL can stand in a column that another file declares."""
+    if pa.types.is_floating(declared):
+        return bool(pa.types.is_floating(seen) or pa.types.is_integer(seen))
+    if pa.types.is_integer(declared):
+        return bool(pa.types.is_integer(seen))
+    return bool(seen == declared)
+
+
+def _seen_type(kinds: set[type]) -> pa.DataType:
+    if kinds == {int, float}:
+        return pa.float64()
+    return _ARROW.get(next(iter(kinds)), pa.string()) if len(kinds) == 1 else pa.string()
+
+
+def carried_cell(cell: Any, kind: pa.DataType) -> Any:
+    """A carried cell as its column's type takes it: JSON text where lists, objects or mixed types became text."""
+    if pa.types.is_string(kind) and cell is not None and not isinstance(cell, str):
+        return canonical(cell)
+    return cell

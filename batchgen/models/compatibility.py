@@ -1,0 +1,308 @@
+"""Whether an adapter fits a model, told from the headers and configs of its files. Knows nothing of torch.
+
+The header of a .safetensors file names tensors and their shapes; the width of the text states that an adapter was made
+for is among them.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from batchgen.manifest.columns import CellError
+from batchgen.models.catalog import Model, Source, latent_factor
+
+__all__ = [
+    "CLASSIFIER_MULTIPLIERS",
+    "CLASSIFIER_WEIGHTS",
+    "ClassifierConfig",
+    "ClassifierFacts",
+    "Shapes",
+    "check_architecture",
+    "check_classifier",
+    "check_controlnet",
+    "check_detector",
+    "check_embedding",
+    "check_ip_adapter",
+    "check_lora",
+    "check_vae",
+    "parse_classifier",
+    "read_classifier",
+    "read_facts",
+    "read_shapes",
+]
+
+CLASSIFIER_MULTIPLIERS: Mapping[int, tuple[float, ...]] = {
+    64: (1, 2, 3, 4),
+    128: (1, 1, 2, 3, 4),
+    256: (1, 1, 2, 2, 4, 4),
+    512: (0.5, 1, 1, 2, 2, 4, 4),
+}
+"""Widths of the levels of ADM's classifiers over that of the first one, by the size of their pictures."""
+
+CLASSIFIER_WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors")
+_LORA_CROSS_ATTENTION = re.compile(r"attn2[._](processor[._])?to_k.*(lora_A|lora_?\.?down)\.(default\.)?weight$")
+_LORA_LAYER = re.compile(  # tensors that a UNet's layer feeds, in the names of PEFT, diffusers and kohya
+    r"(unet\.|lora_unet_)(?P<layer>.+?)(\.lora_A|\.lora\.down|_lora\.down|\.lora_down)\.(default\.)?weight$"
+)
+_IP_CROSS_ATTENTION = re.compile(r"to_k_ip\.weight$")
+_EXAMPLES: Mapping[Any, str] = {int: "a whole number", bool: "true or false"}
+_CLASSES = "out.2.c_proj.weight"
+_SINGLE_FILE_VAE = re.compile(r"(^|\.)decoder\.conv_in\.weight$")
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Shapes of the tensors in a file, by name."""
+
+
+@lru_cache(maxsize=1024)
+def read_facts(path: Path, weights: tuple[str, ...]) -> tuple[Shapes, Mapping[str, Any]]:
+    """Shapes of the tensors and the config beside them; both empty where the file does not tell."""
+    config: Mapping[str, Any] = {}
+    if path.is_dir():
+        if (path / "config.json").is_file():
+            try:
+                config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise CellError(f"{path / 'config.json'} is not JSON: {error}") from None
+            if not isinstance(config, dict):
+                raise CellError(f"{path / 'config.json'} holds no JSON object")
+        files = [file for name in weights for file in sorted(path.glob(name))]
+        path = next((file for file in files if file.suffix == ".safetensors"), path)
+    return (read_shapes(path) if path.suffix == ".safetensors" else {}), config
+
+
+def read_shapes(file: Path) -> Shapes:
+    """Shapes by tensor name from the header of a .safetensors file; its weights are not read.
+
+    Raises:
+        CellError: not such a file, or cut short.
+    """
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if length > min(100 << 20, file.stat().st_size):
+                raise ValueError("its header is longer than the file")
+            header = json.loads(stream.read(length))
+        if not isinstance(header, dict):
+            raise ValueError("its header is no JSON object")
+        end = 8 + length + max((v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"), default=0)
+        if file.stat().st_size < end:
+            raise ValueError(f"it is {file.stat().st_size} bytes long and should be {end}")
+        return {name: tuple(value["shape"]) for name, value in header.items() if name != "__metadata__"}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CellError(f"{file} is not a whole .safetensors file: {error}") from None
+
+
+def _width_of(shapes: Shapes, pattern: re.Pattern[str]) -> int | None:
+    return next((shape[1] for name, shape in shapes.items() if pattern.search(name) and len(shape) > 1), None)
+
+
+def _other_model(width: int, model: Model) -> str:
+    wanted = f"{model.name!r} has {model.text_width}"
+    return f"it is made for text states of width {width}, and {wanted}; use one trained for it"
+
+
+def check_lora(shapes: Shapes, _config: Mapping[str, Any], model: Model) -> str | None:
+    """Whether its layers are the UNet's, by the numbers that they take; None, or why not."""
+    if not any("lora" in name or "hada" in name or "lokr" in name for name in shapes) and shapes:
+        return "no tensor in it is a LoRA's"
+    width = _width_of(shapes, _LORA_CROSS_ATTENTION)
+    if width is not None and width != model.text_width:
+        return _other_model(width, model)
+    layers = _unet_inputs(model)
+    for name, shape in shapes.items():
+        match = _LORA_LAYER.match(name)
+        inputs = layers.get(_flat(match["layer"])) if match else None
+        if match and inputs is not None and len(shape) > 1 and inputs != shape[1]:
+            layer = f"{match['layer']} takes {shape[1]} numbers"
+            return f"its layer {layer} and that of {model.name!r} {inputs}; use one trained for it"
+    return None
+
+
+def _flat(layer: str) -> str:
+    """A layer's name as kohya's trainer writes it; processors of old files are no layers of their own."""
+    return layer.replace(".processor", "").replace(".", "_")
+
+
+@lru_cache(maxsize=16)
+def _unet_inputs(model: Model) -> Mapping[str, int]:
+    """How many numbers each layer of the model's UNet takes; nothing where its weights are not at hand."""
+    folder = Path(model.location) / "unet"
+    files = sorted(folder.glob("*.safetensors")) if model.source is Source.FOLDER else []
+    shapes = {name: shape for file in files for name, shape in read_shapes(file).items()}
+    return {
+        _flat(name.removesuffix(".weight")): shape[1]
+        for name, shape in shapes.items()
+        if name.endswith(".weight") and len(shape) > 1
+    }
+
+
+def check_embedding(shapes: Shapes, _config: Mapping[str, Any], model: Model) -> str | None:
+    """Whether it holds a tensor of token vectors for each text encoder; None, or why not."""
+    if not shapes:
+        return None
+    widths = {shape[-1] for shape in shapes.values()}
+    if any(len(shape) not in (1, 2) for shape in shapes.values()) or len(shapes) > 2:
+        return "it is not an embedding: expected one or two tensors of token vectors"
+    if widths != set(model.token_widths) or len(shapes) != len(model.token_widths):
+        made, has = (" and ".join(map(str, sorted(found))) for found in (widths, set(model.token_widths)))
+        return f"it is made for text states of width {made}, and {model.name!r} has {has}; use one trained for it"
+    return None
+
+
+def check_vae(shapes: Shapes, config: Mapping[str, Any], model: Model) -> str | None:
+    """Whether it is an autoencoder with latents of four channels, as large as the model's; None, or why not."""
+    if config and config.get("_class_name") != "AutoencoderKL":
+        return f"it is a {config.get('_class_name')}, not an AutoencoderKL"
+    if config.get("latent_channels", 4) != 4:
+        return f"its latents have {config['latent_channels']} channels, not 4"
+    factor = latent_factor(config)
+    if factor and model.latent_factor and factor != model.latent_factor:
+        wanted = f"those of {model.name!r} {model.latent_factor}"
+        return f"its latents are {factor} pixels wide and {wanted}; use one made for it"
+    if not config and shapes and not any(_SINGLE_FILE_VAE.search(name) for name in shapes):
+        return "no tensor in it is an autoencoder's"
+    return None
+
+
+def check_controlnet(_shapes: Shapes, config: Mapping[str, Any], model: Model) -> str | None:
+    """Whether its levels are the UNet's; None, or why not."""
+    if not config:
+        return "there is no config.json with it; give the folder of a ControlNet"
+    if config.get("_class_name") != "ControlNetModel":
+        return f"it is {config.get('_class_name') or 'no model'}, not a ControlNetModel"
+    width = config.get("cross_attention_dim")
+    width = width[0] if isinstance(width, list) and width else width
+    if width != model.text_width:
+        return _other_model(width if isinstance(width, int) else 0, model)
+    if tuple(config.get("block_out_channels", ())) != model.unet_widths:
+        return (
+            f"its levels are {tuple(config.get('block_out_channels', ()))} wide and those of {model.name!r} "
+            f"{model.unet_widths}; use one trained for it"
+        )
+    layers = config.get("layers_per_block", 2)
+    if (tuple(layers) if isinstance(layers, list) else (layers,) * len(model.unet_widths)) != model.unet_layers:
+        return f"it has {layers} blocks a level and {model.name!r} {model.unet_layers}; use one trained for it"
+    return None
+
+
+def check_architecture(config: Mapping[str, Any], wanted: str) -> str | None:
+    """Whether a folder of transformers holds a model of a class whose name ends so."""
+    names = config.get("architectures")
+    name = str(names[0]) if isinstance(names, list) and names else "no model"
+    return None if name.endswith(wanted) else f"it is {name}, not a {wanted}"
+
+
+def check_detector(config: Mapping[str, Any]) -> str | None:
+    """Whether a folder of transformers holds an object detector that knows people; None, or why not."""
+    labels = config.get("id2label")
+    if isinstance(labels, Mapping) and "person" not in labels.values():
+        return "it knows no 'person'"
+    return check_architecture(config, "ForObjectDetection")
+
+
+def check_ip_adapter(shapes: Shapes, _config: Mapping[str, Any], model: Model) -> str | None:
+    """Whether its keys and values go with the UNet's text states; None, or why not."""
+    if not any(_IP_CROSS_ATTENTION.search(name) for name in shapes):
+        return "no tensor in it is an IP-Adapter's"
+    width = _width_of(shapes, _IP_CROSS_ATTENTION)
+    return _other_model(width, model) if width is not None and width != model.text_width else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassifierConfig:
+    """What a classifier's config.json says: the flags of guided-diffusion's training script, with its defaults.
+
+    `classifier_attention_resolutions` are sides of feature maps in pixels; `channel_mult` follows from `image_size`
+    where it is one of the published ones.
+    """
+
+    image_size: int
+    classifier_width: int = 128
+    classifier_depth: int = 2
+    classifier_attention_resolutions: tuple[int, ...] = (32, 16, 8)
+    classifier_use_scale_shift_norm: bool = True
+    classifier_resblock_updown: bool = True
+    num_head_channels: int = 64
+    channel_mult: tuple[float, ...] = ()
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of every level."""
+        multipliers = self.channel_mult or CLASSIFIER_MULTIPLIERS[self.image_size]
+        return [int(multiplier * self.classifier_width) for multiplier in multipliers]
+
+    @property
+    def last_side(self) -> int:
+        """Pixels a side of the last level's feature maps."""
+        side: int = self.image_size // 2 ** (len(self.widths) - 1)
+        return side
+
+
+def parse_classifier(config: Mapping[str, Any]) -> ClassifierConfig:
+    """The config of a classifier.
+
+    Raises:
+        CellError: a flag that is unknown, missing or of the wrong type.
+    """
+    kinds = get_type_hints(ClassifierConfig)
+    values: dict[str, Any] = {}
+    for name, value in config.items():
+        if name not in kinds:
+            near = get_close_matches(name, kinds, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(kinds)}"
+            raise CellError(f"its config.json has an unknown key {name!r}; {hint}")
+        if get_origin(kinds[name]) is tuple:
+            listed = value.split(",") if isinstance(value, str) else value  # guided-diffusion's flags are such texts
+            try:
+                values[name] = tuple(get_args(kinds[name])[0](one) for one in listed)
+            except (TypeError, ValueError):
+                raise CellError(f"its config.json says {name} {value!r}; write a list of numbers") from None
+        elif type(value) is not kinds[name]:
+            raise CellError(f"its config.json says {name} {value!r}; write {_EXAMPLES[kinds[name]]}")
+        else:
+            values[name] = value
+    size = values.get("image_size")
+    if size is None or (size not in CLASSIFIER_MULTIPLIERS and not values.get("channel_mult")):
+        sizes = ", ".join(map(str, CLASSIFIER_MULTIPLIERS))
+        raise CellError(f"its config.json says image_size {size}; one of {sizes}, or another with a channel_mult")
+    return ClassifierConfig(**values)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassifierFacts:
+    """What a classifier's files say: the side of its pictures in pixels, and how many classes it tells apart."""
+
+    image_size: int
+    classes: int
+
+
+def read_classifier(path: str) -> ClassifierFacts:
+    """The facts of a classifier that `find_adapters` found."""
+    shapes, config = read_facts(Path(path), CLASSIFIER_WEIGHTS)
+    return ClassifierFacts(image_size=parse_classifier(config).image_size, classes=shapes[_CLASSES][0])
+
+
+def check_classifier(shapes: Shapes, config: Mapping[str, Any], model: Model) -> str | None:
+    """Whether it is ADM's, built as its config says, for pictures of as many channels; None, or why not."""
+    if _CLASSES not in shapes:
+        return f"it has no tensor {_CLASSES}: expected weights of ADM's classifier with attention pooling"
+    if not config:
+        return "there is no config.json with it; write one, as manifests/README.md says of classifiers"
+    told = parse_classifier(config)
+    blocks = len(told.widths) * (told.classifier_depth + 1)  # the first one, residuals, and what halves between levels
+    wanted = {
+        "input_blocks.0.0.weight": (told.widths[0], model.unet_channels, 3, 3),
+        "out.2.positional_embedding": (told.widths[-1], told.last_side**2 + 1),
+    }
+    for name, shape in wanted.items():
+        if shapes.get(name) != shape:
+            return f"its {name} has the shape {shapes.get(name)}; its config.json and the model ask for {shape}"
+    found = len({name.split(".")[1] for name in shapes if name.startswith("input_blocks.")})
+    if found != blocks:
+        return f"it has {found} blocks, and by its config.json's classifier_depth {blocks}"
+    return None

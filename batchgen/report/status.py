@@ -1,0 +1,122 @@
+"""How far an output is, from its receipts and its latest run; reads no data and no manifest."""
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from batchgen.dataset.lease import is_held
+from batchgen.dataset.output import latest_run, read_output
+from batchgen.dataset.receipts import read_receipts
+from batchgen.report.display import duration
+from batchgen.rows import Receipt, Status
+from batchgen.storage import open_store
+
+__all__ = ["OutputStatus", "follow", "read_status", "status_table"]
+
+WATCH_EVERY = 2.0  # seconds
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutputStatus:
+    """Where an output stands; done + failed + left = rows of the latest run's manifest."""
+
+    output: str
+    running: bool
+    outcome: str  # of the latest run
+    rows: int
+    done: int
+    failed: int
+    left: int
+    shards: int
+    images_a_second: float | None  # of the latest run, over its whole time so far
+    seconds_left: float | None
+    failures: Mapping[str, int]  # by error class
+
+
+def read_status(uri: str) -> OutputStatus:
+    """The status of the output at a path or URI.
+
+    Raises:
+        InputError: there is no output.
+    """
+    store = open_store(uri, quick=True)
+    output = read_output(store)
+    record = latest_run(store)
+    running = is_held(store)
+    receipts = list(read_receipts(store, output.layout, mend=False, damaged=lambda _: None))
+    failures = _failures(receipts)
+    if record is None:
+        done = sum(receipt.done for receipt in receipts)
+        rows, failed, rate = done + failures.total(), failures.total(), None
+        outcome = "running" if running else "no row was to be made"
+    else:
+        own = [receipt for receipt in receipts if receipt.run == record.run]
+        done = record.done_before + sum(receipt.done for receipt in own)
+        failed = record.failed_before + sum(receipt.failed for receipt in own)
+        rows, outcome = record.rows, record.outcome
+        if outcome == "running" and not running:
+            outcome = "killed"
+        until = time.time() if running else max((receipt.finished for receipt in own), default=record.started)
+        made = sum(receipt.done for receipt in own)
+        rate = made / (until - record.started) if made else None
+    left = rows - done - failed
+    return OutputStatus(
+        output=uri,
+        running=running,
+        outcome=outcome,
+        rows=rows,
+        done=done,
+        failed=failed,
+        left=left,
+        shards=len(receipts),
+        images_a_second=rate,
+        seconds_left=left / rate if rate else None,
+        failures=dict(failures.most_common()),
+    )
+
+
+def _failures(receipts: list[Receipt]) -> Counter[str]:
+    """Failed rows by class; one that a later shard made after all does not count."""
+    made = {(row.id, row.fingerprint) for receipt in receipts for row in receipt.rows if row.status is Status.DONE}
+    failed = {
+        (row.id, row.fingerprint): row.error_class or "unknown"
+        for receipt in receipts
+        for row in receipt.rows
+        if row.status is Status.FAILED and (row.id, row.fingerprint) not in made
+    }
+    return Counter(failed.values())
+
+
+def status_table(status: OutputStatus) -> Table:
+    """A status as a table of two columns."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    percent = f" ({100 * status.done / status.rows:.0f} %)" if status.rows else ""
+    for name, value in (
+        ("output", status.output),
+        ("run", "running" if status.running else status.outcome),
+        ("rows", f"{status.rows:,}"),
+        ("done", f"{status.done:,}{percent}"),
+        ("failed", f"{status.failed:,}"),
+        ("left", f"{status.left:,}"),
+        ("shards", f"{status.shards:,}"),
+        ("rate", "unknown" if status.images_a_second is None else f"{status.images_a_second:.2f} images/s"),
+        ("time to go", duration(status.seconds_left) if status.left and status.seconds_left is not None else "-"),
+        *((f"  {error_class}", f"{count:,}") for error_class, count in status.failures.items()),
+    ):
+        table.add_row(name, value)
+    return table
+
+
+def follow(uri: str, console: Console) -> None:
+    """Print the status again and again until no run holds the output."""
+    status = read_status(uri)
+    with Live(status_table(status), console=console, auto_refresh=False) as live:
+        while status.running and status.left:
+            time.sleep(WATCH_EVERY)
+            status = read_status(uri)
+            live.update(status_table(status), refresh=True)
