@@ -1,8 +1,8 @@
 """Outputs that earlier code made resume: nothing is made again, longer manifests add their new rows, checks agree.
 
 `fixtures/outputs` holds a tiny model, a manifest of six rows (one of them fails), and outputs with the jobs that made
-them: `files` and `parquet` by the commit before issue 14, `schema-2` by the last one whose metadata had no columns for
-classes, classifiers, poses and watermarks (a68ba8c). They were made in another folder, and are never made anew.
+them: `files` and `parquet` by e4ff86d, `schema-2` by a68ba8c, the last commit whose metadata had no columns for
+classes, classifiers, poses and watermarks. They were made in another folder, and are never made anew.
 """
 
 import json
