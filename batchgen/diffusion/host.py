@@ -20,7 +20,7 @@ import torch
 from PIL.Image import Image
 
 from batchgen.diffusion.loaded import AfterStep, LoadedModel
-from batchgen.diffusion.loading import DTYPES, Loading, load_components
+from batchgen.diffusion.loading import DTYPES, Loader, Loading, load_components
 from batchgen.diffusion.pixels import PixelModel
 from batchgen.models.catalog import Family, Model
 from batchgen.rows import MicroBatch, Row
@@ -67,17 +67,23 @@ class PipelineHost:
         dtype: Literal["float16", "bfloat16", "float32"],
         threads: int = 1,
         loading: Loading | None = None,
+        load: Loader = load_components,
     ) -> None:
         """Fix the process's numerics.
 
         Args:
+            device: where to compute.
+            dtype: precision of the weights.
             threads: CPU threads of one operation. Another number gives other last bits, so it must not follow the
                 number of workers or cores; one thread a worker and one worker a core is as fast in total.
+            loading: how models are loaded.
+            load: reads a model; the benchmarks on GPUs make one of random weights instead, on the device.
         """
         _fix_numerics(device, threads)
         self._device = torch.device(device)
         self._dtype = DTYPES[dtype]
         self._loading = loading or Loading()
+        self._load_components = load
         self._loaded: _Loaded | None = None
         self._refiner: _Loaded | None = None
         self.environment = Environment(
@@ -189,7 +195,7 @@ class PipelineHost:
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-        components = load_components(model, device=self._device, dtype=self._dtype, how=self._loading)
+        components = self._load_components(model, device=self._device, dtype=self._dtype, how=self._loading)
         if model.family is Family.PIXELS:
             return PixelModel(model, components, self._dtype)
         return LoadedModel(model, components, self._dtype, tiled=self._loading.low_memory)

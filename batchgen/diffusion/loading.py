@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
@@ -13,10 +13,11 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
+from batchgen.diffusion.noise import draw_in_float32
 from batchgen.errors import ModelLoadError
 from batchgen.models.catalog import Family, Model, Source
 
-__all__ = ["DTYPES", "Components", "Loading", "load_components", "one_line", "quiet"]
+__all__ = ["DTYPES", "Components", "Loader", "Loading", "load_components", "one_line", "quiet"]
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float16": torch.float16,
@@ -24,6 +25,8 @@ DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
 }
 """Precisions by the names that jobs give them."""
+
+draw_in_float32(DiagonalGaussianDistribution)  # which samples what autoencoders encode
 
 _WITH_SECOND_TOWER = (Family.SDXL, Family.REFINER)
 _UNCHECKED: Mapping[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
@@ -64,6 +67,12 @@ class Loading:
 
 
 PLAIN = Loading()
+
+
+class Loader(Protocol):
+    """Makes the components of a model, in the precisions asked for and on the device."""
+
+    def __call__(self, model: Model, *, device: torch.device, dtype: torch.dtype, how: Loading) -> Components: ...
 
 
 def load_components(model: Model, *, device: torch.device, dtype: torch.dtype, how: Loading = PLAIN) -> Components:

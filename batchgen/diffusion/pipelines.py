@@ -8,6 +8,8 @@ from typing import Any
 import diffusers
 import torch
 
+from batchgen.diffusion.noise import draw_in_float32
+
 __all__ = ["RowScale", "make_pipeline"]
 
 _OWN_ARGUMENTS: Mapping[str, Any] = {
@@ -60,6 +62,7 @@ def make_pipeline(class_name: str, components: Mapping[str, Any], options: Mappi
 def _by_rows(class_name: str) -> Any:
     """The pipeline class with those places overridden that take one value for the whole batch."""
     base = getattr(diffusers, class_name)
+    draw_in_float32(base)
     overrides: dict[str, Any] = {}
     if hasattr(base, "prepare_ip_adapter_image_embeds"):
         overrides["prepare_ip_adapter_image_embeds"] = _own_image_embeds

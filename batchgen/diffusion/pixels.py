@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 from PIL.Image import Image
 
 from batchgen.diffusion.classifier import Classifier, load_classifier
 from batchgen.diffusion.loading import Components
+from batchgen.diffusion.noise import randn_tensor
 from batchgen.diffusion.schedulers import make_scheduler, seed_scheduler
 from batchgen.models.catalog import Model
 from batchgen.rows import Row

@@ -5,6 +5,7 @@ from typing import Any
 
 import diffusers
 
+from batchgen.diffusion.noise import draw_in_float32
 from batchgen.errors import InputError
 
 __all__ = ["make_scheduler", "seed_scheduler"]
@@ -20,8 +21,10 @@ def make_scheduler(class_name: str, kwargs: Mapping[str, Any], base_config: Mapp
     Raises:
         InputError: the class refuses the options.
     """
+    kind = getattr(diffusers, class_name)
+    draw_in_float32(kind)
     try:
-        return getattr(diffusers, class_name).from_config(base_config, **kwargs)
+        return kind.from_config(base_config, **kwargs)
     except (ValueError, TypeError, NotImplementedError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"scheduler {class_name} does not take {dict(kwargs)}: {reason}") from error

@@ -1,0 +1,37 @@
+"""Noise is drawn in float32 whatever the precision of the weights.
+
+torch draws half-precision numbers in another way than float32 ones: up to torch 2.12 every tensor of 16 numbers or more
+holds others from the same seed, later ones still do where the number is no multiple of 16. A row would then be another
+image in float16 than in float32, and not only differ in last bits. So whatever diffusers draws (initial latents, the
+noise on an init image, a sample of the autoencoder, an ancestral sampler's steps) is drawn in float32 and rounded.
+"""
+
+import sys
+from typing import Any
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor as _drawn_by_diffusers
+
+__all__ = ["draw_in_float32", "randn_tensor"]
+
+_NARROW = (torch.float16, torch.bfloat16)
+
+
+def randn_tensor(
+    shape: Any, generator: Any = None, device: Any = None, dtype: torch.dtype | None = None, layout: Any = None
+) -> torch.Tensor:
+    """diffusers' function of that name and arguments, with the same numbers in every precision up to rounding."""
+    wide = torch.float32 if dtype in _NARROW else dtype
+    drawn: torch.Tensor = _drawn_by_diffusers(shape, generator=generator, device=device, dtype=wide, layout=layout)
+    return drawn if dtype is None else drawn.to(dtype)
+
+
+def draw_in_float32(kind: type) -> None:
+    """Have a class of diffusers, and those that it is made from, draw their noise by `randn_tensor` above.
+
+    Its modules imported diffusers' function under that name, and the classes take no other.
+    """
+    for one in kind.__mro__:
+        module = sys.modules[one.__module__]
+        if one.__module__.startswith("diffusers.") and hasattr(module, "randn_tensor"):
+            vars(module)["randn_tensor"] = randn_tensor
