@@ -17,9 +17,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import botocore.session
-from botocore.config import Config
-
 PROGRAMS = ("ceph", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin", "setpriv")
 STEP_SECONDS = 30  # each step takes under 0.4 s on an idle machine; only a machine in trouble comes near this
 # About 1 start in 100 fails: a client that has not heard the cluster's fsid yet sends a command without it, and the
@@ -105,6 +102,9 @@ class S3Server:
 
     def create_bucket(self, name: str) -> None:
         """Creates a bucket; one that this user has already is left as it is."""
+        import botocore.session  # comes with s3fs, which a machine that tests nothing of S3 may lack
+        from botocore.config import Config
+
         client = botocore.session.Session().create_client(
             "s3",
             region_name=self.region,
