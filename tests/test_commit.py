@@ -357,6 +357,64 @@ def test_a_lost_answer_is_one_committed_shard(s3_bucket: str, s3_server: S3Serve
     assert (found.faults, found.rows, found.strays) == ([], 4, 0)
 
 
+@pytest.mark.s3
+@pytest.mark.parametrize("layout", list(Layout))
+def test_a_lost_answer_before_lasting_errors_is_no_reason_to_generate_again(
+    s3_bucket: str, s3_server: S3Server, layout: Layout
+) -> None:
+    """Incident: marker created, answer lost, and every retry refused as unavailable: a whole shard was made again."""
+    shard = make_shard()
+    marker = f"*{find_layout(layout).marker_key(shard.id)}"
+    faults = [
+        Fault(kind=Kind.LOST_ANSWER, method="PUT", key=marker),
+        Fault(kind=Kind.UNAVAILABLE, method="PUT", key=marker, times=None),
+    ]
+    with fault_proxy(s3_server, faults) as p:
+        store = open_store(s3_bucket, {"endpoint_url": p.server.endpoint}, quick=True)
+        receipt = attempt(Dataset.begin(store, make_format(layout), create=True), shard, failed=(1,))
+        assert p.met(Kind.LOST_ANSWER) == 1 and p.met(Kind.UNAVAILABLE) >= 1
+    assert (receipt.done, receipt.failed) == (3, 1)
+    found = verify_output(s3_bucket)
+    assert (found.faults, found.rows, found.failed_rows, found.strays) == ([], 3, 1, 0)
+
+
+@pytest.mark.s3
+def test_a_marker_that_never_landed_is_an_error(s3_bucket: str, s3_server: S3Server) -> None:
+    """Where nothing is found at the marker's place the store's own error stands, and the shard is not committed."""
+    shard = make_shard()
+    with fault_proxy(
+        s3_server, [Fault(kind=Kind.UNAVAILABLE, method="PUT", key=f"*{shard.id}/metadata.parquet", times=None)]
+    ) as p:
+        store = open_store(s3_bucket, {"endpoint_url": p.server.endpoint}, quick=True)
+        dataset = Dataset.begin(store, make_format(), create=True)
+        with pytest.raises(StoreError, match=r"metadata\.parquet"):
+            attempt(dataset, shard)
+    dataset = replace(dataset, store=open_store(s3_bucket, {"endpoint_url": s3_server.endpoint}))
+    assert list(read_receipts(dataset, repair=False)) == [] and list(dataset.rows()) == []
+
+
+@pytest.mark.s3
+def test_books_that_cannot_be_written_undo_no_commit(s3_bucket: str, s3_server: S3Server) -> None:
+    """The marker exists, ledger and receipt do not: the shard is done, and its books are rebuilt from it."""
+    shard = make_shard()
+    with fault_proxy(
+        s3_server,
+        [
+            Fault(kind=Kind.UNAVAILABLE, method="PUT", key=f"*{part}*", times=None)
+            for part in ("/failures/", "/receipts/")
+        ],
+    ) as p:
+        store = open_store(s3_bucket, {"endpoint_url": p.server.endpoint}, quick=True)
+        receipt = attempt(Dataset.begin(store, make_format(), create=True), shard, failed=(1,))
+    assert (receipt.done, receipt.failed) == (3, 1)
+    dataset = Dataset.open(open_store(s3_bucket, {"endpoint_url": s3_server.endpoint}))
+    assert dataset.store.names(RECEIPTS) == []
+    (rebuilt,) = read_receipts(dataset, repair=True)
+    assert rebuilt.rows == receipt.rows
+    assert dataset.store.names(RECEIPTS) == [f"{shard.id}.json"]
+    assert dataset.store.names("failures") == [f"{shard.id}.parquet"]
+
+
 # What `verify` finds
 
 

@@ -8,6 +8,7 @@ import hashlib
 import re
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any
 from uuid import uuid4
@@ -18,7 +19,7 @@ from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.receipts import FAILURES, delete_receipt, rebuild_receipt, receipt_of, write_books, write_receipt
 from batchgen.dataset.schema import metadata_table
 from batchgen.dataset.tables import with_about
-from batchgen.errors import AlreadyExists, StoreError
+from batchgen.errors import StoreError
 from batchgen.options import ImageFormat
 from batchgen.rows import Receipt, Row, RowOutcome, Shard, Status
 
@@ -89,20 +90,28 @@ class Attempt:
         )
         try:
             self._dataset.store.create(self._marker, self._dataset.layout.encode(table))
-        except AlreadyExists:
-            receipt = self._receipt_of_winner(receipt)
-        write_books(self._dataset, receipt)
+        except StoreError as error:
+            receipt = self._receipt_of_winner(receipt, error)
+        with suppress(StoreError):  # the shard exists: what is missing is rebuilt by a read, instead of a generation
+            write_books(self._dataset, receipt)
         return receipt
 
     @property
     def _marker(self) -> str:
         return self._dataset.layout.marker_key(self._shard.id)
 
-    def _receipt_of_winner(self, mine: Receipt) -> Receipt:
-        """Who created the marker: another attempt, or this one, when the store's first answer was lost on the way."""
-        winner = rebuild_receipt(self._dataset, self._shard.id)
+    def _receipt_of_winner(self, mine: Receipt, error: StoreError) -> Receipt:
+        """Who created the marker, where creating it failed: another attempt, or this one.
+
+        A refusal may be the answer to a retry of a create that succeeded, and any other error may follow on one whose
+        answer was lost. A marker is whole and final whoever wrote it; without one the error stands.
+        """
+        try:
+            winner = rebuild_receipt(self._dataset, self._shard.id)
+        except StoreError as unreadable:
+            raise error from unreadable
         if winner is None:
-            raise StoreError(f"{self._dataset.uri}/{self._marker} was refused as existing and then not found")
+            raise error
         return mine if winner.attempt == self.id else winner
 
 
