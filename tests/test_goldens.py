@@ -1,0 +1,181 @@
+"""Frozen identities: fingerprint, id, seed and batch key of rows of every task and family of models.
+
+`goldens/files.json` holds what rows are resolved against: configs of the tiny models, tensor shapes of adapters, sizes
+of images. They are written here byte for byte, so that no library's version is in any hash. `goldens/rows.json` holds,
+by case, a job, its manifest, and what resolving them gave when they were frozen; `hashed` is what was hashed, as JSON.
+`goldens/filled.json` says which values that no cell names are part of fingerprints.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batchgen.generation.tasks import TASKS
+from batchgen.index import Index
+from batchgen.job import load_job
+from batchgen.manifest.columns import ALIASES, COLUMNS
+from batchgen.manifest.problems import ManifestProblems, ProblemLog
+from batchgen.models.catalog import Family, find_model
+from batchgen.resolve import resolve
+from batchgen.rows import Row
+
+Json = dict[str, Any]
+
+GOLDENS = Path(__file__).parent / "goldens"
+CASES: Mapping[str, Json] = json.loads((GOLDENS / "rows.json").read_text(encoding="utf-8"))
+FILLED: Mapping[str, Json] = json.loads((GOLDENS / "filled.json").read_text(encoding="utf-8"))
+CHANGED = "every output that holds such rows would make them again; see `hashed` of this case in goldens/rows.json"
+
+
+# Files to resolve against
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the models, adapters and images of `goldens/files.json`."""
+    root = tmp_path_factory.mktemp("goldens").resolve()
+    for name, content in json.loads((GOLDENS / "files.json").read_text(encoding="utf-8")).items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        match path.suffix:
+            case ".json":
+                path.write_text(json.dumps(content), encoding="utf-8")
+            case ".safetensors":
+                path.write_bytes(_zero_tensors(content))
+            case suffix:
+                path.write_bytes(_gradient(path.stem, *content, channels={".ppm": 3, ".pgm": 1}[suffix]))
+    return root
+
+
+def _zero_tensors(shapes: Mapping[str, list[int]]) -> bytes:
+    """A .safetensors file whose numbers are all zero."""
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + bytes(end)
+
+
+def _gradient(name: str, width: int, height: int, *, channels: int) -> bytes:
+    """A netpbm image, which no encoder's version changes; names of other lengths give other images."""
+    pixels = bytes((7 * len(name) + place) % 256 for place in range(width * height * channels))
+    return b"P%d %d %d 255\n" % ({3: 6, 1: 5}[channels], width, height) + pixels
+
+
+# What rows are today
+
+
+def resolved(case: Json, root: Path) -> list[tuple[str, Row]]:
+    """Batch keys and rows of a case, in the manifest's order; paths in keys start from `root`."""
+    rows = (json.dumps(row, ensure_ascii=False) + "\n" for row in case["manifest"])
+    (root / "manifest.jsonl").write_text("".join(rows), encoding="utf-8")
+    settings = {"manifest": "manifest.jsonl", **case["job"]}
+    defaults = settings.pop("defaults", {})
+    lines = [*_assignments(settings), "[defaults]", *_assignments(defaults)]
+    (root / "job.toml").write_text("\n".join(lines), encoding="utf-8")
+    with Index() as index:
+        problems = ProblemLog()
+        resolve(load_job(str(root / "job.toml")), index, problems)
+        if problems.total:
+            raise ManifestProblems(problems)
+        found = sorted(index.pending(), key=lambda pair: (pair[1].number, pair[1].sample_index))
+    return [(key.replace(f"{root}/", ""), row) for key, row in found]
+
+
+def _assignments(table: Mapping[str, Any]) -> Iterator[str]:
+    yield from (f"{name} = {json.dumps(value)}" for name, value in table.items())  # JSON's scalars are TOML's, too
+
+
+def changes(row: Row, golden: Json) -> list[str]:
+    """One line for each column of which something else is applied than what was hashed."""
+    found, frozen = named_by_content(row), golden["hashed"][3]
+    return [
+        f"{golden['id']}: {column} is {found.get(column)!r}, was {frozen.get(column)!r}"
+        for column in sorted(found.keys() | frozen.keys() - {"refiner"})
+        if found.get(column) != frozen.get(column)
+    ]
+
+
+def named_by_content(row: Row) -> Json:
+    """What is applied to a row as JSON, without nulls and without what names a thing by its place."""
+    applied = json.loads(json.dumps({name: value for name, value in row.values.items() if value is not None}))
+    for name, value in applied.items():
+        listed = value if isinstance(value, list) else [value]
+        if isinstance(listed[0], dict) and "sha256" in listed[0]:
+            applied[name] = [{key: part for key, part in one.items() if key != "path"} for one in listed]
+    return {name: value for name, value in applied.items() if name not in ("model", "refiner")}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_fingerprints_ids_and_seeds_are_frozen(name: str, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They decide what an existing output has done already; where one changes, the columns at fault are listed."""
+    monkeypatch.chdir(files)
+    for (_, row), golden in zip(resolved(CASES[name], files), CASES[name]["rows"], strict=True):
+        found = {"id": row.id, "seed": row.values["seed"], "fingerprint": row.fingerprint}
+        assert found == {key: golden[key] for key in found}, "\n".join([CHANGED, *changes(row, golden)])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_batch_keys_are_frozen(name: str, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They decide the batch size, and with it last bits of images."""
+    monkeypatch.chdir(files)
+    found = [json.loads(key) for key, _ in resolved(CASES[name], files)]
+    assert found == [row["batch_key"] for row in CASES[name]["rows"]]
+
+
+# What the goldens themselves say
+
+
+def golden_rows(files: Path) -> Iterator[tuple[Json, Json, Family]]:
+    """Every frozen row with its case and its model's family."""
+    for case in CASES.values():
+        for row in case["rows"]:
+            yield case, row, find_model(str(files / row["batch_key"][0])).family
+
+
+def test_every_task_has_a_golden_for_every_family_that_does_it(files: Path) -> None:
+    """With ControlNets and without."""
+    wanted = {(task.name, family, False) for task in TASKS.values() for family in task.pipelines}
+    wanted |= {(task.name, family, True) for task in TASKS.values() for family in task.controlled}
+    found = {(row["hashed"][1], family, "controlnet" in row["hashed"][3]) for _, row, family in golden_rows(files)}
+    assert found == wanted
+
+
+def test_a_fingerprint_is_the_hash_of_what_the_goldens_say() -> None:
+    """Canonical JSON of version, task, model, values and inputs: a second implementation could follow it."""
+    for case in CASES.values():
+        for row in case["rows"]:
+            text = json.dumps(row["hashed"], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+            assert hashlib.sha256(text.encode()).hexdigest() == row["fingerprint"]
+
+
+def test_every_default_says_whether_fingerprints_hold_it() -> None:
+    """A column with a default that is new: outputs must not be made again for it, so decide, and say so there."""
+    assert {column.name for column in COLUMNS.values() if column.default is not None} <= FILLED.keys()
+
+
+@pytest.mark.parametrize("column", FILLED)
+def test_filled_values_are_held_as_said(column: str, files: Path) -> None:
+    """`held` is always, never, or the column that brings this one along; `value` what stands for a null cell."""
+    said = FILLED[column]
+    spellings = {column, *(alias for alias, name in ALIASES.items() if name == column)}
+    filled = 0
+    for case, row, family in golden_rows(files):
+        _, task, _, values, _ = row["hashed"]
+        taken = column in TASKS[task].columns_for(family) and family not in said.get("not_for", ())
+        held = {"always": True, "never": False}.get(said["held"], said["held"] in values)
+        named = any(spellings & cells.keys() for cells in (*case["manifest"], case["job"].get("defaults", {})))
+        if not named:
+            assert (column in values) is (taken and held)
+        if column in values and not named and "value" in said:
+            found = values[column]
+            assert found == said["value"] or set(found) == {said["value"]}  # one for each ControlNet
+        filled += taken and not named
+    assert filled, "no golden leaves this column null"
