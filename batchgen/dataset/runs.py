@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from batchgen.errors import StoreError
 from batchgen.storage import Store, read_json
@@ -25,11 +25,12 @@ class RunRecord:
     model: Mapping[str, str]  # fingerprints by name
     device: str
     dtype: str
-    dtypes: Mapping[str, str]  # of components that have another
     workers: int
     rows: int
     done_before: int
     failed_before: int
+    # what older records lack has a default
+    dtypes: Mapping[str, str] = field(default_factory=dict)  # of components that have another
     memory: str = "normal"
     safety: str = "off"
     batchgen: str = __version__
