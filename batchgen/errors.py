@@ -6,6 +6,7 @@ BatchgenError
 └── InfrastructureError    store, cluster or model loading failed; retrying may help           exit 4
     ├── StoreError
     │   ├── AlreadyExists  a create-only write met an object of that name
+    │   ├── Damaged        an object holds other bytes than batchgen writes
     │   └── NotFound
     ├── OutputBusy         another live run holds the output's lease
     ├── ModelLoadError
@@ -18,6 +19,7 @@ __all__ = [
     "AlreadyExists",
     "BatchgenError",
     "ClusterError",
+    "Damaged",
     "InfrastructureError",
     "InputError",
     "Interrupted",
@@ -58,6 +60,10 @@ class StoreError(InfrastructureError):
 
 class AlreadyExists(StoreError):
     """A create-only write found an object of that name; the stored bytes are untouched."""
+
+
+class Damaged(StoreError):
+    """An object of the output holds other bytes than batchgen writes; reading it again does not help."""
 
 
 class NotFound(StoreError):

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from batchgen.dataset.layouts import find_layout
 from batchgen.index import Group
 from batchgen.options import ImageFormat, Layout
 from batchgen.plan import Sizing, key_model, key_size
@@ -94,7 +95,7 @@ def summarize(
         micro_batches=batches,
         padded=slots - pending,
         model_switches=switches,
-        objects=2 * shards + (pending if layout is Layout.FILES else 0),  # marker and receipt, and pictures
+        objects=2 * shards + pending * find_layout(layout).objects_a_row,  # marker and receipt, and pictures
         bytes=int(size),
         device_seconds=seconds if pending else 0.0,
         seconds=seconds / sizing.workers if seconds is not None else None,

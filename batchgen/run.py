@@ -8,10 +8,13 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Literal, Protocol
 
-from batchgen.dataset.commit import OutputFormat, commit_failures, drop_rows, reopen_rows
+from batchgen.dataset.card import write_card
+from batchgen.dataset.commit import commit_failures, drop_rows, reopen_rows
+from batchgen.dataset.dataset import Dataset
+from batchgen.dataset.format import OutputFormat, new_format
 from batchgen.dataset.lease import Lease
-from batchgen.dataset.output import RunRecord, new_run_name, open_output, read_output, write_card, write_run
-from batchgen.dataset.receipts import fold_receipts, read_receipts, rebuild_receipt, write_receipt
+from batchgen.dataset.receipts import fold_receipts, read_receipts, rebuild_receipt, write_books
+from batchgen.dataset.runs import RunRecord, new_run_name, write_run
 from batchgen.diffusion.settings import WorkerSettings
 from batchgen.engine.loop import Control, drive, signals
 from batchgen.engine.queue import Failure, ShardQueue
@@ -21,7 +24,7 @@ from batchgen.index import Committed, Counts, Index
 from batchgen.job import Job
 from batchgen.machine import cores, gpus
 from batchgen.manifest.problems import ManifestProblems, ProblemLog
-from batchgen.options import Device, Dtype, Layout
+from batchgen.options import Device, Dtype
 from batchgen.plan import Sizing, make_shards
 from batchgen.resolve import Resolved, resolve
 from batchgen.rows import Receipt, Shard, failed_row
@@ -75,8 +78,8 @@ def plan(job: Job) -> PlanSummary:
     with check(job) as (index, resolved):
         measured = Measured()
         if store is not None:
-            output = open_output(store, _wanted(job, resolved), create=False)
-            measured = _survey(store, output.layout, index, mend=False)
+            dataset = Dataset.begin(store, _wanted(job, resolved), create=False)
+            measured = _survey(dataset, index, repair=False)
         device = _local_device(job.device)
         sizing = _sizing(job, device, job.workers or _local_workers(device))
         counts = index.counts()
@@ -107,13 +110,16 @@ def run(job: Job, *, source: str, limit: int | None, reporter: Reporter) -> Coun
         for line in resolved.notices:
             reporter.notice(line)
         wanted = _wanted(job, resolved)
-        open_output(store, wanted, create=False)  # a conflict is found before anything is written
+        Dataset.begin(store, wanted, create=False)  # a conflict is found before anything is written
         probe(store)
-        output = open_output(store, wanted, create=True)
-        store = open_store(job.require_output(), job.storage_options)  # from here on, ride out bad weather
-        this = _Run(job=job, source=source, store=store, output=output, index=index, resolved=resolved)
-        with Lease(store, this.name, told=reporter.notice):
-            _survey(store, output.layout, index, mend=True)
+        dataset = Dataset.begin(store, wanted, create=True)
+        if names := dataset.left_out(wanted):
+            reporter.notice(f"{store.uri} was begun before the columns {', '.join(names)}; its metadata goes without")
+        store = open_store(job.require_output(), job.storage_options)  # from here on, retry patiently
+        dataset = replace(dataset, store=store)
+        this = _Run(job=job, source=source, dataset=dataset, index=index, resolved=resolved)
+        with Lease(store, this.name, progress=reporter.notice):
+            _survey(dataset, index, repair=True)
             pending = index.counts().pending
             to_make = min([pending, *(n for n in (limit, job.limits.max_images) if n is not None)])
             if to_make:
@@ -139,11 +145,10 @@ def retry(uri: str, classes: Collection[str]) -> int:
         InputError: there is no output.
         OutputBusy: a run is writing to it.
     """
-    store = open_store(uri)
-    output = read_output(store)
-    with Lease(store, new_run_name(time.time())):
-        receipts = list(read_receipts(store, output.layout, mend=True))
-        return sum(reopen_rows(store, receipt, classes) for receipt in receipts if receipt.failed)
+    dataset = Dataset.open(open_store(uri))
+    with Lease(dataset.store, new_run_name(time.time())):
+        receipts = list(read_receipts(dataset, repair=True))
+        return sum(reopen_rows(dataset, receipt, classes) for receipt in receipts if receipt.failed)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -152,8 +157,7 @@ class _Run:
 
     job: Job
     source: str
-    store: Store
-    output: OutputFormat
+    dataset: Dataset
     index: Index
     resolved: Resolved
     started: float = field(default_factory=time.time)
@@ -178,7 +182,7 @@ class _Run:
             settings = self._worker_settings(device)
             counts = self.index.counts()
             record = self._record(settings, workers, counts)
-            write_run(self.store, record)
+            write_run(self.dataset.store, record)
             self._write_card()
             reporter.begin(counts, to_make, workers, device)
             pool = Pool(settings, workers, job.worker)
@@ -199,16 +203,16 @@ class _Run:
             finally:
                 reporter.end()
                 pool.close()
-                write_run(self.store, replace(record, finished=time.time(), outcome=outcome))
+                write_run(self.dataset.store, replace(record, finished=time.time(), outcome=outcome))
                 self._write_card()
 
     def supersede(self) -> None:
         """Take rows out of older shards whose id now stands for another picture that is done; fold receipts."""
         superseded = list(self.index.superseded())
         for shard, rows in groupby(superseded, key=lambda row: row.shard):
-            drop_rows(self.store, self.output, shard, {(row.id, row.fingerprint) for row in rows})
+            drop_rows(self.dataset, shard, {(row.id, row.fingerprint) for row in rows})
         self.index.forget(superseded)
-        fold_receipts(self.store)
+        fold_receipts(self.dataset)
         if superseded:
             self._write_card()
 
@@ -216,9 +220,9 @@ class _Run:
         automatic = Dtype.FLOAT16 if device == "cuda" else Dtype.FLOAT32
         return WorkerSettings(
             run=self.name,
-            store=self.store.uri,
+            store=self.dataset.uri,
             storage_options=self.job.storage_options,
-            output=self.output,
+            output=self.dataset.format,
             models=self.resolved.models,
             safety=self.job.safety,
             memory=self.job.memory,
@@ -249,21 +253,21 @@ class _Run:
 
     def _write_card(self) -> None:
         counts, models = self.index.counts(), sorted(self.resolved.models)
-        write_card(self.store, self.output, images=self.index.images(), failed=counts.failed, models=models)
+        write_card(self.dataset, images=self.index.images(), failed=counts.failed, models=models)
 
     def _committed(self, receipt: Receipt, reporter: Reporter) -> None:
         self.index.mark(_entries(receipt))
         reporter.committed(receipt)
 
     def _recovered(self, shard: Shard) -> Receipt | None:
-        receipt = rebuild_receipt(self.store, self.output.layout, shard.id)
+        receipt = rebuild_receipt(self.dataset, shard.id)
         if receipt is not None:
-            write_receipt(self.store, receipt)
+            write_books(self.dataset, receipt)
         return receipt
 
     def _hopeless(self, shard: Shard, failure: Failure, attempts: int, reporter: Reporter) -> None:
         outcomes = [failed_row(row, failure.error_class, failure.message, attempts) for row in shard.rows]
-        self._committed(commit_failures(self.store, self.output, shard, self.name, outcomes), reporter)
+        self._committed(commit_failures(self.dataset, shard, self.name, outcomes), reporter)
 
 
 def _reach(job: Job) -> Store:
@@ -274,13 +278,13 @@ def _reach(job: Job) -> Store:
 
 
 def _wanted(job: Job, resolved: Resolved) -> OutputFormat:
-    return OutputFormat(layout=job.layout, image_format=job.format, carried=resolved.carried)
+    return new_format(job.layout, job.format, resolved.carried)
 
 
-def _survey(store: Store, layout: Layout, index: Index, *, mend: bool) -> Measured:
+def _survey(dataset: Dataset, index: Index, *, repair: bool) -> Measured:
     """Mark in the index what the output holds, and sum up how fast it was made."""
     measured = Measured()
-    for receipt in read_receipts(store, layout, mend=mend):
+    for receipt in read_receipts(dataset, repair=repair):
         index.mark(_entries(receipt))
         measured.add(receipt)
     return measured

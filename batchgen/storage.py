@@ -41,6 +41,12 @@ class Store(Protocol):
     def read(self, key: str) -> bytes:
         """The object's bytes; `NotFound` where there is none."""
 
+    def read_part(self, key: str, start: int, end: int) -> bytes:
+        """The object's bytes from `start` up to `end`, without the others; `NotFound` where there is none."""
+
+    def size(self, key: str) -> int:
+        """The object's size in bytes; `NotFound` where there is none."""
+
     def create(self, key: str, data: bytes) -> None:
         """Store whole or not at all; `AlreadyExists` where the key is taken, whoever came first."""
 
@@ -127,6 +133,15 @@ class _LocalStore:
         with _named(f"{self.uri}/{key}"):
             return (self.root / key).read_bytes()
 
+    def read_part(self, key: str, start: int, end: int) -> bytes:
+        with _named(f"{self.uri}/{key}"), (self.root / key).open("rb") as stream:
+            stream.seek(start)
+            return stream.read(end - start)
+
+    def size(self, key: str) -> int:
+        with _named(f"{self.uri}/{key}"):
+            return (self.root / key).stat().st_size
+
     def create(self, key: str, data: bytes) -> None:
         self._put(key, data, os.link)
 
@@ -188,6 +203,15 @@ class _FsspecStore:
         with _named(f"{self.uri}/{key}"):
             data: bytes = self.fs.cat_file(f"{self.root}/{key}")
             return data
+
+    def read_part(self, key: str, start: int, end: int) -> bytes:
+        with _named(f"{self.uri}/{key}"):
+            data: bytes = self.fs.cat_file(f"{self.root}/{key}", start=start, end=end)
+            return data
+
+    def size(self, key: str) -> int:
+        with _named(f"{self.uri}/{key}"):
+            return int(self.fs.size(f"{self.root}/{key}"))
 
     def create(self, key: str, data: bytes) -> None:
         try:

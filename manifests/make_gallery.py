@@ -6,13 +6,14 @@ A row that starts from a picture shows that picture to its left.
 """
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
-import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
+
+from batchgen import open_dataset
 
 SIDE = 128  # pixels of a picture on the sheet
 GAP, STRIP = 6, 34
@@ -20,13 +21,12 @@ LINE_LETTERS = {1: 26, 2: 54}  # letters a line below one picture and below a pa
 STARTS = ("control_image_uri", "image_uri")
 
 
-def rows_of(output: Path) -> Iterator[tuple[dict[str, Any], list[Image.Image]]]:
+def rows_of(output: Path) -> Iterator[tuple[Mapping[str, Any], list[Image.Image]]]:
     """Rows in the order of their ids, with what they start from, if anything, and their picture."""
-    files = sorted((output / "data").glob("*/metadata.parquet"))
-    rows = [(file, row) for file in files for row in pq.read_table(file).to_pylist()]
-    for file, row in sorted(rows, key=lambda pair: pair[1]["id"]):
-        starts = [Image.open(row[name]) for name in STARTS if row[name] is not None]
-        yield row, [*starts[:1], Image.open(file.parent / row["file_name"])]
+    made = [(row.cells, image) for row, image in open_dataset(str(output)).images()]
+    for cells, image in sorted(made, key=lambda pair: pair[0]["id"]):
+        starts = [Image.open(cells[name]) for name in STARTS if cells[name] is not None]
+        yield cells, [*starts[:1], image]
 
 
 @click.command()

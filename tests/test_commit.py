@@ -18,10 +18,18 @@ from s3_server import S3Server
 from test_plan import make_row
 
 from batchgen.dataset import receipts
-from batchgen.dataset.commit import Attempt, OutputFormat, commit_failures, drop_rows
-from batchgen.dataset.layouts import RECEIPTS, SNAPSHOTS, marker_key
-from batchgen.dataset.output import open_output, read_output
-from batchgen.dataset.receipts import fold_receipts, read_receipts, rebuild_receipt, write_receipt
+from batchgen.dataset.commit import Attempt, commit_failures, drop_rows
+from batchgen.dataset.dataset import Dataset
+from batchgen.dataset.format import OutputFormat, new_format
+from batchgen.dataset.layouts import find_layout
+from batchgen.dataset.receipts import (
+    RECEIPTS,
+    SNAPSHOTS,
+    fold_receipts,
+    read_receipts,
+    rebuild_receipt,
+    write_receipt,
+)
 from batchgen.dataset.schema import applied_cells
 from batchgen.dataset.verify import verify_output
 from batchgen.errors import NotFound, StoreError
@@ -42,8 +50,8 @@ def make_shard(rows: int = 4, name: str = "0123456789abcdef", first: int = 0) ->
     return Shard(id=name, key=batch_key(made[0], "model"), batch_size=2, rows=made)
 
 
-def make_output(layout: Layout) -> OutputFormat:
-    return OutputFormat(layout=layout, image_format=ImageFormat.PNG, carried=CARRIED)
+def make_format(layout: str = Layout.FILES) -> OutputFormat:
+    return new_format(layout, ImageFormat.PNG, CARRIED)
 
 
 def picture(number: int) -> bytes:
@@ -52,9 +60,9 @@ def picture(number: int) -> bytes:
     return encode(pixels, ImageFormat.PNG)
 
 
-def attempt(store: Store, output: OutputFormat, shard: Shard, failed: tuple[int, ...] = ()) -> Receipt:
+def attempt(dataset: Dataset, shard: Shard, failed: tuple[int, ...] = ()) -> Receipt:
     """One attempt at a shard, as a worker makes it, with rows by position that fail."""
-    this = Attempt(store, output, shard, "run-1")
+    this = Attempt(dataset, shard, "run-1")
     done: list[dict[str, Any]] = []
     size = 0
     for position, row in enumerate(shard.rows):
@@ -78,161 +86,159 @@ def attempt(store: Store, output: OutputFormat, shard: Shard, failed: tuple[int,
 
 
 @pytest.fixture(params=list(Layout), ids=lambda layout: layout.value)
-def output(request: pytest.FixtureRequest, store: Store) -> OutputFormat:
+def dataset(request: pytest.FixtureRequest, store: Store) -> Dataset:
     """A begun output of each layout on each store."""
-    return open_output(store, make_output(request.param), create=True)
+    return Dataset.begin(store, make_format(request.param), create=True)
 
 
-def table_of(store: Store, output: OutputFormat, shard: Shard) -> pa.Table:
-    return pq.read_table(io.BytesIO(store.read(marker_key(output.layout, shard.id))))
+def table_of(dataset: Dataset, shard: Shard) -> pa.Table:
+    return pq.read_table(io.BytesIO(dataset.store.read(dataset.layout.marker_key(shard.id))))
 
 
 def ids(receipt: Receipt, status: Status) -> list[str]:
     return [row.id for row in receipt.rows if row.status is status]
 
 
-def test_a_committed_shard(store: Store, store_uri: str, output: OutputFormat) -> None:
+def test_a_committed_shard(store: Store, store_uri: str, dataset: Dataset) -> None:
     """Marker, pictures, ledger and receipt say the same, and `verify` agrees."""
     shard = make_shard()
-    receipt = attempt(store, output, shard, failed=(1,))
+    receipt = attempt(dataset, shard, failed=(1,))
     assert ids(receipt, Status.DONE) == ["row-0", "row-2", "row-3"]
     assert ids(receipt, Status.FAILED) == ["row-1"]
-    table = table_of(store, output, shard)
-    assert table.schema.equals(output.schema)
+    table = table_of(dataset, shard)
+    assert table.schema.equals(dataset.format.schema)
     assert table["id"].to_pylist() == ["row-0", "row-2", "row-3"]
     assert table["tags"].to_pylist() == [["a", "ü"]] * 3
     for row in table.to_pylist():
-        if output.layout is Layout.PARQUET:
+        if dataset.layout.name is Layout.PARQUET:
             data = row["image"]["bytes"]
         else:
             data = store.read(f"data/{shard.id}/{row['file_name']}")
         assert hashlib.sha256(data).hexdigest() == row["sha256"]
     ledger = pq.read_table(io.BytesIO(store.read(f"failures/{shard.id}.parquet"))).to_pylist()
     assert [(row["id"], row["error_class"]) for row in ledger] == [("row-1", "nan")]
-    assert list(read_receipts(store, output.layout, mend=False)) == [receipt]
+    assert list(read_receipts(dataset, repair=False)) == [receipt]
     found = verify_output(store_uri, deep=True)
     assert (found.faults, found.shards, found.images, found.failed_rows, found.strays) == ([], 1, 3, 1, 0)
 
 
-def test_the_schema_has_a_type_for_every_column(output: OutputFormat) -> None:
+def test_the_schema_has_a_type_for_every_column(dataset: Dataset) -> None:
     """DESIGN: no null-typed columns, and the same schema for every shard of an output."""
-    assert [field.name for field in output.schema if pa.types.is_null(field.type)] == []
-    assert len(set(output.schema.names)) == len(output.schema.names)
-    assert output.schema.names[-3:] == list(CARRIED)
+    assert [field.name for field in dataset.format.schema if pa.types.is_null(field.type)] == []
+    assert len(set(dataset.format.schema.names)) == len(dataset.format.schema.names)
+    assert dataset.format.schema.names[-3:] == list(CARRIED)
 
 
-def test_the_format_of_an_output_comes_back(store: Store, output: OutputFormat) -> None:
+def test_the_format_of_an_output_comes_back(store: Store, dataset: Dataset) -> None:
     """`status` and `verify` need nothing but the output; layout, format and carried types are kept in it."""
-    found = read_output(store)
-    assert (found.layout, found.image_format, dict(found.carried)) == (output.layout, output.image_format, CARRIED)
+    found = Dataset.open(store)
+    assert found == dataset and found.format.carried == CARRIED
 
 
 def test_carried_columns_in_any_order(tmp_path: Path) -> None:
     """A manifest whose unknown columns are not in alphabetical order verifies, and a rewritten one fits the output."""
     store = open_store(str(tmp_path / "out"))
     for number, carried in enumerate((dict(reversed(CARRIED.items())), CARRIED)):
-        output = open_output(store, replace(make_output(Layout.FILES), carried=carried), create=True)
-        attempt(store, output, make_shard(2, f"{number:016x}", first=2 * number))
+        dataset = Dataset.begin(store, new_format(Layout.FILES, ImageFormat.PNG, carried), create=True)
+        attempt(dataset, make_shard(2, f"{number:016x}", first=2 * number))
     assert verify_output(store.uri).faults == []
 
 
-def test_a_second_attempt_is_refused(store: Store, store_uri: str, output: OutputFormat) -> None:
+def test_a_second_attempt_is_refused(store: Store, store_uri: str, dataset: Dataset) -> None:
     """The first attempt's bytes stay, its receipt is what the second gets, and the second's pictures are strays."""
     shard = make_shard()
-    first = attempt(store, output, shard)
-    before = store.read(marker_key(output.layout, shard.id))
-    second = attempt(store, output, shard)
+    first = attempt(dataset, shard)
+    before = store.read(dataset.layout.marker_key(shard.id))
+    second = attempt(dataset, shard)
     assert (second.attempt, second.rows, second.run) == (first.attempt, first.rows, first.run)
-    assert store.read(marker_key(output.layout, shard.id)) == before
+    assert store.read(dataset.layout.marker_key(shard.id)) == before
     found = verify_output(store_uri)
     assert (found.faults, found.rows) == ([], 4)
-    assert found.strays == (4 if output.layout is Layout.FILES else 0)
+    assert found.strays == (4 if dataset.layout.name is Layout.FILES else 0)
 
 
 @pytest.mark.parametrize("late", [(), (2,), (0, 1, 2, 3)])
-def test_a_late_attempt_changes_no_row(
-    store: Store, store_uri: str, output: OutputFormat, late: tuple[int, ...]
-) -> None:
+def test_a_late_attempt_changes_no_row(store: Store, store_uri: str, dataset: Dataset, late: tuple[int, ...]) -> None:
     """Whatever rows a late attempt failed to make, receipt and ledger go on saying what the marker says."""
     shard = make_shard()
-    first = attempt(store, output, shard, failed=(1,))
-    second = attempt(store, output, shard, failed=late)
+    first = attempt(dataset, shard, failed=(1,))
+    second = attempt(dataset, shard, failed=late)
     assert second.rows == first.rows
-    (kept,) = read_receipts(store, output.layout, mend=False)
+    (kept,) = read_receipts(dataset, repair=False)
     assert kept.rows == first.rows
     store.delete(f"{RECEIPTS}/{shard.id}.json")
-    (rebuilt,) = read_receipts(store, output.layout, mend=False)
+    (rebuilt,) = read_receipts(dataset, repair=False)
     assert rebuilt.rows == first.rows
     found = verify_output(store_uri)
     assert (found.faults, found.failed_rows) == ([], 1)
 
 
-def test_giving_up_on_a_committed_shard_changes_nothing(store: Store, store_uri: str, output: OutputFormat) -> None:
+def test_giving_up_on_a_committed_shard_changes_nothing(store: Store, store_uri: str, dataset: Dataset) -> None:
     """A worker that commits and dies before it can say so, three times over: the row is done, not failed."""
     shard = make_shard(rows=1)
-    first = attempt(store, output, shard)
+    first = attempt(dataset, shard)
     store.delete(f"{RECEIPTS}/{shard.id}.json")
-    commit_failures(store, output, shard, "run-1", [failed_row(shard.rows[0], "worker-died", "died", 3)])
-    (kept,) = read_receipts(store, output.layout, mend=False)
+    commit_failures(dataset, shard, "run-1", [failed_row(shard.rows[0], "worker-died", "died", 3)])
+    (kept,) = read_receipts(dataset, repair=False)
     assert kept.rows == first.rows
     assert verify_output(store_uri).faults == []
 
 
-def test_a_receipt_is_rebuilt_from_the_marker(store: Store, output: OutputFormat) -> None:
+def test_a_receipt_is_rebuilt_from_the_marker(store: Store, dataset: Dataset) -> None:
     """Killed between marker and receipt: the rebuilt receipt says the same, and is stored only when asked."""
     shard = make_shard()
-    receipt = attempt(store, output, shard, failed=(1,))
+    receipt = attempt(dataset, shard, failed=(1,))
     place = f"{RECEIPTS}/{shard.id}.json"
     store.delete(place)
-    for mend in (False, True):
-        (rebuilt,) = read_receipts(store, output.layout, mend=mend)
+    for repair in (False, True):
+        (rebuilt,) = read_receipts(dataset, repair=repair)
         assert replace(rebuilt, seconds=receipt.seconds) == receipt
-        assert (place.rpartition("/")[2] in store.names(RECEIPTS)) is mend
+        assert (place.rpartition("/")[2] in store.names(RECEIPTS)) is repair
 
 
-def test_all_failed_leaves_no_marker(store: Store, store_uri: str, output: OutputFormat) -> None:
+def test_all_failed_leaves_no_marker(store: Store, store_uri: str, dataset: Dataset) -> None:
     """No zero-row shards: ledger and receipt alone know the shard, and `verify` counts its rows."""
     shard = make_shard()
-    receipt = attempt(store, output, shard, failed=(0, 1, 2, 3))
+    receipt = attempt(dataset, shard, failed=(0, 1, 2, 3))
     assert (receipt.done, receipt.failed) == (0, 4)
     assert store.names("data") == []
-    assert rebuild_receipt(store, output.layout, shard.id) is None
-    assert list(read_receipts(store, output.layout, mend=False)) == [receipt]
+    assert rebuild_receipt(dataset, shard.id) is None
+    assert list(read_receipts(dataset, repair=False)) == [receipt]
     found = verify_output(store_uri)
     assert (found.faults, found.failed_rows, found.rows) == ([], 4, 0)
 
 
-def test_dropped_rows_are_gone_for_readers(store: Store, store_uri: str, output: OutputFormat) -> None:
+def test_dropped_rows_are_gone_for_readers(store: Store, store_uri: str, dataset: Dataset) -> None:
     """Superseded rows leave marker and receipt, the rest stays; with its last row the marker goes."""
     shard = make_shard()
-    attempt(store, output, shard)
+    attempt(dataset, shard)
     pairs = [(row.id, row.fingerprint) for row in shard.rows]
-    drop_rows(store, output, shard.id, set(pairs[:2]))
-    (receipt,) = read_receipts(store, output.layout, mend=False)
-    assert table_of(store, output, shard)["id"].to_pylist() == ["row-2", "row-3"]
+    drop_rows(dataset, shard.id, set(pairs[:2]))
+    (receipt,) = read_receipts(dataset, repair=False)
+    assert table_of(dataset, shard)["id"].to_pylist() == ["row-2", "row-3"]
     assert ids(receipt, Status.DONE) == ["row-2", "row-3"]
-    rebuilt = rebuild_receipt(store, output.layout, shard.id)
+    rebuilt = rebuild_receipt(dataset, shard.id)
     assert rebuilt is not None
     assert (rebuilt.rows, rebuilt.attempt) == (receipt.rows, receipt.attempt)
     assert verify_output(store_uri).faults == []
-    drop_rows(store, output, shard.id, set(pairs))
+    drop_rows(dataset, shard.id, set(pairs))
     with pytest.raises(NotFound):
-        table_of(store, output, shard)
+        table_of(dataset, shard)
     found = verify_output(store_uri)
     assert (found.faults, found.rows) == ([], 0)
 
 
-def test_folded_receipts_say_the_same(store: Store, output: OutputFormat, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folded_receipts_say_the_same(store: Store, dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many loose receipts become one snapshot; later ones, and newer ones of the same shard, come over it."""
     monkeypatch.setattr(receipts, "FOLD_ABOVE", 3)
-    made = [attempt(store, output, make_shard(2, f"{n:016x}", first=2 * n)) for n in range(5)]
-    fold_receipts(store)
+    made = [attempt(dataset, make_shard(2, f"{n:016x}", first=2 * n)) for n in range(5)]
+    fold_receipts(dataset)
     assert store.names(RECEIPTS) == []
     assert len(store.names(SNAPSHOTS)) == 1
-    made.append(attempt(store, output, make_shard(2, f"{9:016x}", first=18)))
+    made.append(attempt(dataset, make_shard(2, f"{9:016x}", first=18)))
     newer = replace(made[0], rows=made[0].rows[:1])
-    write_receipt(store, newer)
-    found = {receipt.shard: receipt for receipt in read_receipts(store, output.layout, mend=False)}
+    write_receipt(dataset, newer)
+    found = {receipt.shard: receipt for receipt in read_receipts(dataset, repair=False)}
     assert found == {receipt.shard: receipt for receipt in [newer, *made[1:]]}
 
 
@@ -260,6 +266,12 @@ class Dying:
     def read(self, key: str) -> bytes:
         return self._store.read(key)
 
+    def read_part(self, key: str, start: int, end: int) -> bytes:
+        return self._store.read_part(key, start, end)
+
+    def size(self, key: str) -> int:
+        return self._store.size(key)
+
     def create(self, key: str, data: bytes) -> None:
         self._change("create", key, data)
 
@@ -278,7 +290,7 @@ class Dying:
 
 def attempt_and_die(uri: str, layout: Layout, at: int, after: bool) -> None:
     """Make an attempt on a store whose process ends at its n-th change; module-level so that it can be spawned."""
-    attempt(Dying(open_store(uri), at, after), make_output(layout), make_shard(), failed=(1,))
+    attempt(Dataset(store=Dying(open_store(uri), at, after), format=make_format(layout)), make_shard(), failed=(1,))
 
 
 def code_of_killed(uri: str, layout: Layout, at: int, after: bool) -> int:
@@ -293,21 +305,21 @@ def code_of_killed(uri: str, layout: Layout, at: int, after: bool) -> int:
     return process.exitcode
 
 
-def test_killed_at_every_step(store: Store, store_uri: str, output: OutputFormat) -> None:
+def test_killed_at_every_step(store: Store, store_uri: str, dataset: Dataset) -> None:
     """After a kill at any change a reader sees nothing or the whole shard, and a new attempt completes it."""
     shard = make_shard()
     survived = None
     for at in range(1, 10):
         for after in (False, True):
-            code = code_of_killed(store_uri, output.layout, at, after)
+            code = code_of_killed(store_uri, Layout(dataset.layout.name), at, after)
             assert code in (0, 9)
             try:
-                visible = table_of(store, output, shard)["id"].to_pylist()
+                visible = table_of(dataset, shard)["id"].to_pylist()
             except NotFound:
                 visible = []
             assert visible in ([], ["row-0", "row-2", "row-3"])
             assert verify_output(store_uri).faults == []
-            receipt = attempt(store, output, shard, failed=(1,))
+            receipt = attempt(dataset, shard, failed=(1,))
             assert ids(receipt, Status.DONE) == ["row-0", "row-2", "row-3"]
             assert ids(receipt, Status.FAILED) == ["row-1"]
             found = verify_output(store_uri, deep=True)
@@ -322,7 +334,7 @@ def test_killed_at_every_step(store: Store, store_uri: str, output: OutputFormat
         if survived:
             break
     # ledger, marker, receipt, and with the layout `files` three pictures: each was killed before and after
-    assert survived == (7 if output.layout is Layout.FILES else 4)
+    assert survived == (7 if dataset.layout.name is Layout.FILES else 4)
 
 
 @pytest.mark.s3
@@ -331,65 +343,122 @@ def test_a_lost_answer_is_one_committed_shard(s3_bucket: str, s3_server: S3Serve
     """Marker created, answer lost: the client's retry is refused, and the attempt knows it was its own."""
     shard = make_shard()
     with fault_proxy(
-        s3_server, [Fault(kind=Kind.LOST_ANSWER, method="PUT", key=f"*{marker_key(layout, shard.id)}")]
+        s3_server, [Fault(kind=Kind.LOST_ANSWER, method="PUT", key=f"*{find_layout(layout).marker_key(shard.id)}")]
     ) as p:
         store = open_store(s3_bucket, {"endpoint_url": p.server.endpoint})
-        output = open_output(store, make_output(layout), create=True)
-        receipt = attempt(store, output, shard)
+        dataset = Dataset.begin(store, make_format(layout), create=True)
+        receipt = attempt(dataset, shard)
         assert p.met(Kind.LOST_ANSWER) == 1
-    marker = pq.read_schema(
-        io.BytesIO(open_store(s3_bucket, {"endpoint_url": s3_server.endpoint}).read(marker_key(layout, shard.id)))
-    )
+    direct = open_store(s3_bucket, {"endpoint_url": s3_server.endpoint})
+    marker = pq.read_schema(io.BytesIO(direct.read(dataset.layout.marker_key(shard.id))))
     assert receipt.attempt.encode() in marker.metadata[b"batchgen"]
     assert receipt.done == 4
     found = verify_output(s3_bucket)
     assert (found.faults, found.rows, found.strays) == ([], 4, 0)
 
 
+@pytest.mark.s3
+@pytest.mark.parametrize("layout", list(Layout))
+def test_a_lost_answer_before_lasting_errors_is_no_reason_to_generate_again(
+    s3_bucket: str, s3_server: S3Server, layout: Layout
+) -> None:
+    """Incident: marker created, answer lost, and every retry refused as unavailable: a whole shard was made again."""
+    shard = make_shard()
+    marker = f"*{find_layout(layout).marker_key(shard.id)}"
+    faults = [
+        Fault(kind=Kind.LOST_ANSWER, method="PUT", key=marker),
+        Fault(kind=Kind.UNAVAILABLE, method="PUT", key=marker, times=None),
+    ]
+    with fault_proxy(s3_server, faults) as p:
+        store = open_store(s3_bucket, {"endpoint_url": p.server.endpoint}, quick=True)
+        receipt = attempt(Dataset.begin(store, make_format(layout), create=True), shard, failed=(1,))
+        assert p.met(Kind.LOST_ANSWER) == 1 and p.met(Kind.UNAVAILABLE) >= 1
+    assert (receipt.done, receipt.failed) == (3, 1)
+    found = verify_output(s3_bucket)
+    assert (found.faults, found.rows, found.failed_rows, found.strays) == ([], 3, 1, 0)
+
+
+@pytest.mark.s3
+def test_a_marker_that_never_landed_is_an_error(s3_bucket: str, s3_server: S3Server) -> None:
+    """Where nothing is found at the marker's place the store's own error stands, and the shard is not committed."""
+    shard = make_shard()
+    with fault_proxy(
+        s3_server, [Fault(kind=Kind.UNAVAILABLE, method="PUT", key=f"*{shard.id}/metadata.parquet", times=None)]
+    ) as p:
+        store = open_store(s3_bucket, {"endpoint_url": p.server.endpoint}, quick=True)
+        dataset = Dataset.begin(store, make_format(), create=True)
+        with pytest.raises(StoreError, match=r"metadata\.parquet"):
+            attempt(dataset, shard)
+    dataset = replace(dataset, store=open_store(s3_bucket, {"endpoint_url": s3_server.endpoint}))
+    assert list(read_receipts(dataset, repair=False)) == [] and list(dataset.rows()) == []
+
+
+@pytest.mark.s3
+def test_books_that_cannot_be_written_undo_no_commit(s3_bucket: str, s3_server: S3Server) -> None:
+    """The marker exists, ledger and receipt do not: the shard is done, and its books are rebuilt from it."""
+    shard = make_shard()
+    with fault_proxy(
+        s3_server,
+        [
+            Fault(kind=Kind.UNAVAILABLE, method="PUT", key=f"*{part}*", times=None)
+            for part in ("/failures/", "/receipts/")
+        ],
+    ) as p:
+        store = open_store(s3_bucket, {"endpoint_url": p.server.endpoint}, quick=True)
+        receipt = attempt(Dataset.begin(store, make_format(), create=True), shard, failed=(1,))
+    assert (receipt.done, receipt.failed) == (3, 1)
+    dataset = Dataset.open(open_store(s3_bucket, {"endpoint_url": s3_server.endpoint}))
+    assert dataset.store.names(RECEIPTS) == []
+    (rebuilt,) = read_receipts(dataset, repair=True)
+    assert rebuilt.rows == receipt.rows
+    assert dataset.store.names(RECEIPTS) == [f"{shard.id}.json"]
+    assert dataset.store.names("failures") == [f"{shard.id}.parquet"]
+
+
 # What `verify` finds
 
 
 @pytest.fixture(params=list(Layout), ids=lambda layout: layout.value)
-def local(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Store, OutputFormat]:
+def local(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Dataset]:
     """A local output of each layout with two shards."""
     store = open_store(str(tmp_path / "out"))
-    output = open_output(store, make_output(request.param), create=True)
+    dataset = Dataset.begin(store, make_format(request.param), create=True)
     for number in range(2):
-        attempt(store, output, make_shard(3, f"{number:016x}", first=3 * number))
+        attempt(dataset, make_shard(3, f"{number:016x}", first=3 * number))
     assert verify_output(store.uri).ok
-    return tmp_path / "out", store, output
+    return tmp_path / "out", dataset
 
 
-def test_verify_finds_every_flipped_byte(local: tuple[Path, Store, OutputFormat]) -> None:
+def test_verify_finds_every_flipped_byte(local: tuple[Path, Dataset]) -> None:
     """A byte flipped anywhere in a picture is a fault that names the place; in a marker it is never a traceback."""
-    root, store, output = local
-    if output.layout is Layout.FILES:
+    root, dataset = local
+    if dataset.layout.name is Layout.FILES:
         for file in root.glob("data/*/*/*.png"):
             flip(file, file.stat().st_size // 2)
-            (fault,) = verify_output(store.uri).faults
+            (fault,) = verify_output(dataset.uri).faults
             assert file.name in fault
             flip(file, file.stat().st_size // 2)
         return
-    marker = root / marker_key(output.layout, f"{0:016x}")
+    marker = root / dataset.layout.marker_key(f"{0:016x}")
     place = marker.read_bytes().index(picture(1)) + 30
     flip(marker, place)
-    (fault,) = verify_output(store.uri).faults
+    (fault,) = verify_output(dataset.uri).faults
     assert marker.name in fault and "checksum" in fault  # of the page, before any picture is hashed
 
 
-def test_verify_survives_a_damaged_marker(local: tuple[Path, Store, OutputFormat]) -> None:
+def test_verify_survives_a_damaged_marker(local: tuple[Path, Dataset]) -> None:
     """Whatever byte of a marker is damaged, `verify` says so or finds nothing, and never breaks off."""
-    root, store, output = local
-    marker = root / marker_key(output.layout, f"{0:016x}")
+    root, dataset = local
+    marker = root / dataset.layout.marker_key(f"{0:016x}")
     size = marker.stat().st_size
     faults = 0
     for place in range(4, size, max(1, size // 60)):
         flip(marker, place)
-        faults += not verify_output(store.uri).ok
+        faults += not verify_output(dataset.uri).ok
         flip(marker, place)
     assert faults > 10
     marker.write_bytes(marker.read_bytes()[: size // 2])
-    assert str(marker.relative_to(root)) in verify_output(store.uri).faults[0]
+    assert str(marker.relative_to(root)) in verify_output(dataset.uri).faults[0]
 
 
 def flip(file: Path, place: int) -> None:
@@ -398,66 +467,67 @@ def flip(file: Path, place: int) -> None:
     file.write_bytes(data)
 
 
-def test_a_damaged_marker_is_a_store_error(local: tuple[Path, Store, OutputFormat]) -> None:
+def test_a_damaged_marker_is_a_store_error(local: tuple[Path, Dataset]) -> None:
     """Resume meets a damaged marker without its receipt: an error that names it, not a traceback."""
-    root, store, output = local
-    store.delete(f"{RECEIPTS}/{0:016x}.json")
-    marker = root / marker_key(output.layout, f"{0:016x}")
+    root, dataset = local
+    dataset.store.delete(f"{RECEIPTS}/{0:016x}.json")
+    marker = root / dataset.layout.marker_key(f"{0:016x}")
     for place in range(8, marker.stat().st_size, max(1, marker.stat().st_size // 40)):
         flip(marker, place)
         try:
-            list(read_receipts(store, output.layout, mend=False))
+            list(read_receipts(dataset, repair=False))
         except StoreError as error:
             assert f"{0:016x}" in str(error)
         flip(marker, place)
 
 
-def test_verify_finds_what_is_gone(local: tuple[Path, Store, OutputFormat]) -> None:
+def test_verify_finds_what_is_missing(local: tuple[Path, Dataset]) -> None:
     """A deleted picture, and a deleted marker that a receipt speaks of."""
-    root, store, output = local
-    if output.layout is Layout.FILES:
+    root, dataset = local
+    if dataset.layout.name is Layout.FILES:
         next(root.glob(f"data/{1:016x}/*/row-4.png")).unlink()
-        (fault,) = verify_output(store.uri).faults
+        (fault,) = verify_output(dataset.uri).faults
         assert "row-4.png" in fault
-    store.delete(marker_key(output.layout, f"{0:016x}"))
-    assert any("marker is gone" in fault for fault in verify_output(store.uri).faults)
+    dataset.store.delete(dataset.layout.marker_key(f"{0:016x}"))
+    assert any("marker is missing" in fault for fault in verify_output(dataset.uri).faults)
 
 
-def test_verify_finds_a_row_twice(local: tuple[Path, Store, OutputFormat]) -> None:
+def test_verify_finds_a_row_twice(local: tuple[Path, Dataset]) -> None:
     """The same rows committed under another shard's name: every id that is there twice is named."""
-    _, store, output = local
-    attempt(store, output, make_shard(3, "f" * 16))
-    faults = verify_output(store.uri).faults
+    _, dataset = local
+    attempt(dataset, make_shard(3, "f" * 16))
+    faults = verify_output(dataset.uri).faults
     assert len(faults) == 3
     assert all(f"'row-{n}'" in " ".join(faults) for n in range(3))
 
 
-def test_verify_finds_another_schema(local: tuple[Path, Store, OutputFormat]) -> None:
+def test_verify_finds_another_schema(local: tuple[Path, Dataset]) -> None:
     """A marker whose columns are not the output's breaks readers that join shards."""
-    _, store, output = local
-    attempt(store, replace(output, carried={"other": pa.int64()}), make_shard(3, "e" * 16, first=9))
-    (fault,) = verify_output(store.uri).faults
+    _, dataset = local
+    other = new_format(dataset.layout.name, ImageFormat.PNG, {"other": pa.int64()})
+    attempt(replace(dataset, format=other), make_shard(3, "e" * 16, first=9))
+    (fault,) = verify_output(dataset.uri).faults
     assert "schema" in fault
 
 
-def test_verify_finds_a_receipt_that_disagrees(local: tuple[Path, Store, OutputFormat]) -> None:
+def test_verify_finds_a_receipt_that_disagrees(local: tuple[Path, Dataset]) -> None:
     """Resume trusts receipts, so one that names other rows than its marker is a fault."""
-    _, store, output = local
-    receipt = next(r for r in read_receipts(store, output.layout, mend=False) if r.shard == f"{0:016x}")
+    _, dataset = local
+    receipt = next(r for r in read_receipts(dataset, repair=False) if r.shard == f"{0:016x}")
     rows = [*receipt.rows, RowOutcome(id="x", fingerprint="x", status=Status.DONE)]
-    write_receipt(store, replace(receipt, rows=rows))
-    (fault,) = verify_output(store.uri).faults
+    write_receipt(dataset, replace(receipt, rows=rows))
+    (fault,) = verify_output(dataset.uri).faults
     assert f"{0:016x}" in fault
 
 
 def test_clean_removes_strays_of_committed_shards_alone(tmp_path: Path) -> None:
     """Pictures of an uncommitted shard may belong to an attempt that is under way, so they stay."""
     store = open_store(str(tmp_path / "out"))
-    output = open_output(store, make_output(Layout.FILES), create=True)
-    attempt(store, output, make_shard())
-    attempt(store, output, make_shard())
+    dataset = Dataset.begin(store, make_format(), create=True)
+    attempt(dataset, make_shard())
+    attempt(dataset, make_shard())
     under_way = make_shard(2, "a" * 16, first=10)
-    Attempt(store, output, under_way, "run-2").add_picture(under_way.rows[0], picture(1))
+    Attempt(dataset, under_way, "run-2").add_picture(under_way.rows[0], picture(1))
     assert verify_output(store.uri).strays == 5
     found = verify_output(store.uri, clean=True)
     assert (found.strays, found.removed, found.faults) == (5, 4, [])
@@ -479,8 +549,7 @@ def test_carried_types_come_back(tmp_path: Path, kind: pa.DataType) -> None:
     pq.write_table(pa.table({"x": pa.nulls(1, kind)}), tmp_path / "manifest.parquet")
     carried = {"x": pq.read_schema(tmp_path / "manifest.parquet").field("x").type}
     store = open_store(str(tmp_path / "out"))
-    wanted = OutputFormat(layout=Layout.FILES, image_format=ImageFormat.PNG, carried=carried)
-    output = open_output(store, wanted, create=True)
+    dataset = Dataset.begin(store, new_format(Layout.FILES, ImageFormat.PNG, carried), create=True)
     shard = make_shard()
-    attempt(store, output, replace(shard, rows=[replace(row, carried={}) for row in shard.rows]))
+    attempt(dataset, replace(shard, rows=[replace(row, carried={}) for row in shard.rows]))
     assert verify_output(store.uri).faults == []

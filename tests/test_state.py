@@ -5,77 +5,77 @@ import json
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import RunCli, WriteManifest
 from PIL import Image
-from test_commit import attempt, make_output, make_shard
+from test_commit import attempt, make_format, make_shard
 from test_plan import make_row
 
 from batchgen.dataset import lease, receipts
 from batchgen.dataset.commit import drop_rows
-from batchgen.dataset.layouts import RECEIPTS, SNAPSHOTS
+from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.lease import Lease
-from batchgen.dataset.output import open_output
-from batchgen.dataset.receipts import fold_receipts, read_receipts
+from batchgen.dataset.receipts import RECEIPTS, SNAPSHOTS, fold_receipts, read_receipts
 from batchgen.engine.queue import Cause, Failure, ShardQueue
 from batchgen.errors import ClusterError, InputError, OutputBusy
 from batchgen.images import ImageError, decode, fit
 from batchgen.index import Committed, Index
-from batchgen.options import Layout
 from batchgen.plan import batch_key
 from batchgen.rows import Status
 from batchgen.storage import Store, open_store
 
 
 @pytest.fixture
-def local(tmp_path: Path) -> Iterator[Store]:
+def begun(tmp_path: Path) -> Dataset:
     """A begun local output of layout files."""
-    store = open_store(str(tmp_path / "out"))
-    open_output(store, make_output(Layout.FILES), create=True)
-    yield store
+    return Dataset.begin(open_store(str(tmp_path / "out")), make_format(), create=True)
+
+
+@pytest.fixture
+def local(begun: Dataset) -> Store:
+    """Its store."""
+    return begun.store
 
 
 def test_a_folder_with_other_things_is_no_output(tmp_path: Path) -> None:
     """Incident: `--output .` in a repository replaced its README by a dataset card."""
     (tmp_path / "README.md").write_text("mine")
     with pytest.raises(InputError, match=r"README\.md"):
-        open_output(open_store(str(tmp_path)), make_output(Layout.FILES), create=False)
+        Dataset.begin(open_store(str(tmp_path)), make_format(), create=False)
     assert (tmp_path / "README.md").read_text() == "mine"
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"version": 1}', b"\xff\xfe"])
-def test_a_damaged_receipt_is_rebuilt(local: Store, content: bytes) -> None:
+def test_a_damaged_receipt_is_rebuilt(begun: Dataset, content: bytes) -> None:
     """Incident: one broken receipt ended every command with a traceback."""
-    output = make_output(Layout.FILES)
-    whole = attempt(local, output, make_shard(), failed=(2,))
-    local.write(f"{RECEIPTS}/{whole.shard}.json", content)
-    (found,) = read_receipts(local, Layout.FILES, mend=True)
+    whole = attempt(begun, make_shard(), failed=(2,))
+    begun.store.write(f"{RECEIPTS}/{whole.shard}.json", content)
+    (found,) = read_receipts(begun, repair=True)
     assert found.rows == whole.rows
-    assert json.loads(local.read(f"{RECEIPTS}/{whole.shard}.json"))["shard"] == whole.shard
+    assert json.loads(begun.store.read(f"{RECEIPTS}/{whole.shard}.json"))["shard"] == whole.shard
 
 
-def test_a_removed_shard_can_be_made_again(local: Store, tmp_path: Path) -> None:
+def test_a_removed_shard_can_be_made_again(begun: Dataset, tmp_path: Path) -> None:
     """A receipt is an index, not the truth: without the shard's folder its rows are not done."""
-    receipt = attempt(local, make_output(Layout.FILES), make_shard())
+    receipt = attempt(begun, make_shard())
     subprocess.run(["rm", "-r", tmp_path / "out" / "data" / receipt.shard], check=True)
-    assert list(read_receipts(local, Layout.FILES, mend=True)) == []
-    assert [found.shard for found in read_receipts(local, Layout.FILES, mend=False, gone=True)] == [receipt.shard]
+    assert list(read_receipts(begun, repair=True)) == []
+    assert [found.shard for found in read_receipts(begun, repair=False, missing=True)] == [receipt.shard]
 
 
-def test_the_newest_of_several_folds_counts(local: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_newest_of_several_folds_counts(begun: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """Incident: after two folds the first one's receipt won, and dropped rows came back."""
     monkeypatch.setattr(receipts, "FOLD_ABOVE", 0)
-    output, shard = make_output(Layout.FILES), make_shard()
-    attempt(local, output, shard)
-    fold_receipts(local)
-    drop_rows(local, output, shard.id, {(shard.rows[0].id, shard.rows[0].fingerprint)})
-    fold_receipts(local)
-    assert len(local.names(SNAPSHOTS)) == 1 and local.names(RECEIPTS) == []
-    (found,) = read_receipts(local, Layout.FILES, mend=False)
+    shard = make_shard()
+    attempt(begun, shard)
+    fold_receipts(begun)
+    drop_rows(begun, shard.id, {(shard.rows[0].id, shard.rows[0].fingerprint)})
+    fold_receipts(begun)
+    assert len(begun.store.names(SNAPSHOTS)) == 1 and begun.store.names(RECEIPTS) == []
+    (found,) = read_receipts(begun, repair=False)
     assert [row.id for row in found.rows] == [row.id for row in shard.rows[1:]]
 
 
@@ -116,10 +116,10 @@ def test_a_dead_holder_with_a_fast_clock_is_outlived(local: Store, monkeypatch: 
     monkeypatch.setattr(lease, "EXPIRES_AFTER", 0.5)
     monkeypatch.setattr(lease, "WATCH_EVERY", 0.1)
     local.write(lease.KEY, elsewhere(time.time() + 86400))
-    told: list[str] = []
-    with Lease(local, "mine", told=told.append):
+    lines: list[str] = []
+    with Lease(local, "mine", progress=lines.append):
         assert json.loads(local.read(lease.KEY))["run"] == "mine"
-    assert "elsewhere" in told[0]
+    assert "elsewhere" in lines[0]
 
 
 def test_a_live_holder_elsewhere_is_left_alone(local: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,8 @@ def test_read_gives_what_was_written(store: Store) -> None:
     for key in ("a", "data/shard/attempt/x.png", "data/with space/ü+1 %20#.png"):
         store.write(key, key.encode() * 1000)
         assert store.read(key) == key.encode() * 1000
+        assert store.size(key) == len(key.encode()) * 1000
+        assert store.read_part(key, 3, 10) == (key.encode() * 1000)[3:10]
         with pytest.raises(AlreadyExists):
             store.create(key, b"other")
 
@@ -75,8 +77,9 @@ def test_nothing_there(store: Store) -> None:
     """An empty place lists as empty, reads are `NotFound`, and a delete of nothing is no error."""
     assert store.names("data") == []
     assert list(store.entries("data")) == []
-    with pytest.raises(NotFound, match="absent"):
-        store.read("data/absent")
+    for look in (store.read, store.size, lambda key: store.read_part(key, 0, 1)):
+        with pytest.raises(NotFound, match="absent"):
+            look("data/absent")
     store.delete("data/absent")
     store.write("data/x", b"x")
     store.delete("data/x")
@@ -116,6 +119,12 @@ class _Overwriting:
 
     def read(self, key: str) -> bytes:
         return self.objects[key]
+
+    def read_part(self, key: str, start: int, end: int) -> bytes:
+        return self.objects[key][start:end]
+
+    def size(self, key: str) -> int:
+        return len(self.objects[key])
 
     def create(self, key: str, data: bytes) -> None:
         self.objects[key] = data

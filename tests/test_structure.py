@@ -89,7 +89,7 @@ def graph(room: Callable[[str], str]) -> dict[str, set[str]]:
 
 
 ORDER = """
-    __main__
+    __init__ __main__
     cli
     report
     run
@@ -103,8 +103,7 @@ ORDER = """
     manifest
     identity images machine rows storage builtin
     options
-    errors
-    __init__
+    errors version
 """.strip().splitlines()
 
 
@@ -139,6 +138,11 @@ def loaded_by(statement: str) -> set[str]:
 def test_the_command_line_is_cheap_to_import() -> None:
     """Issue 2: `import batchgen.cli` loads none of torch, ray, diffusers, transformers; nor any other heavy library."""
     assert not HEAVY & loaded_by("import batchgen.cli")
+
+
+def test_the_package_is_cheap_to_import() -> None:
+    """`import batchgen` offers its functions without the libraries that they need."""
+    assert not HEAVY & loaded_by("import batchgen")
 
 
 def test_the_driver_loads_no_torch() -> None:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from batchgen import __version__
 from batchgen.errors import BatchgenError, InfrastructureError, InputError, Interrupted
+from batchgen.version import __version__
 
 if TYPE_CHECKING:
     from rich.console import Console

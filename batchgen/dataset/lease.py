@@ -28,10 +28,10 @@ class Lease:
     A holder on this machine whose process is gone is replaced at once, one elsewhere after `EXPIRES_AFTER`.
     """
 
-    def __init__(self, store: Store, run: str, *, told: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(self, store: Store, run: str, *, progress: Callable[[str], None] = lambda _: None) -> None:
         self._store = store
         self._run = run
-        self._told = told
+        self._progress = progress
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
@@ -71,7 +71,7 @@ class Lease:
             if time.monotonic() - watched > EXPIRES_AFTER:
                 return  # by this machine's clock, whatever the holder's said
             if time.monotonic() - watched < WATCH_EVERY:
-                self._told(f"{who} held this output last; waiting up to {EXPIRES_AFTER:.0f} s for a sign of it")
+                self._progress(f"{who} held this output last; waiting up to {EXPIRES_AFTER:.0f} s for a sign of it")
             time.sleep(WATCH_EVERY)
             holder = _holder(self._store)
 
@@ -80,7 +80,7 @@ class Lease:
             try:
                 self._store.write(KEY, self._content())
             except StoreError:
-                continue  # commits meet the same trouble and report it
+                continue  # commits meet the same error and report it
 
     def _content(self, *, released: bool = False) -> bytes:
         holder = {

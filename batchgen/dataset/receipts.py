@@ -9,64 +9,96 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import chain
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchgen.dataset.layouts import RECEIPTS, SNAPSHOTS, marker_key, shard_of_name
-from batchgen.errors import NotFound, StoreError
-from batchgen.options import Layout
+from batchgen.dataset.dataset import READERS, Dataset, Marker
+from batchgen.dataset.layouts.layout import DatasetLayout
+from batchgen.dataset.schema import failures_table
+from batchgen.errors import Damaged, NotFound
 from batchgen.rows import Receipt, RowOutcome, Status
 from batchgen.storage import Store
 
-__all__ = ["Marker", "fold_receipts", "read_marker", "read_receipts", "rebuild_receipt", "receipt_of", "write_receipt"]
+__all__ = [
+    "FAILURES",
+    "RECEIPTS",
+    "SNAPSHOTS",
+    "delete_receipt",
+    "fold_receipts",
+    "read_receipts",
+    "rebuild_receipt",
+    "receipt_of",
+    "write_books",
+    "write_receipt",
+]
 
-READERS = 16  # receipts fetched side by side: at 20 ms a GET, 800 a second
+RECEIPTS = ".batchgen/receipts"
+SNAPSHOTS = ".batchgen/snapshots"
+FAILURES = "failures"
 FOLD_ABOVE = 1000  # loose receipts; reading so many takes 1 to 2 seconds from an object store
 
 
-def write_receipt(store: Store, receipt: Receipt) -> None:
+def write_receipt(dataset: Dataset, receipt: Receipt) -> None:
     """Store a receipt under its shard's name, over an older one."""
-    store.write(f"{RECEIPTS}/{receipt.shard}.json", _to_json(receipt).encode())
+    dataset.store.write(f"{RECEIPTS}/{receipt.shard}.json", _to_json(receipt).encode())
+
+
+def write_books(dataset: Dataset, receipt: Receipt) -> None:
+    """Failure ledger and receipt; both say what the marker says, so that whoever writes them last changes nothing."""
+    ledger = f"{FAILURES}/{receipt.shard}.parquet"
+    failed = [row for row in receipt.rows if row.status is Status.FAILED]
+    if failed:
+        stream = io.BytesIO()
+        pq.write_table(failures_table(failed), stream, compression="zstd")
+        dataset.store.write(ledger, stream.getvalue())
+    write_receipt(dataset, receipt)
+
+
+def delete_receipt(dataset: Dataset, shard: str) -> None:
+    """Forget a shard."""
+    dataset.store.delete(f"{RECEIPTS}/{shard}.json")
 
 
 def read_receipts(
-    store: Store, layout: Layout, *, mend: bool, gone: bool = False, damaged: Callable[[str], None] | None = None
+    dataset: Dataset, *, repair: bool, missing: bool = False, damaged: Callable[[str], None] | None = None
 ) -> Iterator[Receipt]:
     """One receipt for each committed shard; those that are missing or damaged are rebuilt from their markers.
 
     Args:
-        store: the output.
-        layout: its layout.
-        mend: store what was rebuilt.
-        gone: give receipts of images whose shard is gone from data/, too; else what was removed can be made again.
-        damaged: told of markers that cannot be read.
+        dataset: the output.
+        repair: store what was rebuilt.
+        missing: give receipts of images whose shard is missing from data/, too; else what was removed can be made
+            again.
+        damaged: called with the error's text for each marker that cannot be read.
 
     Raises:
-        StoreError: a marker is damaged, and nobody is told.
+        Damaged: a marker cannot be read, and there is no `damaged`.
     """
+    store = dataset.store
     loose = _loose(store)
-    present = {shard_of_name(layout, name) for name in store.names("data") if not name.startswith(".")}
+    present = set(dataset.shards())
     known: set[str] = set()
     with ThreadPoolExecutor(READERS) as pool:
         read = pool.map(lambda shard: _read_loose(store, shard), loose)
         for receipt in chain((one for one in read if one is not None), _read_snapshots(store)):
             if receipt.shard not in known:
                 known.add(receipt.shard)
-                if gone or receipt.shard in present or not receipt.done:
+                if missing or receipt.shard in present or not receipt.done:
                     yield receipt
-        for rebuilt in pool.map(lambda shard: _rebuild(store, layout, shard, damaged), sorted(present - known)):
+        for rebuilt in pool.map(lambda shard: _rebuild(dataset, shard, damaged), sorted(present - known)):
             if rebuilt is not None:
-                if mend:
-                    write_receipt(store, rebuilt)
+                if repair:
+                    write_books(dataset, rebuilt)
                 yield rebuilt
 
 
-def fold_receipts(store: Store) -> None:
+def fold_receipts(dataset: Dataset) -> None:
     """Gather receipts into one snapshot where many are loose; a kill in between leaves both, without harm."""
+    store = dataset.store
     loose, older = _loose(store), store.names(SNAPSHOTS)
     if len(loose) <= FOLD_ABOVE:
         return
@@ -95,61 +127,23 @@ def _read_snapshots(store: Store) -> Iterator[Receipt]:
         yield from map(_from_json, table["receipt"].to_pylist())
 
 
-def _rebuild(store: Store, layout: Layout, shard: str, damaged: Callable[[str], None] | None) -> Receipt | None:
+def _rebuild(dataset: Dataset, shard: str, damaged: Callable[[str], None] | None) -> Receipt | None:
     try:
-        return rebuild_receipt(store, layout, shard)
-    except StoreError as error:
+        return rebuild_receipt(dataset, shard)
+    except Damaged as error:
         if damaged is None:
             raise
         damaged(str(error))
         return None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Marker:
-    """A shard's metadata, and what its writer said of itself."""
-
-    table: pa.Table
-    about: Mapping[str, Any]
-
-
-def read_marker(store: Store, layout: Layout, shard: str, *, pictures: bool = False) -> Marker | None:
-    """What a shard was committed with; None where it is not committed.
-
-    Args:
-        store: the output.
-        layout: its layout.
-        shard: name of the shard.
-        pictures: with the bytes of the pictures, where the layout keeps them in the marker.
-
-    Raises:
-        StoreError: the marker is there and damaged.
-    """
-    key = marker_key(layout, shard)
-    try:
-        data = store.read(key)
-    except NotFound:
-        return None
-    try:
-        parquet = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
-        table = parquet.read(
-            columns=[n for n in parquet.schema_arrow.names if pictures or n not in ("image", "step_images")]
-        )
-        table.validate(full=True)
-        own = (table.schema.metadata or {}).get(b"batchgen")
-        # a file without our own words in its schema was put there by somebody else, and is no marker
-        return None if own is None else Marker(table=table, about=json.loads(own))
-    except Exception as error:  # on damaged bytes pyarrow raises its own errors, OSError, UnicodeDecodeError and more
-        raise StoreError(f"{store.uri}/{key} is damaged: {str(error).splitlines()[0]}") from error
-
-
-def rebuild_receipt(store: Store, layout: Layout, shard: str) -> Receipt | None:
+def rebuild_receipt(dataset: Dataset, shard: str) -> Receipt | None:
     """What a shard's receipt said, from its marker alone; None where it is not committed."""
-    marker = read_marker(store, layout, shard)
-    return None if marker is None else receipt_of(marker, layout, shard)
+    marker = dataset.marker(shard)
+    return None if marker is None else receipt_of(marker, dataset.layout)
 
 
-def receipt_of(marker: Marker, layout: Layout, shard: str) -> Receipt:
+def receipt_of(marker: Marker, layout: DatasetLayout) -> Receipt:
     """The receipt that a marker stands for."""
     table, about = marker.table, marker.about
     rows = [
@@ -157,7 +151,7 @@ def receipt_of(marker: Marker, layout: Layout, shard: str) -> Receipt:
         for row in table.select(["id", "fingerprint"]).to_pylist()
     ]
     return Receipt(
-        shard=shard,
+        shard=marker.shard,
         attempt=about["attempt"],
         run=about["run"],
         rows=[*rows, *map(_outcome, about["failed"])],
@@ -165,7 +159,7 @@ def receipt_of(marker: Marker, layout: Layout, shard: str) -> Receipt:
         device=table["device"][0].as_py(),
         seconds=sum(table["seconds"].to_pylist()),
         finished=about["finished"],
-        images=len(rows) if layout is Layout.FILES else 0,
+        images=len(rows) * layout.objects_a_row,
         bytes=about["bytes"],
     )
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from batchgen.dataset.layouts.layout import DatasetLayout
 from batchgen.generation.tasks import TASKS
 from batchgen.identity import canonical
 from batchgen.manifest.cells import carried_cell
 from batchgen.manifest.columns import COLUMNS, Column, Kind, image_column
-from batchgen.options import Layout
 from batchgen.rows import Row, RowOutcome
 
 __all__ = ["FAILURES", "VERSION", "applied_cells", "failures_table", "metadata_schema", "metadata_table"]
@@ -38,7 +38,6 @@ _APPLIED = tuple(
     for column in COLUMNS.values()
     if column.name not in _SKIPPED and any(column.name in task.columns for task in TASKS.values())
 )
-_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 FAILURES = pa.schema(
     [
@@ -52,23 +51,21 @@ FAILURES = pa.schema(
 )
 
 
-def metadata_schema(layout: Layout, carried: Mapping[str, pa.DataType]) -> pa.Schema:
-    """Schema of every shard of an output: result columns, what was applied, then the carried columns by name.
+def metadata_schema(layout: DatasetLayout, carried: Mapping[str, pa.DataType]) -> pa.Schema:
+    """Schema of every shard of a new output: result columns, what was applied, then the carried columns by name.
 
     `step_images` holds or names the pictures after the job's `save_steps`; null where it has none.
     """
-    picture = ("file_name", pa.string()) if layout is Layout.FILES else ("image", _IMAGE)
-    # `datasets` looks for `file_name` in lists as well, and fails where one is null
-    step_picture = ("path", pa.string()) if layout is Layout.FILES else picture
-    columns: list[tuple[str, pa.DataType]] = [
+    step = pa.struct([("step", pa.int32()), layout.step_picture, ("sha256", pa.string())])
+    columns: list[pa.Field | tuple[str, pa.DataType]] = [
         ("id", pa.string()),
         ("fingerprint", pa.string()),
-        picture,
+        layout.picture,
         ("status", pa.string()),
         ("flagged", pa.bool_()),
         ("seed", pa.int64()),
         ("sha256", pa.string()),
-        ("step_images", pa.list_(pa.struct([("step", pa.int32()), step_picture, ("sha256", pa.string())]))),
+        ("step_images", pa.list_(step)),
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("task", pa.string()),
@@ -84,10 +81,7 @@ def metadata_schema(layout: Layout, carried: Mapping[str, pa.DataType]) -> pa.Sc
         ("diffusers_version", pa.string()),
         *sorted(carried.items()),
     ]
-    about = {"batchgen": json.dumps({"schema_version": VERSION})}
-    if layout is Layout.PARQUET:
-        # without this key `datasets` shows the column as a struct of bytes, not as images
-        about["huggingface"] = json.dumps({"info": {"features": {"image": {"_type": "Image"}}}})
+    about = {"batchgen": json.dumps({"schema_version": VERSION}), **layout.schema_metadata}
     return pa.schema(columns, metadata=about)
 
 

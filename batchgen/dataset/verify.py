@@ -1,24 +1,17 @@
 """Checks on the stored bytes what an output promises: markers, receipts, hashes, uniqueness, schema, strays."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
-from batchgen.dataset.commit import OutputFormat
-from batchgen.dataset.layouts import marker_key, shard_of_name
-from batchgen.dataset.output import read_output
-from batchgen.dataset.receipts import read_marker, read_receipts
+from batchgen.dataset.dataset import READERS, Dataset, DatasetRow, Marker
+from batchgen.dataset.receipts import read_receipts
 from batchgen.errors import StoreError
 from batchgen.images import ImageError, decode
-from batchgen.options import Layout
 from batchgen.rows import Receipt, Status
-from batchgen.storage import Entry, Store, open_store
+from batchgen.storage import open_store
 
 __all__ = ["Verification", "verify_output"]
-
-READERS = 16  # pictures fetched side by side
 
 
 @dataclass(kw_only=True, slots=True)
@@ -61,18 +54,15 @@ def verify_output(uri: str, *, deep: bool = False, clean: bool = False) -> Verif
     Raises:
         InputError: there is no output.
     """
-    store = open_store(uri)
-    output = read_output(store)
+    dataset = Dataset.open(open_store(uri))
     found = Verification()
     receipts = {
-        receipt.shard: receipt
-        for receipt in read_receipts(store, output.layout, mend=False, gone=True, damaged=lambda _: None)
+        receipt.shard: receipt for receipt in read_receipts(dataset, repair=False, missing=True, damaged=lambda _: None)
     }
-    places: dict[str, str] = {}
     with ThreadPoolExecutor(READERS) as pool:
-        for name in (name for name in store.names("data") if not name.startswith(".")):
-            shard = shard_of_name(output.layout, name)
-            _verify_shard(_Check(store, output, pool, deep, clean, found), shard, receipts.pop(shard, None), places)
+        check = _Check(dataset, pool, deep, clean, found, {})
+        for shard in dataset.shards():
+            _verify_shard(check, shard, receipts.pop(shard, None))
     for receipt in receipts.values():
         _verify_absent(found, receipt)
     return found
@@ -80,20 +70,20 @@ def verify_output(uri: str, *, deep: bool = False, clean: bool = False) -> Verif
 
 @dataclass(frozen=True, slots=True)
 class _Check:
-    store: Store
-    output: OutputFormat
+    dataset: Dataset
     pool: ThreadPoolExecutor
     deep: bool
     clean: bool
     found: Verification
+    places: dict[str, str]  # key of the marker that names a row, by the row's id
 
 
-def _verify_shard(check: _Check, shard: str, receipt: Receipt | None, places: dict[str, str]) -> None:
-    found, output = check.found, check.output
-    key = marker_key(output.layout, shard)
-    stored = list(check.store.entries(f"data/{shard}")) if output.layout is Layout.FILES else []
+def _verify_shard(check: _Check, shard: str, receipt: Receipt | None) -> None:
+    found, dataset, layout = check.found, check.dataset, check.dataset.layout
+    key, folder = layout.marker_key(shard), layout.picture_folder(shard)
+    stored = [] if folder is None else [entry.key for entry in dataset.store.entries(folder)]
     try:
-        marker = read_marker(check.store, output.layout, shard, pictures=True)
+        marker = dataset.marker(shard, pictures=True)
     except StoreError as error:
         found.faults.append(str(error))
         return
@@ -106,19 +96,25 @@ def _verify_shard(check: _Check, shard: str, receipt: Receipt | None, places: di
     found.rows += table.num_rows
     if table.num_rows == 0:
         found.faults.append(f"{key}: has no rows")
-    if not table.schema.equals(output.schema):
+    if not table.schema.equals(dataset.format.schema):
         found.faults.append(f"{key}: its schema is not the output's")
         return
-    rows = table.to_pylist()
-    for row in rows:
-        if row["id"] in places:
-            found.faults.append(f"{key}: id {row['id']!r} is in {places[row['id']]}, too")
-        places[row["id"]] = key
-    _verify_receipt(found, shard, receipt, rows)
-    found.faults += [fault for fault in check.pool.map(lambda row: _verify_pictures(check, shard, row), rows) if fault]
-    found.images += len(rows)
-    found.decoded += len(rows) if check.deep else 0
-    _strays(check, key, stored, rows)
+    for id_ in table["id"].to_pylist():
+        if id_ in check.places:
+            found.faults.append(f"{key}: id {id_!r} is in {check.places[id_]}, too")
+        check.places[id_] = key
+    _verify_receipt(found, marker, receipt)
+    named = {key}
+    for fault, keys in check.pool.map(lambda row: _verify_row(row, check.deep), dataset.rows_of(marker)):
+        found.faults += [fault] if fault else []
+        named |= keys
+    found.images += table.num_rows
+    found.decoded += table.num_rows if check.deep else 0
+    for stray in (one for one in stored if one not in named):
+        found.strays += 1
+        if check.clean:
+            dataset.store.delete(stray)
+            found.removed += 1
 
 
 def _verify_absent(found: Verification, receipt: Receipt | None) -> None:
@@ -127,58 +123,45 @@ def _verify_absent(found: Verification, receipt: Receipt | None) -> None:
         return
     found.failed_rows += receipt.failed
     if receipt.done:
-        found.faults.append(f"shard {receipt.shard}: its receipt names {receipt.done} images, its marker is gone")
+        found.faults.append(f"shard {receipt.shard}: its receipt names {receipt.done} images, its marker is missing")
 
 
-def _verify_receipt(
-    found: Verification, shard: str, receipt: Receipt | None, rows: Sequence[Mapping[str, Any]]
-) -> None:
+def _verify_receipt(found: Verification, marker: Marker, receipt: Receipt | None) -> None:
     if receipt is None:
         return  # the next run, or any reader of receipts, rebuilds it
     found.failed_rows += receipt.failed
-    told = {(row.id, row.fingerprint) for row in receipt.rows if row.status is Status.DONE}
-    if told != {(row["id"], row["fingerprint"]) for row in rows}:
-        found.faults.append(f"shard {shard}: receipt and marker name different rows")
+    recorded = {(row.id, row.fingerprint) for row in receipt.rows if row.status is Status.DONE}
+    stored = zip(marker.table["id"].to_pylist(), marker.table["fingerprint"].to_pylist(), strict=True)
+    if recorded != set(stored):
+        found.faults.append(f"shard {marker.shard}: receipt and marker name different rows")
 
 
-def _verify_pictures(check: _Check, shard: str, row: Mapping[str, Any]) -> str | None:
-    """What is wrong with a row's picture or those after its steps."""
-    steps = ({"id": row["id"], "file_name": step.get("path"), **step} for step in row["step_images"] or ())
-    pictures = [row, *steps]  # those of steps may be smaller: the first pass of a hires fix is
-    return next(filter(None, (_verify_picture(check, shard, picture) for picture in pictures)), None)
+def _verify_row(row: DatasetRow, deep: bool) -> tuple[str | None, set[str]]:
+    """What is wrong with a row's picture or those after its steps, and the objects that hold them."""
+    cells, keys = row.cells, row.picture_keys()
+    try:
+        pictures = [row.picture(), *row.step_pictures().values()]
+    except StoreError as error:
+        return str(error), set(keys)
+    hashes = [cells["sha256"], *(step["sha256"] for step in cells["step_images"] or ())]
+    for key, data, sha256 in zip(keys, pictures, hashes, strict=True):
+        # those of steps may be smaller: the first pass of a hires fix is
+        size = (cells["width"], cells["height"]) if data is pictures[0] else None
+        if fault := _picture_fault(data, sha256, size, deep):
+            return f"{key}, id {cells['id']!r}: {fault}", set(keys)
+    return None, set(keys)
 
 
-def _verify_picture(check: _Check, shard: str, row: Mapping[str, Any]) -> str | None:
+def _picture_fault(data: bytes, sha256: str, size: tuple[int, int] | None, deep: bool) -> str | None:
     """What is wrong with one picture."""
-    if check.output.layout is Layout.FILES:
-        place = f"data/{shard}/{row['file_name']}"
-        try:
-            data = check.store.read(place)
-        except StoreError as error:
-            return str(error)
-    else:
-        place, data = f"data/{shard}.parquet, id {row['id']!r}", row["image"]["bytes"]
-    if hashlib.sha256(data).hexdigest() != row["sha256"]:
-        return f"{place}: sha256 differs from the metadata's"
-    if check.deep:
-        try:
-            image = decode(data)
-        except ImageError as error:
-            return f"{place}: {error}"
-        if "width" in row and image.size != (row["width"], row["height"]):
-            return f"{place}: is {image.width}x{image.height}, the metadata says {row['width']}x{row['height']}"
+    if hashlib.sha256(data).hexdigest() != sha256:
+        return "sha256 differs from the metadata's"
+    if not deep:
+        return None
+    try:
+        image = decode(data)
+    except ImageError as error:
+        return str(error)
+    if size is not None and image.size != size:
+        return f"is {image.width}x{image.height}, the metadata says {size[0]}x{size[1]}"
     return None
-
-
-def _strays(check: _Check, key: str, stored: Sequence[Entry], rows: Sequence[Mapping[str, Any]]) -> None:
-    if check.output.layout is not Layout.FILES:
-        return
-    folder = key.rpartition("/")[0]
-    steps = (step["path"] for row in rows for step in row["step_images"] or ())
-    named = {f"{folder}/{name}" for name in (*(row["file_name"] for row in rows), *steps)} | {key}
-    for entry in stored:
-        if entry.key not in named:
-            check.found.strays += 1
-            if check.clean:
-                check.store.delete(entry.key)
-                check.found.removed += 1

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from batchgen.dataset.commit import OutputFormat
+from batchgen.dataset.format import OutputFormat
 from batchgen.models.catalog import Model
 from batchgen.options import Memory, Safety
 

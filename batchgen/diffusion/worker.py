@@ -17,6 +17,7 @@ import numpy.typing as npt
 from PIL.Image import Image
 
 from batchgen.dataset.commit import Attempt
+from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.schema import applied_cells
 from batchgen.diffusion.host import Environment, PipelineHost
 from batchgen.diffusion.loading import Loading
@@ -64,7 +65,7 @@ class Worker:
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
-        self._store = open_store(settings.store, settings.storage_options)
+        self._dataset = Dataset(store=open_store(settings.store, settings.storage_options), format=settings.output)
         self._host = PipelineHost(
             device=settings.device,
             dtype=settings.dtype,
@@ -86,7 +87,7 @@ class Worker:
             StoreError: the output cannot be written, after the store's own retries.
             ModelLoadError: the model cannot be loaded.
         """
-        attempt = Attempt(self._store, self._settings.output, shard, self._settings.run)
+        attempt = Attempt(self._dataset, shard, self._settings.run)
         work = _ShardWork()
         inputs = self._fetch(shard.rows, work)
         good = Shard(

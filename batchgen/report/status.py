@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.lease import is_held
-from batchgen.dataset.output import latest_run, read_output
 from batchgen.dataset.receipts import read_receipts
+from batchgen.dataset.runs import latest_run
 from batchgen.report.display import duration
 from batchgen.rows import Receipt, Status
 from batchgen.storage import open_store
@@ -45,10 +46,10 @@ def read_status(uri: str) -> OutputStatus:
         InputError: there is no output.
     """
     store = open_store(uri, quick=True)
-    output = read_output(store)
+    dataset = Dataset.open(store)
     record = latest_run(store)
     running = is_held(store)
-    receipts = list(read_receipts(store, output.layout, mend=False, damaged=lambda _: None))
+    receipts = list(read_receipts(dataset, repair=False, damaged=lambda _: None))
     failures = _failures(receipts)
     if record is None:
         done = sum(receipt.done for receipt in receipts)

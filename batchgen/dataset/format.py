@@ -1,0 +1,107 @@
+"""How an output stores what it holds, and the record of that, `.batchgen/output.json`. Knows nothing of stores."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from batchgen.dataset.layouts import find_layout
+from batchgen.dataset.layouts.layout import DatasetLayout
+from batchgen.dataset.schema import VERSION, metadata_schema
+from batchgen.identity import LEFT_OUT
+from batchgen.options import ImageFormat
+from batchgen.version import __version__
+
+__all__ = ["OutputFormat", "conflict", "format_record", "left_out", "new_format", "read_format"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutputFormat:
+    """How an output stores what it holds; the same for all its shards."""
+
+    layout: DatasetLayout
+    image_format: ImageFormat
+    carried: Mapping[str, pa.DataType]
+    schema: pa.Schema  # of every shard's metadata
+
+
+def new_format(layout: str, image_format: ImageFormat, carried: Mapping[str, pa.DataType]) -> OutputFormat:
+    """The format of an output that is begun today.
+
+    Args:
+        layout: name of the layout.
+        image_format: of its pictures.
+        carried: types of the manifest's unknown columns, by name.
+    """
+    found = find_layout(layout)
+    return OutputFormat(
+        layout=found, image_format=image_format, carried=carried, schema=metadata_schema(found, carried)
+    )
+
+
+def format_record(output: OutputFormat) -> dict[str, Any]:
+    """What is written of a format where an output is begun."""
+    carried = pa.schema(sorted(output.carried.items()))
+    return {
+        "batchgen": __version__,
+        "schema_version": VERSION,
+        "layout": output.layout.name,
+        "format": output.image_format.value,
+        "columns": _listed(output.carried),
+        "carried": _as_text(carried),
+        "schema": _as_text(output.schema),
+        "fingerprint_leaves_out": LEFT_OUT,
+    }
+
+
+def read_format(record: Mapping[str, Any]) -> OutputFormat:
+    """The format that was written as a record; its schema is today's where the record holds none.
+
+    Raises:
+        InputError: its layout is unknown.
+    """
+    carried = {column.name: column.type for column in _from_text(record["carried"])}
+    output = new_format(record["layout"], ImageFormat(record["format"]), carried)
+    return replace(output, schema=_from_text(record["schema"])) if "schema" in record else output
+
+
+def conflict(stored: OutputFormat, wanted: OutputFormat) -> str | None:
+    """Why what is wanted cannot be written to an output; None where it can.
+
+    All shards of an output share one schema, since readers fail on a column that only later shards have.
+    """
+    for what, begun, asked in (
+        ("layout", stored.layout.name, wanted.layout.name),
+        ("image format", stored.image_format.value, wanted.image_format.value),
+    ):
+        if begun != asked:
+            return f"was begun with {what} {begun!s}, this run asks for {asked!s}; use the same, or another output"
+    if _listed(stored.carried) != _listed(wanted.carried):
+        return (
+            f"was begun with the carried columns [{_listed(stored.carried)}], this manifest brings "
+            f"[{_listed(wanted.carried)}]; one output has one schema: bring the same columns, or use another output"
+        )
+    for column in wanted.schema:
+        if column.name in stored.schema.names and stored.schema.field(column.name).type != column.type:
+            begun = stored.schema.field(column.name).type
+            return f"was begun with {column.name} as {begun}, this batchgen writes {column.type}; use another output"
+    return None
+
+
+def left_out(stored: OutputFormat, wanted: OutputFormat) -> list[str]:
+    """Columns that newer code would write and an output that is older than they are does not take."""
+    return [name for name in wanted.schema.names if name not in stored.schema.names]
+
+
+def _as_text(schema: pa.Schema) -> str:
+    text: str = schema.serialize().to_pybytes().hex()
+    return text
+
+
+def _from_text(text: str) -> pa.Schema:
+    return pa.ipc.read_schema(pa.BufferReader(bytes.fromhex(text)))
+
+
+def _listed(carried: Mapping[str, pa.DataType]) -> str:
+    return ", ".join(f"{name}: {kind}" for name, kind in sorted(carried.items()))

@@ -1,0 +1,46 @@
+"""The layout `files`: pictures as objects of their own, and over each shard's a Parquet table that names them.
+
+`data/<shard>/metadata.parquet` is the marker, `data/<shard>/<attempt>/<id>.png` a picture.
+"""
+
+from typing import Any
+
+import pyarrow as pa
+
+from batchgen.dataset.layouts.layout import DatasetLayout
+from batchgen.options import Layout
+from batchgen.storage import Store
+
+__all__ = ["FilesLayout"]
+
+
+class FilesLayout(DatasetLayout):
+    """Every image viewer opens the pictures, and `datasets` the folder."""
+
+    name = Layout.FILES
+    picture = pa.field("file_name", pa.string())
+    step_picture = pa.field(
+        "path", pa.string()
+    )  # `datasets` looks for `file_name` in lists, and fails where it is null
+    objects_a_row = 1
+    glob = "data/*/metadata.parquet"
+    card_config = "data_dir: data\n  drop_labels: true"
+
+    def marker_key(self, shard: str) -> str:
+        return f"data/{shard}/metadata.parquet"
+
+    def shard_of(self, name: str) -> str:
+        return name
+
+    def add_picture(self, store: Store, shard: str, attempt: str, name: str, data: bytes) -> str:
+        store.write(f"data/{shard}/{attempt}/{name}", data)
+        return f"{attempt}/{name}"
+
+    def picture_key(self, shard: str, cell: Any) -> str:
+        return f"data/{shard}/{cell}"
+
+    def picture_bytes(self, store: Store, shard: str, cell: Any) -> bytes:
+        return store.read(self.picture_key(shard, cell))
+
+    def picture_folder(self, shard: str) -> str:
+        return f"data/{shard}"

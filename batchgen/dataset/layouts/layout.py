@@ -1,0 +1,114 @@
+"""What a layout is: one class that says where an output's objects lie and what its metadata holds of the pictures.
+
+In memory a shard's table is the same for every reader of a layout; how it and the pictures are stored is the layout's.
+A further layout is a further module beside this one, an entry of `LAYOUTS`, and a value of `options.Layout`.
+"""
+
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from typing import IO, Any, ClassVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchgen.dataset.tables import StoredFile, decode_table, encode_table
+from batchgen.storage import Store
+
+__all__ = ["IMAGE", "DatasetLayout"]
+
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+"""An image as `datasets` stores it in Parquet."""
+
+
+class DatasetLayout(ABC):
+    """One arrangement of pictures and metadata; without state, so that equal names mean equal layouts."""
+
+    name: ClassVar[str]
+    """The value of `options.Layout`."""
+
+    picture: ClassVar[pa.Field]
+    """The metadata's column that holds or names a row's picture."""
+
+    step_picture: ClassVar[pa.Field]
+    """The same for one of a row's `step_images`."""
+
+    in_marker: ClassVar[frozenset[str]] = frozenset()
+    """Columns whose cells hold bytes of pictures."""
+
+    schema_metadata: ClassVar[Mapping[str, str]] = {}
+    """What other readers look for in the schema."""
+
+    objects_a_row: ClassVar[int]
+    """Objects that a row costs beside its shard's marker."""
+
+    glob: ClassVar[str]
+    """Where SQL finds the metadata."""
+
+    card_config: ClassVar[str]
+    """Lines of the card's front matter that tell `datasets` where the pictures are."""
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other)
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    @abstractmethod
+    def marker_key(self, shard: str) -> str:
+        """Key of the object whose creation makes a shard exist."""
+
+    @abstractmethod
+    def shard_of(self, name: str) -> str:
+        """The shard that a name directly below data/ belongs to."""
+
+    @abstractmethod
+    def add_picture(self, store: Store, shard: str, attempt: str, name: str, data: bytes) -> Any:
+        """Keep an encoded picture for an attempt at a shard; returns the cell of `picture` or `step_picture`."""
+
+    @abstractmethod
+    def picture_key(self, shard: str, cell: Any) -> str:
+        """Key of the object that holds a picture."""
+
+    @abstractmethod
+    def picture_bytes(self, store: Store, shard: str, cell: Any) -> bytes:
+        """The encoded picture that a cell of `picture` or `step_picture` holds or names.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
+
+    def picture_folder(self, shard: str) -> str | None:
+        """The prefix of picture objects that lie beside the marker, those of dead attempts among them."""
+        return None
+
+    def encode(self, table: pa.Table) -> bytes:
+        """The marker's bytes."""
+        return encode_table(table)
+
+    def read(
+        self, store: Store, shard: str, *, columns: Collection[str] | None = None, pictures: bool = False
+    ) -> pa.Table:
+        """A shard's table.
+
+        Args:
+            store: the output.
+            shard: its name.
+            columns: those to read, as far as they are there; all where None.
+            pictures: with the columns of `in_marker`.
+
+        Raises:
+            NotFound: there is no such marker.
+            Exception: it is damaged; see `decode_table`.
+        """
+        source = self._open_marker(store, shard, whole=pictures)
+        return decode_table(source, columns=columns, without=frozenset() if pictures else self.in_marker)
+
+    def read_schema(self, store: Store, shard: str) -> pa.Schema:
+        """The schema of a shard's table, pictures and all; raises as `read` does."""
+        return pq.read_schema(self._open_marker(store, shard, whole=False))
+
+    def _open_marker(self, store: Store, shard: str, *, whole: bool) -> IO[bytes] | StoredFile:
+        """A marker with pictures in it may have hundreds of MiB; one without has fewer than would pay for a part."""
+        key = self.marker_key(shard)
+        return StoredFile(store, key) if self.in_marker and not whole else io.BytesIO(store.read(key))

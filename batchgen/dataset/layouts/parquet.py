@@ -1,0 +1,45 @@
+"""The layout `parquet`: one Parquet table a shard, `data/<shard>.parquet`, that holds the pictures as well."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from batchgen.dataset.layouts.layout import IMAGE, DatasetLayout
+from batchgen.options import Layout
+from batchgen.storage import Store
+
+__all__ = ["ParquetLayout"]
+
+
+class ParquetLayout(DatasetLayout):
+    """Few large objects; `datasets` reads them from a bucket as well."""
+
+    name = Layout.PARQUET
+    picture = pa.field("image", IMAGE)
+    step_picture = pa.field("image", IMAGE)
+    in_marker = frozenset({"image", "step_images"})
+    # without this key `datasets` shows the column as a struct of bytes, not as images
+    schema_metadata: ClassVar[Mapping[str, str]] = {
+        "huggingface": json.dumps({"info": {"features": {"image": {"_type": "Image"}}}})
+    }
+    objects_a_row = 0
+    glob = "data/*.parquet"
+    card_config = "data_files: data/*.parquet"
+
+    def marker_key(self, shard: str) -> str:
+        return f"data/{shard}.parquet"
+
+    def shard_of(self, name: str) -> str:
+        return name.removesuffix(".parquet")
+
+    def add_picture(self, store: Store, shard: str, attempt: str, name: str, data: bytes) -> dict[str, Any]:
+        return {"bytes": data, "path": name}
+
+    def picture_key(self, shard: str, cell: Any) -> str:
+        return self.marker_key(shard)
+
+    def picture_bytes(self, store: Store, shard: str, cell: Any) -> bytes:
+        data: bytes = cell["bytes"]
+        return data

@@ -1,0 +1,99 @@
+"""Metadata tables as Parquet files: how they are written, and how some of their columns are read back.
+
+Knows neither keys nor layouts. What a writer says of itself lies in the schema's metadata, as JSON under `batchgen`.
+"""
+
+import io
+import json
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchgen.storage import Store
+
+__all__ = ["StoredFile", "about", "decode_table", "encode_table", "with_about"]
+
+HF_ROW_GROUP = 100  # rows; `datasets` writes image sets so, and random access then reads at most some tens of MiB
+
+
+def about(schema: pa.Schema) -> Mapping[str, Any] | None:
+    """What the table's writer said of it; None where a table is not of batchgen."""
+    own = (schema.metadata or {}).get(b"batchgen")
+    return None if own is None else dict(json.loads(own))
+
+
+def with_about(table: pa.Table, **added: Any) -> pa.Table:
+    """The table with more said of it."""
+    merged = json.dumps({**(about(table.schema) or {}), **added})
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), b"batchgen": merged.encode()})
+
+
+def encode_table(table: pa.Table) -> bytes:
+    """A metadata table as a Parquet file's bytes."""
+    # pictures are compressed already and all distinct: neither a codec nor a dictionary makes them smaller
+    plain = [field.name for field in table.schema if not pa.types.is_nested(field.type)]
+    stream = io.BytesIO()
+    pq.write_table(
+        table,
+        stream,
+        row_group_size=HF_ROW_GROUP,
+        compression=dict.fromkeys(plain, "zstd"),
+        use_dictionary=plain,
+        write_page_index=True,
+        write_page_checksum=True,
+    )
+    return stream.getvalue()
+
+
+def decode_table(
+    source: Any, *, columns: Collection[str] | None = None, without: Collection[str] = frozenset()
+) -> pa.Table:
+    """A metadata table from a Parquet file, its pages' checksums compared.
+
+    Args:
+        source: the file, open and seekable.
+        columns: names of those to read, as far as the file has them; all where None.
+        without: names of those to leave out.
+
+    Raises:
+        Exception: on damaged bytes, pyarrow's own errors, OSError, UnicodeDecodeError and more.
+    """
+    parquet = pq.ParquetFile(source, page_checksum_verification=True)
+    names = [name for name in parquet.schema_arrow.names if name not in without]
+    table = parquet.read(columns=names if columns is None else [name for name in names if name in columns])
+    table.validate(full=True)
+    return table
+
+
+class StoredFile(io.RawIOBase):
+    """A stored object as a file: each read is a request for that part, so that columns are read without the rest."""
+
+    def __init__(self, store: Store, key: str) -> None:
+        self._store = store
+        self._key = key
+        self._size = store.size(key)
+        self._place = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        self._place = start + offset
+        return self._place
+
+    def read(self, size: int = -1) -> bytes:
+        end = self._size if size < 0 else min(self._place + size, self._size)
+        if end <= self._place:
+            return b""
+        data = self._store.read_part(self._key, self._place, end)
+        self._place = end
+        return data
