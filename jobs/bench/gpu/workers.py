@@ -18,8 +18,8 @@ from boxes import Journal
 from samples import Sample, sample
 from setting import Setting, generate
 
-from batchgen.dataset.commit import OutputFormat
-from batchgen.dataset.output import open_output
+from batchgen.dataset.dataset import Dataset
+from batchgen.dataset.format import new_format
 from batchgen.diffusion.settings import SHARDS_IN_WORK, WorkerSettings
 from batchgen.diffusion.worker import Worker
 from batchgen.models.catalog import Model
@@ -94,13 +94,13 @@ def _real_folder(setting: Setting, net: str) -> Path:
 
 def _worker(setting: Setting, model: Model) -> Worker:
     store = open_store(str(setting.scratch / "worker-output"))
-    wanted = OutputFormat(layout=Layout.FILES, image_format=ImageFormat.PNG, carried={})
+    output = Dataset.begin(store, new_format(Layout.FILES, ImageFormat.PNG, {}), create=True)
     return Worker(
         WorkerSettings(
             run="bench",
             store=store.uri,
             storage_options={},
-            output=open_output(store, wanted, create=True),
+            output=output.format,
             models={model.name: model},
             device=setting.device,
             dtype="float16",
