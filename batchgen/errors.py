@@ -1,33 +1,72 @@
-"""What can go wrong, sorted by who can mend it. Knows nothing of any library.
+"""What can go wrong, sorted by who can do something about it. Knows nothing of any library.
 
 BatchgenError
-├── InputError             the user's manifest, job, model or flags; nothing was started       exit 2
-├── Interrupted            a signal or a limit ended the run; the same command resumes it      exit 3
-└── InfrastructureError    store, cluster or model loading failed; retrying may help           exit 4
+├── InputError                 the user's manifest, job, model or flags; permanent                 exit 2
+│   └── ManifestProblems       all that is wrong with a manifest's rows
+├── CellError                  a cell does not fit its column; becomes a problem of its row
+├── ImageError                 a conditioning image cannot be used; the same
+├── LoraTagError               a prompt's <lora:...> cannot be read; the same
+├── UnknownSampler             no sampler of that name; the same
+├── Interrupted                a signal or a limit ended the run; the same command resumes it      exit 3
+└── InfrastructureError        something around the job failed; transient, so retrying may help    exit 4
     ├── StoreError
-    │   ├── AlreadyExists  a create-only write met an object of that name
-    │   ├── Damaged        an object holds other bytes than batchgen writes
+    │   ├── AlreadyExists      a create-only write met an object of that name
+    │   ├── Damaged            an object holds other bytes than batchgen writes
     │   └── NotFound
-    ├── OutputBusy         another live run holds the output's lease
+    ├── OutputBusy             another live run holds the output's lease
     ├── ModelLoadError
+    ├── OutOfDeviceMemory      a call of so many images does not fit on the device
+    ├── DeviceLost             the device cannot be used any more by this process
     └── ClusterError
+
+`ErrorClass` is what becomes of them in the failure ledger.
 """
 
-from typing import ClassVar
+from enum import StrEnum
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from batchgen.manifest.problems import ProblemLog
 
 __all__ = [
     "AlreadyExists",
     "BatchgenError",
+    "CellError",
     "ClusterError",
     "Damaged",
+    "DeviceLost",
+    "ErrorClass",
+    "ImageError",
     "InfrastructureError",
     "InputError",
     "Interrupted",
+    "LoraTagError",
+    "ManifestProblems",
     "ModelLoadError",
     "NotFound",
+    "OutOfDeviceMemory",
     "OutputBusy",
     "StoreError",
+    "UnknownSampler",
 ]
+
+
+class ErrorClass(StrEnum):
+    """Why a row failed, in the failure ledger and for `retry --class`. A closed set.
+
+    Outputs of earlier versions may hold others: names of Python's exceptions.
+    """
+
+    CONDITIONING = "conditioning"  # a conditioning image cannot be read, or changed since the check
+    INPUT = "input"  # what the row asks for cannot be done: an adapter, a scheduler's option
+    GENERATION = "generation"  # the pipeline raised something that nobody foresaw
+    NAN = "nan"  # the image holds NaN or infinity
+    BLANK = "blank"  # every pixel has one value
+    SAFETY = "safety"  # the model's safety checker objects, and the job says drop
+    MEMORY = "out-of-memory"  # the micro-batch does not fit on the device
+    WORKER = "worker-died"  # its worker's process died each time
+    MODEL = "model"  # the model cannot be loaded
+    STORE = "store"  # the output cannot be written
 
 
 class BatchgenError(Exception):
@@ -40,6 +79,30 @@ class InputError(BatchgenError):
     """The user's input cannot be used as it is; nothing was started."""
 
     exit_code = 2
+
+
+class ManifestProblems(InputError):
+    """A manifest with rows that cannot be made as they are; all of them are in `log`."""
+
+    def __init__(self, log: "ProblemLog") -> None:
+        super().__init__("\n".join(log.lines()))
+        self.log = log
+
+
+class CellError(BatchgenError, ValueError):
+    """A cell does not fit its column; the text says what is wrong and what to try, without naming the place."""
+
+
+class ImageError(BatchgenError, ValueError):
+    """A conditioning image that cannot be used; the text says why."""
+
+
+class LoraTagError(BatchgenError, ValueError):
+    """A LoRA tag in a prompt that cannot be read; the text says what is wrong."""
+
+
+class UnknownSampler(BatchgenError, LookupError):
+    """No sampler of that name; the text suggests one."""
 
 
 class Interrupted(BatchgenError):
@@ -76,6 +139,14 @@ class OutputBusy(InfrastructureError):
 
 class ModelLoadError(InfrastructureError):
     """A model that looked right from outside could not be loaded."""
+
+
+class OutOfDeviceMemory(InfrastructureError):
+    """A call does not fit into the device's memory; the text says what to try."""
+
+
+class DeviceLost(InfrastructureError):
+    """The device's state is lost for this process, which must end; another one can use the device."""
 
 
 class ClusterError(InfrastructureError):

@@ -8,16 +8,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from batchgen.errors import ImageError
 from batchgen.options import ImageFormat
 
-__all__ = ["ImageError", "decode", "encode", "fit"]
+__all__ = ["decode", "encode", "fit"]
 
 MAX_PIXELS = 16384 * 16384  # more is a decompression bomb or a mistake
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit warns on stderr and raises an error of another kind
-
-
-class ImageError(ValueError):
-    """Bytes that are no picture; the text says why."""
 
 
 # PNG: level 1 with run-length matching is over 4 times faster than Pillow's default and no larger on generated images

@@ -12,9 +12,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from batchgen.errors import InputError
+from batchgen.errors import CellError, InputError
 from batchgen.generation.tasks import TASKS
-from batchgen.manifest.columns import ALIASES, COLUMNS, CellError, Kind, parse_cell
+from batchgen.manifest.columns import ALIASES, COLUMNS, Kind, parse_cell
 from batchgen.options import Device, Dtype, ImageFormat, Layout, Memory, Safety
 from batchgen.storage import is_remote, join
 

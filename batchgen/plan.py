@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from batchgen.generation.tasks import TASKS
-from batchgen.identity import canonical, shard_id
+from batchgen.identity import canonical
 from batchgen.manifest.columns import COLUMNS
-from batchgen.rows import Row, Shard
+from batchgen.rows import Row, Shard, make_shard
 
-__all__ = ["KeySize", "Sizing", "batch_key", "key_model", "key_size", "make_shards", "split_shard"]
+__all__ = ["KeySize", "Sizing", "batch_key", "key_model", "key_size", "make_shards"]
 
 # Pixels of one pipeline call, and of one shard. Per call: throughput of a UNet saturates at about 16 images of 512x512
 # on a large GPU; a CPU core made 3.3 images of 128x128 a second at 4 a call and 3.6 at 8, and the larger call pads more
@@ -104,28 +104,7 @@ def make_shards(rows: Iterable[tuple[str, Row]], totals: Iterable[tuple[str, int
         for _, row in group:
             chunk.append(row)
             if len(chunk) == limit:
-                yield _shard(key, batch, chunk)
+                yield make_shard(key, batch, chunk)
                 chunk = []
         if chunk:
-            yield _shard(key, batch, chunk)
-
-
-def split_shard(shard: Shard) -> list[Shard]:
-    """Two halves of whole micro-batches, or single rows once it is down to one micro-batch; none for a single row.
-
-    Halving finds the rows that break a worker, without giving up the others.
-    """
-    if len(shard.rows) == 1:
-        return []
-    batches = -(-len(shard.rows) // shard.batch_size)
-    if batches == 1:
-        parts = [[row] for row in shard.rows]
-    else:
-        middle = batches // 2 * shard.batch_size
-        parts = [list(shard.rows[:middle]), list(shard.rows[middle:])]
-    return [_shard(shard.key, shard.batch_size, part) for part in parts]
-
-
-def _shard(key: str, batch_size: int, rows: list[Row]) -> Shard:
-    name = shard_id((row.id, row.fingerprint) for row in rows)
-    return Shard(id=name, key=key, batch_size=batch_size, rows=tuple(rows))
+            yield make_shard(key, batch, chunk)

@@ -14,11 +14,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from batchgen.errors import InputError, StoreError
+from batchgen.errors import ImageError, InputError, StoreError
 from batchgen.generation.parameters import Complaints, Defaults, apply_arguments, choose_task
 from batchgen.generation.tasks import Task
 from batchgen.identity import canonical, derive_seed, fingerprint, row_id
-from batchgen.images import ImageError, decode
+from batchgen.images import decode
 from batchgen.index import Index
 from batchgen.job import Job
 from batchgen.manifest.cells import CellSorter, Parsed

@@ -5,7 +5,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-__all__ = ["ImageRef", "MicroBatch", "Receipt", "Row", "RowOutcome", "Shard", "Status", "failed_row"]
+from batchgen.errors import ErrorClass
+from batchgen.identity import shard_id
+
+__all__ = ["ImageRef", "MicroBatch", "Receipt", "Row", "RowOutcome", "Shard", "Status", "failed_row", "make_shard"]
 
 
 class Status(StrEnum):
@@ -71,6 +74,27 @@ class Shard:
         size = self.batch_size
         return [MicroBatch(rows=self.rows[i : i + size], size=size) for i in range(0, len(self.rows), size)]
 
+    def split(self) -> list["Shard"]:
+        """Two halves of whole micro-batches, or single rows once it is down to one micro-batch; none for a single row.
+
+        Halving finds the rows that break a worker, without giving up the others.
+        """
+        if len(self.rows) == 1:
+            return []
+        batches = -(-len(self.rows) // self.batch_size)
+        if batches == 1:
+            parts = [[row] for row in self.rows]
+        else:
+            middle = batches // 2 * self.batch_size
+            parts = [list(self.rows[:middle]), list(self.rows[middle:])]
+        return [make_shard(self.key, self.batch_size, part) for part in parts]
+
+
+def make_shard(key: str, batch_size: int, rows: Sequence[Row]) -> Shard:
+    """A shard of these rows, named by their ids and fingerprints."""
+    name = shard_id((row.id, row.fingerprint) for row in rows)
+    return Shard(id=name, key=key, batch_size=batch_size, rows=tuple(rows))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowOutcome:
@@ -108,7 +132,7 @@ class Receipt:
         return len(self.rows) - self.done
 
 
-def failed_row(row: Row, error_class: str, error: str, attempts: int = 1) -> RowOutcome:
+def failed_row(row: Row, error_class: ErrorClass, error: str, attempts: int = 1) -> RowOutcome:
     """The outcome of a row that could not be made."""
     return RowOutcome(
         id=row.id,

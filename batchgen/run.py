@@ -15,20 +15,22 @@ from batchgen.dataset.format import OutputFormat, new_format
 from batchgen.dataset.lease import Lease
 from batchgen.dataset.receipts import fold_receipts, read_receipts, rebuild_receipt, write_books
 from batchgen.dataset.runs import RunRecord, new_run_name, write_run
+from batchgen.diffusion.kind import generation
 from batchgen.diffusion.settings import WorkerSettings
 from batchgen.engine.loop import Control, drive, signals
-from batchgen.engine.queue import Failure, ShardQueue
-from batchgen.errors import Interrupted
+from batchgen.engine.queue import WorkQueue
+from batchgen.errors import Interrupted, ManifestProblems
 from batchgen.estimate import Measured, PlanSummary, summarize
 from batchgen.index import Committed, Counts, Index
 from batchgen.job import Job
 from batchgen.machine import cores, gpus
-from batchgen.manifest.problems import ManifestProblems, ProblemLog
+from batchgen.manifest.problems import ProblemLog
 from batchgen.options import Device, Dtype
 from batchgen.plan import Sizing, make_shards
 from batchgen.resolve import Resolved, resolve
 from batchgen.rows import Receipt, Shard, failed_row
 from batchgen.storage import Store, open_store, probe
+from batchgen.work import Failure
 
 __all__ = ["Reporter", "check", "plan", "retry", "run"]
 
@@ -176,7 +178,7 @@ class _Run:
             workers = job.workers or capacity.workers(device)
             sizing = _sizing(job, device, workers)
             totals = ((group.key, group.total) for group in self.index.groups())
-            queue = ShardQueue(make_shards(self.index.pending(to_make), totals, sizing))
+            queue = WorkQueue(make_shards(self.index.pending(to_make), totals, sizing))
             smallest = min(sizing.shard(group.key, group.total) for group in self.index.groups() if group.pending)
             workers = min(workers, -(-to_make // smallest))  # more would find nothing to do
             settings = self._worker_settings(device)
@@ -185,7 +187,7 @@ class _Run:
             write_run(self.dataset.store, record)
             self._write_card()
             reporter.begin(counts, to_make, workers, device)
-            pool = Pool(settings, workers, job.worker)
+            pool = Pool(generation(settings), workers, job.worker)
             outcome = "failed"
             try:
                 drive(
@@ -194,8 +196,8 @@ class _Run:
                     control,
                     recovered=self._recovered,
                     committed=lambda receipt: self._committed(receipt, reporter),
-                    failed=lambda shard, failure, attempts: self._hopeless(shard, failure, attempts, reporter),
-                    troubled=lambda shard, failure: reporter.notice(
+                    failed=lambda shard, failure, attempts: self._failed(shard, failure, attempts, reporter),
+                    retried=lambda shard, failure: reporter.notice(
                         f"shard {shard.id} ({len(shard.rows)} rows) will be tried again: {failure.message}"
                     ),
                 )
@@ -265,7 +267,7 @@ class _Run:
             write_books(self.dataset, receipt)
         return receipt
 
-    def _hopeless(self, shard: Shard, failure: Failure, attempts: int, reporter: Reporter) -> None:
+    def _failed(self, shard: Shard, failure: Failure, attempts: int, reporter: Reporter) -> None:
         outcomes = [failed_row(row, failure.error_class, failure.message, attempts) for row in shard.rows]
         self._committed(commit_failures(self.dataset, shard, self.name, outcomes), reporter)
 

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from batchgen.errors import ManifestProblems
 from batchgen.job import Job
-from batchgen.manifest.problems import ManifestProblems
 from batchgen.run import check
 
 

@@ -60,6 +60,7 @@ def test_every_phase_runs_on_a_cpu(tmp_path: Path) -> None:
     assert by_phase["fresh:second"][0]["process"] != by_phase["fresh:first"][0]["process"]
     assert by_phase["out-of-memory"][0]["as_expected"]
     assert by_phase["run:sd15"][0]["as_expected"]
+    assert by_phase["broken-worker"][0]["as_expected"]
     assert by_phase["worker:sd15"][0]["failed"] == 0
     assert by_phase["pytest"][0]["exit_code"] == 0
     halves = [record["psnr_db"] for record in by_phase["precision:sd15"] if record.get("dtype") == "float16"]

@@ -32,7 +32,7 @@ from batchgen.dataset.receipts import (
 )
 from batchgen.dataset.schema import applied_cells
 from batchgen.dataset.verify import verify_output
-from batchgen.errors import NotFound, StoreError
+from batchgen.errors import ErrorClass, NotFound, StoreError
 from batchgen.images import encode
 from batchgen.options import ImageFormat, Layout
 from batchgen.plan import batch_key
@@ -81,7 +81,7 @@ def attempt(dataset: Dataset, shard: Shard, failed: tuple[int, ...] = ()) -> Rec
             "device": "test",
         }
         done.append({**row.carried, **applied_cells(row), **made, **this.add_picture(row, data)})
-    bad = [failed_row(shard.rows[position], "nan", "not a number") for position in failed]
+    bad = [failed_row(shard.rows[position], ErrorClass("nan"), "not a number") for position in failed]
     return this.commit(done, bad, size=size, seconds=1.5, device="test")
 
 
@@ -178,7 +178,7 @@ def test_giving_up_on_a_committed_shard_changes_nothing(store: Store, store_uri:
     shard = make_shard(rows=1)
     first = attempt(dataset, shard)
     store.delete(f"{RECEIPTS}/{shard.id}.json")
-    commit_failures(dataset, shard, "run-1", [failed_row(shard.rows[0], "worker-died", "died", 3)])
+    commit_failures(dataset, shard, "run-1", [failed_row(shard.rows[0], ErrorClass("worker-died"), "died", 3)])
     (kept,) = read_receipts(dataset, repair=False)
     assert kept.rows == first.rows
     assert verify_output(store_uri).faults == []

@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 
+from batchgen.errors import ManifestProblems
 from batchgen.generation.tasks import TASKS
 from batchgen.index import Index
 from batchgen.job import load_job
 from batchgen.manifest.columns import ALIASES, COLUMNS
-from batchgen.manifest.problems import ManifestProblems, ProblemLog
+from batchgen.manifest.problems import ProblemLog
 from batchgen.models.catalog import Family, find_model
 from batchgen.resolve import resolve
 from batchgen.rows import Row

@@ -13,11 +13,12 @@ import pytest
 from conftest import WriteManifest
 from PIL import Image
 
+from batchgen.errors import ManifestProblems
 from batchgen.index import Index
 from batchgen.job import Job
 from batchgen.manifest.columns import ALIASES, COLUMNS
 from batchgen.manifest.files import embedded_bytes, records
-from batchgen.manifest.problems import ManifestProblems, ProblemLog
+from batchgen.manifest.problems import ProblemLog
 from batchgen.resolve import Resolved, resolve
 from batchgen.rows import Row
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from batchgen.generation.tasks import TASKS
 from batchgen.identity import canonical, derive_seed, fingerprint, row_id, shard_id
 from batchgen.index import Committed, Counts, Index
-from batchgen.plan import Sizing, batch_key, key_model, key_size, make_shards, split_shard
+from batchgen.plan import Sizing, batch_key, key_model, key_size, make_shards
 from batchgen.rows import Row, Shard, Status
 
 VALUES: dict[str, Any] = {
@@ -137,7 +137,7 @@ def test_split_ends_and_partitions(count: int, batch_size: int) -> None:
     todo, single = [whole], []
     while todo:
         shard = todo.pop()
-        parts = split_shard(shard)
+        parts = shard.split()
         if not parts:
             single.append(shard)
             continue

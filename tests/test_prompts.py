@@ -13,16 +13,8 @@ from hypothesis import strategies as st
 from tiny_models import _tokenizer
 
 from batchgen.diffusion.prompts import Encoded, Prompt, PromptEncoder
-from batchgen.errors import InputError
-from batchgen.generation.prompt_syntax import (
-    Break,
-    LoraTag,
-    LoraTagError,
-    Weighted,
-    parse_loras,
-    parse_weights,
-    split_at,
-)
+from batchgen.errors import InputError, LoraTagError
+from batchgen.generation.prompt_syntax import Break, LoraTag, Weighted, parse_loras, parse_weights, split_at
 
 WIDTH, WIDTH_2, POOLED = 32, 48, 40
 LAYERS = 3

@@ -1,4 +1,4 @@
-"""What happens to shards that fail: retry with a bounded pause, halve, record, or end the run."""
+"""What happens to units of work that fail: retry with a bounded pause, cut, record, or end the run."""
 
 import os
 import signal
@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from test_plan import key_of, make_row
 
 from batchgen.engine.loop import Control, drive, signals
-from batchgen.engine.queue import Cause, Failure, Finished, ShardQueue, ShardTry
-from batchgen.errors import InfrastructureError, ModelLoadError, StoreError
+from batchgen.engine.queue import Finished, Try, WorkQueue
+from batchgen.errors import ErrorClass, InfrastructureError, ModelLoadError, StoreError
 from batchgen.identity import shard_id
 from batchgen.rows import Receipt, RowOutcome, Shard, Status
+from batchgen.work import Failure, FailureKind
 
 
 def make_shard(first: int, count: int, batch_size: int = 4) -> Shard:
@@ -24,8 +25,13 @@ def make_shard(first: int, count: int, batch_size: int = 4) -> Shard:
     return Shard(id=name, key=key_of(rows[0]), batch_size=batch_size, rows=rows)
 
 
-def failure(cause: Cause) -> Failure:
-    return Failure(cause=cause, error_class=cause.value, message=f"trouble of the {cause.value}")
+TRANSIENT = (ErrorClass.STORE, ErrorClass.MODEL, ErrorClass.MEMORY, ErrorClass.GENERATION)
+
+
+def failure(error_class: ErrorClass) -> Failure:
+    kind = FailureKind.LOST if error_class is ErrorClass.WORKER else FailureKind.TRANSIENT
+    kind = FailureKind.PERMANENT if error_class is ErrorClass.INPUT else kind
+    return Failure(kind=kind, error_class=error_class, message=f"an error of the {error_class}")
 
 
 def receipt_of(shard: Shard) -> Receipt:
@@ -37,9 +43,9 @@ def receipt_of(shard: Shard) -> Receipt:
 class Process:
     """A worker process: takes two shards, works on the older, and where that kills it, the younger dies with it."""
 
-    held: list[ShardTry] = field(default_factory=list)
+    held: list[Try[Shard]] = field(default_factory=list)
 
-    def has_room(self, tried: ShardTry) -> bool:
+    def has_room(self, tried: Try[Shard]) -> bool:
         return not any(other.alone for other in self.held) and len(self.held) < (1 if tried.alone else 2)
 
 
@@ -47,34 +53,34 @@ class Process:
 class InMemory:
     """A pool of worker processes in this process; `breaks` says what an attempt at a shard runs into, if anything."""
 
-    breaks: Callable[[Shard], Cause | None]
+    breaks: Callable[[Shard], ErrorClass | None]
     processes: list[Process] = field(default_factory=lambda: [Process()])
-    attempts: list[ShardTry] = field(default_factory=list)
+    attempts: list[Try[Shard]] = field(default_factory=list)
 
     @property
     def in_work(self) -> int:
         return sum(len(process.held) for process in self.processes)
 
-    def has_room(self, tried: ShardTry, /) -> bool:
+    def has_room(self, tried: Try[Shard], /) -> bool:
         return any(process.has_room(tried) for process in self.processes)
 
-    def submit(self, tried: ShardTry, /) -> None:
+    def submit(self, tried: Try[Shard], /) -> None:
         self.attempts.append(tried)
         roomy = [process for process in self.processes if process.has_room(tried)]
         min(roomy, key=lambda process: len(process.held)).held.append(tried)
 
-    def wait(self, seconds: float, /) -> Sequence[Finished]:
-        ended: list[Finished] = []
+    def wait(self, seconds: float, /) -> Sequence[Finished[Shard]]:
+        ended: list[Finished[Shard]] = []
         for process in self.processes:
             if not process.held:
                 continue
-            cause = self.breaks(process.held[0].shard)
-            if cause is Cause.WORKER:
+            cause = self.breaks(process.held[0].unit)
+            if cause is ErrorClass.WORKER:
                 ended += [Finished(tried=tried, result=failure(cause)) for tried in process.held]
                 process.held.clear()
             else:
                 tried = process.held.pop(0)
-                ended.append(Finished(tried=tried, result=receipt_of(tried.shard) if cause is None else failure(cause)))
+                ended.append(Finished(tried=tried, result=receipt_of(tried.unit) if cause is None else failure(cause)))
         if not ended:
             time.sleep(min(seconds, 0.01))
         return ended
@@ -86,17 +92,17 @@ class Books:
 
     done: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
-    troubled: int = 0
+    retried: int = 0
 
 
-def run(queue: ShardQueue, pool: InMemory, control: Control | None = None) -> Books:
+def run(queue: WorkQueue[Shard], pool: InMemory, control: Control | None = None) -> Books:
     books = Books()
 
     def note_failed(shard: Shard, _why: Failure, _attempts: int) -> None:
         books.failed += [row.id for row in shard.rows]
 
-    def note_trouble(_shard: Shard, _why: Failure) -> None:
-        books.troubled += 1
+    def note_retry(_shard: Shard, _why: Failure) -> None:
+        books.retried += 1
 
     drive(
         queue,
@@ -105,7 +111,7 @@ def run(queue: ShardQueue, pool: InMemory, control: Control | None = None) -> Bo
         recovered=lambda _shard: None,
         committed=lambda receipt: books.done.extend(row.id for row in receipt.rows),
         failed=note_failed,
-        troubled=note_trouble,
+        retried=note_retry,
     )
     return books
 
@@ -122,25 +128,24 @@ def holds(*numbers: int) -> Callable[[Shard], bool]:
 
 
 def test_all_shards_are_run_once() -> None:
-    """Without trouble every shard is run exactly once."""
+    """Every shard that does not fail is run exactly once."""
     shards = [make_shard(first, 4) for first in range(0, 40, 4)]
     pool = InMemory(lambda _: None, [Process(), Process(), Process()])
-    books = run(ShardQueue(iter(shards)), pool)
+    books = run(WorkQueue(iter(shards)), pool)
     assert sorted(books.done) == sorted(row.id for shard in shards for row in shard.rows)
-    assert (books.failed, books.troubled, len(pool.attempts)) == ([], 0, 10)
+    assert (books.failed, books.retried, len(pool.attempts)) == ([], 0, 10)
 
 
-@pytest.mark.parametrize("cause", [Cause.GENERATION, Cause.WORKER])
 @pytest.mark.parametrize("poison", [0, 5, 15])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_one_poison_row_is_isolated(cause: Cause, poison: int, workers: int) -> None:
+def test_one_poison_row_is_isolated(poison: int, workers: int) -> None:
     """DESIGN: the poison row is isolated by bisection and recorded, and its batch-mates are unharmed.
 
     A row that kills the process also kills what is beside it: that must not be held against the neighbour.
     """
     poisonous = holds(poison)
-    pool = InMemory(lambda shard: cause if poisonous(shard) else None, [Process() for _ in range(workers)])
-    books = run(ShardQueue(iter([make_shard(0, 16), make_shard(16, 16), make_shard(32, 6)])), pool)
+    pool = InMemory(lambda shard: ErrorClass.WORKER if poisonous(shard) else None, [Process() for _ in range(workers)])
+    books = run(WorkQueue(iter([make_shard(0, 16), make_shard(16, 16), make_shard(32, 6)])), pool)
     assert books.failed == [f"row-{poison}"]
     assert sorted(books.done) == sorted(f"row-{n}" for n in range(38) if n != poison)
     assert len(pool.attempts) < 60
@@ -149,44 +154,55 @@ def test_one_poison_row_is_isolated(cause: Cause, poison: int, workers: int) -> 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 30), st.sets(st.integers(0, 29), max_size=4), st.integers(1, 5))
 def test_any_poison_rows_are_isolated(count: int, poison: set[int], batch_size: int) -> None:
-    """done + failed = planned, and only poison rows are failed, when the pipeline raises on them."""
+    """done + failed = planned, and only poison rows are failed, when they kill their worker."""
     poisonous = holds(*poison)
-    pool = InMemory(lambda shard: Cause.GENERATION if poisonous(shard) else None)
-    books = run(ShardQueue(iter([make_shard(0, count, batch_size)])), pool)
+    pool = InMemory(lambda shard: ErrorClass.WORKER if poisonous(shard) else None)
+    books = run(WorkQueue(iter([make_shard(0, count, batch_size)])), pool)
     expected = {number for number in poison if number < count}
     assert sorted(books.failed) == sorted(f"row-{n}" for n in expected)
     assert sorted(books.done) == sorted(f"row-{n}" for n in range(count) if n not in expected)
 
 
-@pytest.mark.parametrize("cause", list(Cause))
-def test_passing_trouble_harms_nobody(cause: Cause) -> None:
+@pytest.mark.parametrize("cause", [*TRANSIENT, ErrorClass.WORKER])
+def test_a_passing_failure_harms_nobody(cause: ErrorClass) -> None:
     """A worker that dies once, a store that fails once: the shard is run again, whole, and nothing is recorded."""
     left = [1]
 
-    def breaks(_shard: Shard) -> Cause | None:
+    def breaks(_shard: Shard) -> ErrorClass | None:
         return cause if left and left.pop() else None
 
     pool = InMemory(breaks)
-    books = run(ShardQueue(iter([make_shard(0, 8)])), pool)
-    assert (len(books.done), books.failed, books.troubled) == (8, [], 1)
-    assert [len(tried.shard.rows) for tried in pool.attempts] == [8, 8]
+    books = run(WorkQueue(iter([make_shard(0, 8)])), pool)
+    assert (len(books.done), books.failed, books.retried) == (8, [], 1)
+    assert [len(tried.unit.rows) for tried in pool.attempts] == [8, 8]
 
 
-@pytest.mark.parametrize(("cause", "error"), [(Cause.STORE, StoreError), (Cause.MODEL, ModelLoadError)])
-def test_store_and_model_failures_end_the_run(cause: Cause, error: type[InfrastructureError]) -> None:
+@pytest.mark.parametrize(
+    ("cause", "attempts"), [(ErrorClass.INPUT, 1), (ErrorClass.GENERATION, 2), (ErrorClass.MEMORY, 2)]
+)
+def test_what_belongs_to_the_unit_is_recorded_whole(cause: ErrorClass, attempts: int) -> None:
+    """Incident: an adapter that did not load cost 2,176 attempts and 1,024 shards of one row, for 1,024 rows."""
+    pool = InMemory(lambda _: cause)
+    books = run(WorkQueue(iter([make_shard(0, 1024)])), pool)
+    assert len(pool.attempts) == attempts
+    assert (books.done, len(books.failed)) == ([], 1024)
+
+
+@pytest.mark.parametrize(("cause", "error"), [(ErrorClass.STORE, StoreError), (ErrorClass.MODEL, ModelLoadError)])
+def test_store_and_model_failures_end_the_run(cause: ErrorClass, error: type[InfrastructureError]) -> None:
     """No row is to blame for a store that is down: the run ends with exit 4, and no row is recorded as failed."""
     pool = InMemory(lambda _: cause)
-    with pytest.raises(error, match=r"trouble of the .*tried"):
-        run(ShardQueue(iter([make_shard(0, 8)])), pool)
+    with pytest.raises(error, match=r"error of the .*tried"):
+        run(WorkQueue(iter([make_shard(0, 8)])), pool)
     assert 1 < len(pool.attempts) <= 5
 
 
-def test_one_model_failure_after_other_trouble_is_tried_again() -> None:
+def test_one_model_failure_after_another_failure_is_tried_again() -> None:
     """Tries are counted for each cause apart: a model that failed once, after the worker died once, gets its second."""
-    queue = ShardQueue(iter([make_shard(0, 4)]))
+    queue = WorkQueue(iter([make_shard(0, 4)]))
     tried = queue.take(0.0)
     assert tried is not None
-    for now, cause in ((0.0, Cause.WORKER), (100.0, Cause.MODEL)):
+    for now, cause in ((0.0, ErrorClass.WORKER), (100.0, ErrorClass.MODEL)):
         assert queue.failed(tried, failure(cause), now) is None
         tried = queue.take(now + 60)
         assert tried is not None
@@ -194,12 +210,12 @@ def test_one_model_failure_after_other_trouble_is_tried_again() -> None:
 
 def test_pauses_double_up_to_a_bound() -> None:
     """Backoff: each pause is at least as long as the one before, none is longer than half a minute."""
-    queue = ShardQueue(iter([make_shard(0, 8)]))
+    queue = WorkQueue(iter([make_shard(0, 8)]))
     tried = queue.take(0.0)
     assert tried is not None
     now, pauses = 0.0, []
     for _ in range(4):
-        assert queue.failed(tried, failure(Cause.STORE), now) is None
+        assert queue.failed(tried, failure(ErrorClass.STORE), now) is None
         step = next(s / 10 for s in range(1, 400) if (again := queue.take(now + s / 10)) is not None)
         assert again is not None
         pauses.append(step)
@@ -212,18 +228,18 @@ def test_pauses_double_up_to_a_bound() -> None:
 
 def test_what_waits_does_not_hold_up_the_rest() -> None:
     """During a pause new shards go out; the queue is not empty while something waits."""
-    queue = ShardQueue(iter([make_shard(0, 4), make_shard(4, 4)]))
+    queue = WorkQueue(iter([make_shard(0, 4), make_shard(4, 4)]))
     first = queue.take(0.0)
     assert first is not None
-    queue.failed(first, failure(Cause.STORE), 0.0)
+    queue.failed(first, failure(ErrorClass.STORE), 0.0)
     second = queue.take(0.0)
     assert second is not None
-    assert second.shard.rows[0].number == 4
+    assert second.unit.rows[0].number == 4
     assert queue.take(0.0) is None
     assert not queue.empty
     again = queue.take(3600.0)
     assert again is not None
-    assert (again.shard, again.failures) == (first.shard, {Cause.STORE: 1})
+    assert (again.unit, again.failures) == (first.unit, {ErrorClass.STORE: 1})
     assert queue.empty
 
 
@@ -236,7 +252,7 @@ def test_shards_are_drawn_as_they_are_needed() -> None:
             drawn.append(number)
             yield make_shard(4 * number, 4)
 
-    queue = ShardQueue(endless())
+    queue = WorkQueue(endless())
     for _ in range(3):
         queue.take(0.0)
     assert len(drawn) <= 5
@@ -248,13 +264,13 @@ def test_a_stop_lets_what_is_in_work_finish() -> None:
     pool = InMemory(lambda _: None, [Process(), Process()])
     shards = [make_shard(first, 4) for first in range(0, 400, 4)]
 
-    def stop_at_third(shard: Shard) -> Cause | None:
+    def stop_at_third(shard: Shard) -> ErrorClass | None:
         if len(pool.attempts) >= 6:
             control.signal = "stopped"
         return None
 
     pool.breaks = stop_at_third
-    books = run(ShardQueue(iter(shards)), pool, control)
+    books = run(WorkQueue(iter(shards)), pool, control)
     assert pool.in_work == 0
     assert len(books.done) == 4 * len(pool.attempts)
     assert len(pool.attempts) < 12
@@ -264,7 +280,7 @@ def test_a_deadline_stops_as_a_signal_does() -> None:
     """The limit max_hours: a run past it hands out nothing."""
     control = Control(deadline=time.monotonic() - 1)
     pool = InMemory(lambda _: None)
-    assert run(ShardQueue(iter([make_shard(0, 4)])), pool, control) == Books()
+    assert run(WorkQueue(iter([make_shard(0, 4)])), pool, control) == Books()
     assert control.reason is not None
     assert "max_hours" in control.reason
 

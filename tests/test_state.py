@@ -19,13 +19,14 @@ from batchgen.dataset.commit import drop_rows
 from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.lease import Lease
 from batchgen.dataset.receipts import RECEIPTS, SNAPSHOTS, fold_receipts, read_receipts
-from batchgen.engine.queue import Cause, Failure, ShardQueue
-from batchgen.errors import ClusterError, InputError, OutputBusy
-from batchgen.images import ImageError, decode, fit
+from batchgen.engine.queue import WorkQueue
+from batchgen.errors import ClusterError, ImageError, InputError, OutOfDeviceMemory, OutputBusy
+from batchgen.images import decode, fit
 from batchgen.index import Committed, Index
 from batchgen.plan import batch_key
 from batchgen.rows import Status
 from batchgen.storage import Store, open_store
+from batchgen.work import failure_of
 
 
 @pytest.fixture
@@ -97,8 +98,8 @@ def test_a_row_in_two_shards_counts_once_and_is_dropped_from_one() -> None:
 def test_what_does_not_fit_on_the_device_is_not_cut() -> None:
     """A padded micro-batch of one row takes the memory of a full one: its rows are recorded after a second try."""
     shard = make_shard(rows=8)
-    queue = ShardQueue(iter([shard]))
-    failure = Failure(cause=Cause.MEMORY, error_class="out-of-memory", message="does not fit")
+    queue = WorkQueue(iter([shard]))
+    failure = failure_of(OutOfDeviceMemory("does not fit"))
     first = queue.take(0.0)
     assert first is not None and queue.failed(first, failure, 0.0) is None
     second = queue.take(3600.0)

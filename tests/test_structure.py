@@ -101,7 +101,8 @@ ORDER = """
     generation
     models
     manifest
-    identity images machine rows storage builtin
+    work rows
+    identity images machine storage builtin
     options
     errors version
 """.strip().splitlines()

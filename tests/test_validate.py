@@ -10,9 +10,9 @@ import pytest
 from conftest import RunCli, WriteManifest, write_model_configs
 from test_manifest import png, read
 
-from batchgen.errors import InputError
+from batchgen.errors import InputError, ManifestProblems
 from batchgen.manifest.columns import RESERVED
-from batchgen.manifest.problems import EQUAL_SHOWN, ManifestProblems, Problem
+from batchgen.manifest.problems import EQUAL_SHOWN, Problem
 
 BOTH = ["m.parquet", "m.csv", "m.jsonl"]
 

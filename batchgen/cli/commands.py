@@ -158,7 +158,8 @@ def validate(source: str, as_json: bool, **flags: Any) -> None:
       batchgen validate prompts.csv
       batchgen validate jobs/nightly.toml --json
     """
-    from batchgen.manifest.problems import ManifestProblems, ProblemLog
+    from batchgen.errors import ManifestProblems
+    from batchgen.manifest.problems import ProblemLog
     from batchgen.run import check
 
     try:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from batchgen.dataset.dataset import READERS, Dataset, DatasetRow, Marker
 from batchgen.dataset.receipts import read_receipts
-from batchgen.errors import StoreError
-from batchgen.images import ImageError, decode
+from batchgen.errors import ImageError, StoreError
+from batchgen.images import decode
 from batchgen.rows import Receipt, Status
 from batchgen.storage import open_store
 

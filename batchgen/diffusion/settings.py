@@ -8,9 +8,7 @@ from batchgen.dataset.format import OutputFormat
 from batchgen.models.catalog import Model
 from batchgen.options import Memory, Safety
 
-__all__ = ["SHARDS_IN_WORK", "WorkerSettings"]
-
-SHARDS_IN_WORK = 2  # of one worker: one on the device, one before or behind it
+__all__ = ["WorkerSettings"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

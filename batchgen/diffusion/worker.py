@@ -1,14 +1,18 @@
-"""A worker: turns a shard into a committed shard and its receipt. Knows nothing of Ray; a loop can call it as well.
+"""The worker that generates: a shard becomes a committed shard and its receipt. Knows nothing of Ray.
 
 Two shards may be in work at once: while one is on the device, the conditioning images of the next are fetched and
 those before are encoded and stored. One lock around the device makes that overlap, and its bound, plain to see.
+
+Where a call fails, its rows are tried alone: those that fail again are recorded, their mates are unharmed. Where every
+row fails alike, the error is the batch key's (an adapter that does not load, an option that a scheduler refuses), and
+the rest of the shard is recorded without being tried.
 """
 
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any
 
@@ -19,13 +23,14 @@ from PIL.Image import Image
 from batchgen.dataset.commit import Attempt
 from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.schema import applied_cells
+from batchgen.diffusion.device import device_errors
 from batchgen.diffusion.host import Environment, PipelineHost
 from batchgen.diffusion.loading import Loading
 from batchgen.diffusion.settings import WorkerSettings
-from batchgen.errors import NotFound
+from batchgen.errors import ErrorClass, ImageError, InfrastructureError, NotFound, StoreError
 from batchgen.generation.tasks import TASKS
 from batchgen.generation.watermark import capacity, embed
-from batchgen.images import ImageError, decode, encode, fit
+from batchgen.images import decode, encode, fit
 from batchgen.manifest.columns import image_column
 from batchgen.manifest.files import embedded_bytes
 from batchgen.models.catalog import Model
@@ -33,11 +38,13 @@ from batchgen.options import Memory, Safety
 from batchgen.plan import key_model
 from batchgen.rows import ImageRef, MicroBatch, Receipt, Row, RowOutcome, Shard, Status, failed_row
 from batchgen.storage import open_store, read_input
+from batchgen.work import Failure, failure_of
 
-__all__ = ["Worker"]
+__all__ = ["GenerationWorker"]
 
 ENCODERS = 4  # threads; zlib and HTTP release the GIL. A 512x512 PNG takes 21 ms and a PUT up to 100: 30 a second
 FETCHERS = 8  # threads that read conditioning images
+ALIKE = 4  # rows that fail alone, one after the other, with the same error: the key's, since they share nothing else
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,13 +62,21 @@ class _ShardWork:
     pending: dict[str, Future[_Made]] = field(default_factory=dict)
     failed: dict[str, RowOutcome] = field(default_factory=dict)
     seconds: float = 0.0
+    last_failure: Failure | None = None  # of a row in a call of its own
+    alike: int = 0  # rows that failed so, one after the other
 
-    def fail(self, row: Row, error_class: str, error: str) -> None:
+    def fail(self, row: Row, error_class: ErrorClass, error: str) -> None:
         self.failed[row.id] = failed_row(row, error_class, error)
 
+    def fail_alone(self, row: Row, failure: Failure) -> None:
+        """Record a row that failed in a call of its own."""
+        self.fail(row, failure.error_class, failure.message)
+        self.alike = self.alike + 1 if failure == self.last_failure else 1
+        self.last_failure = failure
 
-class Worker:
-    """Holds one loaded pipeline; `run_shard` may be called from `SHARDS_IN_WORK` threads at once."""
+
+class GenerationWorker:
+    """Holds one loaded pipeline; `run` may be called from two threads at once."""
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
@@ -80,12 +95,14 @@ class Worker:
         self._encoders = ThreadPoolExecutor(ENCODERS, thread_name_prefix="encode")
         self._fetchers = ThreadPoolExecutor(FETCHERS, thread_name_prefix="fetch")
 
-    def run_shard(self, shard: Shard) -> Receipt:
+    def run(self, shard: Shard, /) -> Receipt:
         """Make and commit a shard; rows that cannot be made are recorded, their mates are unharmed.
 
         Raises:
             StoreError: the output cannot be written, after the store's own retries.
             ModelLoadError: the model cannot be loaded.
+            OutOfDeviceMemory: a call does not fit on the device.
+            DeviceLost: the process cannot use the device any more.
         """
         attempt = Attempt(self._dataset, shard, self._settings.run)
         work = _ShardWork()
@@ -99,8 +116,8 @@ class Worker:
         model = self._settings.models[key_model(shard.key)]
         with self._device:
             for batch in good.micro_batches():
-                self._generate(model, batch, [inputs[row.id] for row in batch.rows], attempt, work)
-        made = {id_: future.result() for id_, future in work.pending.items()}
+                self._generate_or_isolate(model, batch, inputs, attempt, work)
+        made = self._collect(shard, work)
         return attempt.commit(
             [made[row.id].cells for row in shard.rows if row.id in made],
             [work.failed[row.id] for row in shard.rows if row.id in work.failed],
@@ -117,8 +134,8 @@ class Worker:
         for row in rows:
             try:
                 inputs[row.id] = futures[row.id].result()
-            except (ImageError, NotFound) as error:  # any other trouble of a store is not the row's
-                work.fail(row, "conditioning", str(error))
+            except (ImageError, NotFound) as error:  # any other failure of a store is not the row's
+                work.fail(row, ErrorClass.CONDITIONING, str(error))
         return inputs
 
     def _fetch_embedded(self, rows: Sequence[Row]) -> dict[tuple[str, str, int], bytes]:
@@ -134,6 +151,32 @@ class Worker:
             for number, data in embedded_bytes(file, column, numbers).items()
         }
 
+    def _generate_or_isolate(
+        self,
+        model: Model,
+        batch: MicroBatch,
+        inputs: Mapping[str, Mapping[str, Image]],
+        attempt: Attempt,
+        work: _ShardWork,
+    ) -> None:
+        """Make a micro-batch; where that fails, each of its rows in a call of its own, padded to the same size."""
+        if work.last_failure is not None and work.alike >= ALIKE:
+            for row in batch.rows:
+                work.fail_alone(row, work.last_failure)
+            return
+        try:
+            self._generate(model, batch, [inputs[row.id] for row in batch.rows], attempt, work)
+        except InfrastructureError:
+            raise
+        except Exception as error:  # whatever a pipeline raises
+            if len(batch.rows) == 1:
+                work.fail_alone(batch.rows[0], failure_of(error))
+                return
+            for row in batch.rows:
+                self._generate_or_isolate(model, replace(batch, rows=[row]), inputs, attempt, work)
+        else:
+            work.last_failure, work.alike = None, 0
+
     def _generate(
         self,
         model: Model,
@@ -144,13 +187,14 @@ class Worker:
     ) -> None:
         started = time.perf_counter()
         refiner = batch.rows[0].values.get("refiner")
-        pictures = self._host.generate(
-            model,
-            batch,
-            inputs,
-            refiner=None if refiner is None else self._settings.models[refiner],
-            save_steps=self._settings.save_steps,
-        )
+        with device_errors(batch.size):
+            pictures = self._host.generate(
+                model,
+                batch,
+                inputs,
+                refiner=None if refiner is None else self._settings.models[refiner],
+                save_steps=self._settings.save_steps,
+            )
         seconds = time.perf_counter() - started
         work.seconds += seconds
         environment = self._host.environment
@@ -158,11 +202,11 @@ class Worker:
         for number, row in enumerate(batch.rows):
             pixels = pictures.pixels[number]
             if not pictures.finite[number]:
-                work.fail(row, "nan", "the picture holds NaN or infinity; float32 or another VAE may help")
+                work.fail(row, ErrorClass.NAN, "the picture holds NaN or infinity; float32 or another VAE may help")
             elif pixels.min() == pixels.max():
-                work.fail(row, "blank", f"every pixel has the value {pixels.flat[0]}")
+                work.fail(row, ErrorClass.BLANK, f"every pixel has the value {pixels.flat[0]}")
             elif pictures.flagged[number] and self._settings.safety is Safety.DROP:
-                work.fail(row, "safety", "the model's safety checker objects; another seed or prompt may pass")
+                work.fail(row, ErrorClass.SAFETY, "the model's safety checker objects; another seed or prompt may pass")
             else:
                 steps = {step: after[number] for step, after in pictures.steps.items()}
                 mark = row.values["watermark"]
@@ -174,6 +218,19 @@ class Worker:
                     "flagged": pictures.flagged[number],
                 }
                 work.pending[row.id] = self._encoders.submit(self._finish, row, pixels, steps, mark, cells, attempt)
+
+    def _collect(self, shard: Shard, work: _ShardWork) -> dict[str, _Made]:
+        """The rows that were encoded and stored, by id; one whose encoding fails is recorded."""
+        made = {}
+        for row in shard.rows:
+            if row.id in work.pending:
+                try:
+                    made[row.id] = work.pending[row.id].result()
+                except StoreError:
+                    raise
+                except Exception as error:  # of an image library, for this row's pixels
+                    work.fail(row, ErrorClass.GENERATION, failure_of(error).message)
+        return made
 
     def _finish(
         self,

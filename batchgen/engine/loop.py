@@ -1,6 +1,6 @@
 """The engine: feeds a pool from a queue until both are empty or somebody says stop.
 
-Knows a pool by what it does, not by what it is made of, and neither manifests nor stores.
+Knows a pool by what it does, not by what it is made of, and nothing of what the work is.
 """
 
 import signal
@@ -8,12 +8,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
-from batchgen.engine.queue import Cause, Failure, Finished, ShardQueue, ShardTry
-from batchgen.rows import Receipt, Shard
+from batchgen.engine.queue import Finished, Try, WorkQueue
+from batchgen.work import Failure, FailureKind, Unit
 
 __all__ = ["Control", "Workers", "drive", "signals"]
+
+_Unit = TypeVar("_Unit", bound=Unit)
 
 HEARTBEAT = 0.5  # seconds between looks at signals and limits
 
@@ -23,13 +25,13 @@ class Workers(Protocol):
 
     @property
     def in_work(self) -> int: ...
-    def has_room(self, tried: ShardTry, /) -> bool: ...
-    def submit(self, tried: ShardTry, /) -> None: ...
-    def wait(self, seconds: float, /) -> Sequence[Finished]: ...
+    def has_room(self, tried: Try[Any], /) -> bool: ...
+    def submit(self, tried: Try[Any], /) -> None: ...
+    def wait(self, seconds: float, /) -> Sequence[Finished[Any]]: ...
 
 
 class Control:
-    """Whether a run should stop: after a signal, or when its time is over. Shards in work are still finished."""
+    """Whether a run should stop: after a signal, or when its time is over. Units in work are still finished."""
 
     def __init__(self, deadline: float | None = None) -> None:
         self.deadline = deadline  # of time.monotonic()
@@ -46,14 +48,14 @@ class Control:
 
 
 def drive(
-    queue: ShardQueue,
+    queue: WorkQueue[_Unit],
     workers: Workers,
     control: Control,
     *,
-    recovered: Callable[[Shard], Receipt | None],
-    committed: Callable[[Receipt], None],
-    failed: Callable[[Shard, Failure, int], None],
-    troubled: Callable[[Shard, Failure], None],
+    recovered: Callable[[_Unit], Any],
+    committed: Callable[[Any], None],
+    failed: Callable[[_Unit, Failure, int], None],
+    retried: Callable[[_Unit, Failure], None],
 ) -> None:
     """Run until nothing is left, or until `control` says stop and what is in work has come back.
 
@@ -61,10 +63,10 @@ def drive(
         queue: what to run; takes back what failed.
         workers: who runs it.
         control: says when to stop.
-        recovered: the receipt of a shard that is committed although its attempt failed.
-        committed: called with the receipt of each committed shard.
-        failed: called with a shard whose rows are beyond help, why, and after how many attempts.
-        troubled: called with a shard that will be tried again.
+        recovered: the receipt of a unit that is committed although its worker was lost; None where it is not.
+        committed: called with the receipt of each unit that is done.
+        failed: called with a unit that is not tried again, why, and after how many attempts.
+        retried: called with a unit that will be tried again, and why.
 
     Raises:
         InfrastructureError: store, model or workers keep failing.
@@ -75,22 +77,20 @@ def drive(
             queue.take(now)
             workers.submit(tried)
         for finished in workers.wait(HEARTBEAT):
-            receipt = finished.result
-            if isinstance(receipt, Failure) and receipt.cause is Cause.WORKER:
+            unit, result = finished.tried.unit, finished.result
+            if isinstance(result, Failure) and result.kind is FailureKind.LOST:
                 # a worker may have died between its commit and its answer
-                receipt = recovered(finished.tried.shard) or receipt
-            if isinstance(receipt, Receipt):
-                committed(receipt)
-                continue
-            hopeless = queue.failed(finished.tried, receipt, time.monotonic())
-            if hopeless is None:
-                troubled(finished.tried.shard, receipt)
+                result = recovered(unit) or result
+            if not isinstance(result, Failure):
+                committed(result)
+            elif (given_up := queue.failed(finished.tried, result, time.monotonic())) is None:
+                retried(unit, result)
             else:
-                failed(hopeless, receipt, sum(finished.tried.failures.values()) + 1)
+                failed(given_up, result, sum(finished.tried.failures.values()) + 1)
 
 
 @contextmanager
-def signals(control: Control, told: Callable[[str], None]) -> Iterator[None]:
+def signals(control: Control, notice: Callable[[str], None]) -> Iterator[None]:
     """Ctrl-C and SIGTERM let what is in work finish; a second one raises KeyboardInterrupt at once.
 
     To be entered after Ray has started, which installs a handler of its own.
@@ -100,7 +100,7 @@ def signals(control: Control, told: Callable[[str], None]) -> Iterator[None]:
         if control.signal is not None:
             raise KeyboardInterrupt
         control.signal = f"stopped by {signal.Signals(number).name}"
-        told("finishing the shards in work; once more stops at once")
+        notice("finishing the shards in work; once more stops at once")
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

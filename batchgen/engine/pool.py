@@ -1,7 +1,7 @@
-"""The door to Ray: a pool of actors that each hold a worker, fed one shard at a time.
+"""The door to Ray: a pool of actors that each hold a worker, fed one unit of work at a time.
 
-Shards go in as specifications of a few KiB, receipts come out; pictures never pass through Ray. An actor that dies is
-replaced, and its shards come back as failures.
+Units go in as specifications of a few KiB, receipts come out; what is made never passes through Ray. An actor that dies
+is replaced, and its units come back as failures. Knows nothing of what the work is.
 """
 
 import os
@@ -16,18 +16,18 @@ from typing import Any, Literal
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from batchgen.diffusion.settings import SHARDS_IN_WORK, WorkerSettings
-from batchgen.engine.queue import Cause, Failure, Finished, ShardTry, give_up
-from batchgen.errors import ClusterError, ModelLoadError, StoreError
+from batchgen.engine.queue import Finished, Try
+from batchgen.errors import ClusterError, DeviceLost
 from batchgen.job import WorkerResources
 from batchgen.machine import cores
 from batchgen.options import Device
-from batchgen.rows import Receipt, Shard
+from batchgen.work import Work, failure_of, lost
 
 __all__ = ["Capacity", "Pool", "cluster"]
 
 OBJECT_STORE_BYTES = 100 * 2**20  # nothing of ours goes through it; Ray's least is 75 MiB
-ANSWERS_WITHIN = 5.0  # seconds; for a cluster's head to accept a connection
+ANSWER_TIMEOUT = 5.0  # seconds; for a cluster's head to accept a connection
+_DEATH = "the worker process died (killed, or out of memory)"
 STARTS_IN_A_ROW = 3  # workers that die before they are ready; more of the same would not help
 
 
@@ -81,7 +81,7 @@ def cluster(address: str | None, workers: int | None) -> Iterator[Capacity]:
                 **quiet,
             )
         else:
-            _knock(address)
+            _require_answer(address)
             ray.init(address=address, **quiet)
     except SystemExit:  # Ray's own answer to a SIGTERM while it starts
         raise KeyboardInterrupt from None
@@ -102,47 +102,30 @@ def cluster(address: str | None, workers: int | None) -> Iterator[Capacity]:
         ray.shutdown()
 
 
-def _knock(address: str) -> None:
+def _require_answer(address: str) -> None:
     """See whether anything listens at host:port; Ray itself would try for minutes."""
     host, colon, port = address.rpartition(":")
     if colon and port.isdigit() and "://" not in address:
-        socket.create_connection((host, int(port)), timeout=ANSWERS_WITHIN).close()
+        socket.create_connection((host, int(port)), timeout=ANSWER_TIMEOUT).close()
 
 
 class _Actor:
     """What runs in a worker process: failures come back as values, since Ray's own wrapping loses their class."""
 
-    def __init__(self, settings: WorkerSettings) -> None:
-        from batchgen.diffusion.worker import (
-            Worker,  # torch and diffusers belong to the workers: the driver never loads them
-        )
-
-        self._worker = Worker(settings)
+    def __init__(self, work: Work) -> None:
+        self._worker = work.make_worker()  # loads the libraries of the work, which the driver never does
 
     def ready(self) -> None:
         """Returns once the process is up and the libraries are loaded."""
 
-    def run_shard(self, shard: Shard) -> Receipt | Failure:
+    def run(self, unit: Any) -> Any:
+        """The unit's receipt, or a `Failure`."""
         try:
-            return self._worker.run_shard(shard)
-        except StoreError as error:
-            return Failure(cause=Cause.STORE, error_class="store", message=str(error))
-        except ModelLoadError as error:
-            return Failure(cause=Cause.MODEL, error_class="model", message=str(error))
-        except Exception as error:  # whatever a pipeline raises belongs to the shard, and must not end the worker
-            return _blame(error, shard)
-
-
-def _blame(error: Exception, shard: Shard) -> Failure:
-    """Whose fault an error of the pipeline looks like; after one that leaves CUDA unusable, the process ends."""
-    name = type(error).__name__
-    message = f"{name}: {' '.join(str(error).split())[:300]}"
-    if name == "OutOfMemoryError":
-        remedy = f"a call of {shard.batch_size} images does not fit on the device; try --batch-size"
-        return Failure(cause=Cause.MEMORY, error_class="out-of-memory", message=f"{remedy} ({message})")
-    if name == "AcceleratorError" or "CUDA error" in message:
-        os._exit(1)  # the context is lost, every later call would fail too
-    return Failure(cause=Cause.GENERATION, error_class=name, message=message)
+            return self._worker.run(unit)
+        except DeviceLost:
+            os._exit(1)  # every later call would fail too; a new process gets the device anew
+        except Exception as error:  # it belongs to the unit, and must not end the worker
+            return failure_of(error)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -151,22 +134,23 @@ class _Place:
 
     actor: Any
     starting: Any  # the reference that is ready when the actor is; None afterwards
-    running: dict[Any, ShardTry] = field(default_factory=dict)
+    running: dict[Any, Try[Any]] = field(default_factory=dict)
+    at_once: int = 1
 
-    def has_room(self, tried: ShardTry) -> bool:
-        """Whether the worker is up and free; one that runs a shard alone is not."""
+    def has_room(self, tried: Try[Any]) -> bool:
+        """Whether the worker is up and free; one that runs a unit alone is not."""
         if self.starting is not None or any(other.alone for other in self.running.values()):
             return False
-        return len(self.running) < (1 if tried.alone else SHARDS_IN_WORK)
+        return len(self.running) < (1 if tried.alone else self.at_once)
 
 
-def require_place(settings: WorkerSettings, resources: WorkerResources) -> None:
+def require_place(work: Work, resources: WorkerResources) -> None:
     """Make sure that some node of the cluster can hold a worker at all; Ray would wait for one without a word.
 
     Raises:
         ClusterError: none can, as the cluster is now.
     """
-    wanted = {name: amount for name, amount in _resources(settings, resources).items() if amount}
+    wanted = {name: amount for name, amount in _resources(work, resources).items() if amount}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not any(all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in nodes):
         asked = ", ".join(f"{amount:g} {name}" for name, amount in wanted.items())
@@ -175,9 +159,9 @@ def require_place(settings: WorkerSettings, resources: WorkerResources) -> None:
         )
 
 
-def _resources(settings: WorkerSettings, resources: WorkerResources) -> dict[str, float]:
+def _resources(work: Work, resources: WorkerResources) -> dict[str, float]:
     """What Ray reserves for one worker, under Ray's names."""
-    gpus = 1.0 if settings.device == "cuda" else 0.0
+    gpus = 1.0 if work.on_gpu else 0.0
     return {
         "CPU": 1.0 if resources.num_cpus is None else resources.num_cpus,
         "GPU": gpus if resources.num_gpus is None else resources.num_gpus,
@@ -186,15 +170,15 @@ def _resources(settings: WorkerSettings, resources: WorkerResources) -> dict[str
 
 
 class Pool:
-    """A fixed number of places for workers; shards go to the one with least in work."""
+    """A fixed number of places for workers; units go to the one with least in work."""
 
-    def __init__(self, settings: WorkerSettings, workers: int, resources: WorkerResources) -> None:
-        self._settings = settings
-        require_place(settings, resources)
-        reserved = _resources(settings, resources)
+    def __init__(self, work: Work, workers: int, resources: WorkerResources) -> None:
+        self._work = work
+        require_place(work, resources)
+        reserved = _resources(work, resources)
         self._actor_class = ray.remote(
             max_restarts=0,
-            max_concurrency=SHARDS_IN_WORK,
+            max_concurrency=work.at_once,
             num_cpus=reserved["CPU"],
             num_gpus=reserved["GPU"],
             memory=int(reserved["memory"]) or None,
@@ -204,32 +188,32 @@ class Pool:
 
     @property
     def in_work(self) -> int:
-        """Shards that were given out and have not come back."""
+        """Units that were given out and have not come back."""
         return sum(len(place.running) for place in self._places)
 
-    def has_room(self, tried: ShardTry) -> bool:
-        """Whether a worker that is up could take a shard."""
+    def has_room(self, tried: Try[Any]) -> bool:
+        """Whether a worker that is up could take a unit."""
         return any(place.has_room(tried) for place in self._places)
 
-    def submit(self, tried: ShardTry) -> None:
-        """Give a shard to the worker with least in work; only when `has_room`."""
+    def submit(self, tried: Try[Any]) -> None:
+        """Give a unit to the worker with least in work; only when `has_room`."""
         place = min((p for p in self._places if p.has_room(tried)), key=lambda place: len(place.running))
-        place.running[place.actor.run_shard.remote(tried.shard)] = tried
+        place.running[place.actor.run.remote(tried.unit)] = tried
 
-    def wait(self, seconds: float) -> list[Finished]:
+    def wait(self, seconds: float) -> list[Finished[Any]]:
         """Attempts that ended within `seconds`; returns earlier when there are some, or a worker came up.
 
         Raises:
             ClusterError: workers keep dying before they are up.
         """
         references = [ref for place in self._places for ref in (place.starting, *place.running) if ref is not None]
-        if not references:  # all shards are paused; Ray would answer at once
+        if not references:  # all units are paused; Ray would answer at once
             time.sleep(seconds)
             return []
         ready, _ = ray.wait(references, num_returns=1, timeout=seconds)
         if ready:  # take whatever else is there, too
             ready, _ = ray.wait(references, num_returns=len(references), timeout=0)
-        finished: list[Finished] = []
+        finished: list[Finished[Any]] = []
         for number, place in enumerate(self._places):
             if place.starting in ready and not self._came_up(place):
                 self._places[number] = self._start()
@@ -238,7 +222,7 @@ class Pool:
             finished += [found for found in results if found is not None]
             if len(results) > sum(found is not None for found in results):
                 ray.kill(place.actor)  # it may only have been out of reach, and must not commit later
-                finished += [_died(tried) for tried in place.running.values()]
+                finished += [Finished(tried=tried, result=lost(_DEATH)) for tried in place.running.values()]
                 self._places[number] = self._start()
         return finished
 
@@ -248,8 +232,8 @@ class Pool:
             ray.kill(place.actor)
 
     def _start(self) -> _Place:
-        actor = self._actor_class.remote(self._settings)
-        return _Place(actor=actor, starting=actor.ready.remote())
+        actor = self._actor_class.remote(self._work)
+        return _Place(actor=actor, starting=actor.ready.remote(), at_once=self._work.at_once)
 
     def _came_up(self, place: _Place) -> bool:
         try:
@@ -257,26 +241,19 @@ class Pool:
         except RayError as error:
             self._deaths_in_a_row += 1
             if self._deaths_in_a_row >= STARTS_IN_A_ROW:
-                raise give_up(self._deaths_in_a_row, str(error).strip().splitlines()[-1]) from error
+                reason = str(error).strip().splitlines()[-1]
+                raise ClusterError(f"{self._deaths_in_a_row} workers in a row died while starting: {reason}") from error
             return False
         self._deaths_in_a_row = 0
         place.starting = None
         return True
 
-    def _result(self, place: _Place, reference: Any) -> Finished | None:
-        """What an attempt returned; None, with the shard left in `place`, where the worker died."""
+    def _result(self, place: _Place, reference: Any) -> Finished[Any] | None:
+        """What an attempt returned; None, with the unit left in `place`, where the worker died."""
         try:
             result = ray.get(reference)
         except RayActorError:
             return None
         except RayError as error:  # the result could not be sent or stored
-            message = str(error).strip().splitlines()[-1]
-            result = Failure(cause=Cause.WORKER, error_class=type(error).__name__, message=message)
+            result = lost(f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}")
         return Finished(tried=place.running.pop(reference), result=result)
-
-
-def _died(tried: ShardTry) -> Finished:
-    failure = Failure(
-        cause=Cause.WORKER, error_class="worker-died", message="the worker process died (killed, or out of memory)"
-    )
-    return Finished(tried=tried, result=failure)

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from batchgen.errors import InputError
-from batchgen.generation.prompt_syntax import LoraTagError, parse_loras
-from batchgen.generation.samplers import OPTIONS, UnknownSampler, find_sampler, option_problems
+from batchgen.errors import CellError, InputError, LoraTagError, UnknownSampler
+from batchgen.generation.prompt_syntax import parse_loras
+from batchgen.generation.samplers import OPTIONS, find_sampler, option_problems
 from batchgen.generation.tasks import CONTROL, IMAGE_PROMPT, TASKS, Task, find_task, infer_task
 from batchgen.generation.watermark import capacity
 from batchgen.manifest.cells import Parsed, missing_prompt
-from batchgen.manifest.columns import COLUMNS, MAX_SIDE, CellError, Kind, image_column, input_name
+from batchgen.manifest.columns import COLUMNS, MAX_SIDE, Kind, image_column, input_name
 from batchgen.models.adapters import ADAPTERS, Finder, find_adapters
 from batchgen.models.catalog import Family, Model
 from batchgen.models.compatibility import read_classifier

@@ -10,7 +10,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Break", "LoraTag", "LoraTagError", "Weighted", "parse_loras", "parse_weights", "split_at"]
+from batchgen.errors import LoraTagError
+
+__all__ = ["Break", "LoraTag", "Weighted", "parse_loras", "parse_weights", "split_at"]
 
 _NUMBER = r"[+-]?(?:[0-9]{1,6}(?:\.[0-9]*)?|\.[0-9]+)"  # at most six digits before the point: always finite
 _LEXEME = re.compile(
@@ -51,10 +53,6 @@ class LoraTag:
 
     name: str
     scale: float
-
-
-class LoraTagError(ValueError):
-    """A LoRA tag that cannot be read; the text quotes it and says what it should look like."""
 
 
 def parse_weights(text: str) -> list[Weighted | Break]:

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
-__all__ = ["NAMES", "OPTIONS", "Sampler", "UnknownSampler", "find_sampler", "option_problems"]
+from batchgen.errors import UnknownSampler
+
+__all__ = ["NAMES", "OPTIONS", "Sampler", "find_sampler", "option_problems"]
 
 _COMMON = frozenset(
     {"beta_end", "beta_schedule", "beta_start", "num_train_timesteps", "prediction_type", "trained_betas"}
@@ -111,10 +113,6 @@ class Sampler:
 
     class_name: str
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-
-
-class UnknownSampler(LookupError):
-    """No sampler of that name; the text says which names come close."""
 
 
 _SDE = {"algorithm_type": "sde-dpmsolver++"}

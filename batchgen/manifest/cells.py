@@ -7,9 +7,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from batchgen.errors import InputError
+from batchgen.errors import CellError, InputError
 from batchgen.identity import canonical
-from batchgen.manifest.columns import ALIASES, COLUMNS, RESERVED, CellError, parse_cell
+from batchgen.manifest.columns import ALIASES, COLUMNS, RESERVED, parse_cell
 from batchgen.manifest.files import Record, column_types
 from batchgen.manifest.problems import ProblemLog
 

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from batchgen.errors import CellError
+
 __all__ = [
     "ALIASES",
     "COLUMNS",
     "MAX_SEED",
     "MAX_SIDE",
     "RESERVED",
-    "CellError",
     "Column",
     "Kind",
     "image_column",
@@ -174,10 +175,6 @@ def input_name(column: str, place: int) -> str:
 def image_column(name: str) -> str:
     """The column of an image's name."""
     return re.sub(r"_\d+$", "", name)
-
-
-class CellError(ValueError):
-    """A cell does not fit its column; the text says what is wrong and what to try, without naming the place."""
 
 
 def parse_cell(column: Column, cell: Any, *, from_text: bool) -> Any:

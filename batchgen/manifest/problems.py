@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Self
 
-from batchgen.errors import InputError
-
-__all__ = ["ManifestProblems", "Problem", "ProblemLog"]
+__all__ = ["Problem", "ProblemLog"]
 
 EQUAL_SHOWN = 20  # problems of one kind in one column; more of the same teach nothing
 _VARIABLE = re.compile(r"'[^']*'|\"[^\"]*\"|\S*[\d/]\S*")
@@ -68,11 +66,3 @@ class ProblemLog:
             if count > EQUAL_SHOWN:
                 where = f"{file}, column {column!r}" if column else file
                 yield f"{where}: {count - EQUAL_SHOWN} more like: {message}"
-
-
-class ManifestProblems(InputError):
-    """A manifest with rows that cannot be made as they are; all of them are in `log`."""
-
-    def __init__(self, log: ProblemLog) -> None:
-        super().__init__("\n".join(log.lines()))
-        self.log = log

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from batchgen import builtin
-from batchgen.manifest.columns import CellError
+from batchgen.errors import CellError
 from batchgen.models.catalog import Model, hash_file, hash_folder, hash_text
 from batchgen.models.compatibility import (
     CLASSIFIER_WEIGHTS,

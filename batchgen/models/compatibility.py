@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from batchgen.manifest.columns import CellError
+from batchgen.errors import CellError
 from batchgen.models.catalog import Model, Source, latent_factor
 
 __all__ = [

@@ -108,6 +108,7 @@ def _boxes(setting: "Setting", with_pytest: bool) -> Iterator["Box"]:
     yield box("out-of-memory", phases.out_of_memory, 20, net="sd15")
     yield box("lost-device", phases.lost_device, 10)
     yield box("worker:sd15", workers.worker, 60, net="sd15", batch=16)
+    yield box("broken-worker", workers.broken_worker, 60)
     yield box("run:sd15", workers.run_end_to_end, 150, net="sd15")
     if with_pytest:
         yield box("pytest", workers.gpu_tests, 90)

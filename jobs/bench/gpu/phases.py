@@ -22,7 +22,9 @@ from samples import Sample, reordered, sample
 from setting import Setting, decibels, generate, spread
 from stopwatch import Spans, peak_bytes, reset_peak, timed
 
-from batchgen.engine.failures import failure_of, loses_device
+from batchgen.diffusion.device import device_errors
+from batchgen.errors import DeviceLost
+from batchgen.work import failure_of
 
 Dtype = Literal["float16", "bfloat16", "float32"]
 
@@ -352,9 +354,10 @@ def out_of_memory(journal: Journal, phase: str, setting: Setting, net: str) -> N
     large = setting.sample(net, phase, count=64, batch_size=64, num_inference_steps=2)
     with _little_memory(setting):
         try:
-            generate(host, large)
+            with device_errors(large.batch.size):
+                generate(host, large)
         except Exception as error:
-            failure = failure_of(error, large.batch.size)
+            failure = failure_of(error)
             found = {"failure": str(failure.error_class), "message": failure.message[:200]}
         else:
             found = {"failure": "none", "message": "the batch was made: the limit did not hold"}
@@ -386,12 +389,13 @@ def _little_memory(setting: Setting) -> Iterator[None]:
 def lost_device(journal: Journal, phase: str, setting: Setting) -> None:
     """A kernel that fails makes the context useless, and the error is one that must end the process."""
     table = torch.zeros(4, device=setting.device)
+    found: dict[str, Any] = {"error": "none", "ends_the_process": False}
     try:
-        table[torch.tensor([1_000_000], device=setting.device)].cpu()
+        with device_errors(1):
+            table[torch.tensor([1_000_000], device=setting.device)].cpu()
     except Exception as error:
-        found: dict[str, Any] = {"error": type(error).__name__, "ends_the_process": loses_device(error)}
-    else:
-        found = {"error": "none", "ends_the_process": False}
+        cause = error.__cause__ or error
+        found = {"error": type(cause).__name__, "ends_the_process": isinstance(error, DeviceLost)}
     try:
         torch.zeros(1, device=setting.device).add_(1).cpu()
     except Exception:

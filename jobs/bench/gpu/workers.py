@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -20,21 +21,27 @@ from setting import Setting, generate
 
 from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.format import new_format
-from batchgen.diffusion.settings import SHARDS_IN_WORK, WorkerSettings
-from batchgen.diffusion.worker import Worker
+from batchgen.diffusion.device import device_errors
+from batchgen.diffusion.settings import WorkerSettings
+from batchgen.diffusion.worker import GenerationWorker
+from batchgen.engine.loop import Control, drive
+from batchgen.engine.queue import WorkQueue
+from batchgen.job import WorkerResources
 from batchgen.models.catalog import Model
 from batchgen.options import ImageFormat, Layout
 from batchgen.storage import open_store
+from batchgen.work import Work
 
-__all__ = ["gpu_tests", "run_end_to_end", "worker"]
+__all__ = ["broken_worker", "gpu_tests", "run_end_to_end", "worker"]
 
 REPOSITORY = Path(__file__).resolve().parents[3]
+SHARDS_AT_ONCE = 2  # as in a run
 SHARDS = 4  # of one micro-batch each, in the measured part
 LOOKS_A_SECOND = 20  # at how busy the GPU is
 
 
 def worker(journal: Journal, phase: str, setting: Setting, net: str, batch: int) -> None:
-    """`Worker.run_shard` in a loop over a local folder, two shards at once as in a run, against the engine alone."""
+    """The worker in a loop over a local folder, two shards at once as in a run, against the engine alone."""
     folder = _real_folder(setting, net)
     batch = min(batch, 2) if setting.tiny else batch
     samples = [_shard(setting, folder, phase, net, batch, number) for number in range(SHARDS + 1)]
@@ -43,11 +50,11 @@ def worker(journal: Journal, phase: str, setting: Setting, net: str, batch: int)
     _, seconds = generate(host, samples[0])
     del host
     made = _worker(setting, samples[0].model)
-    made.run_shard(samples[0].shard)
+    made.run(samples[0].shard)
     watch = _BusyWatch(setting.device)
     started = time.perf_counter()
-    with watch, ThreadPoolExecutor(SHARDS_IN_WORK) as threads:
-        receipts = list(threads.map(made.run_shard, [one.shard for one in samples[1:]]))
+    with watch, ThreadPoolExecutor(SHARDS_AT_ONCE) as threads:
+        receipts = list(threads.map(made.run, [one.shard for one in samples[1:]]))
     elapsed = time.perf_counter() - started
     done = sum(receipt.done for receipt in receipts)
     journal.write(
@@ -92,10 +99,10 @@ def _real_folder(setting: Setting, net: str) -> Path:
     return folder
 
 
-def _worker(setting: Setting, model: Model) -> Worker:
+def _worker(setting: Setting, model: Model) -> GenerationWorker:
     store = open_store(str(setting.scratch / "worker-output"))
     output = Dataset.begin(store, new_format(Layout.FILES, ImageFormat.PNG, {}), create=True)
-    return Worker(
+    return GenerationWorker(
         WorkerSettings(
             run="bench",
             store=store.uri,
@@ -164,6 +171,67 @@ def run_end_to_end(journal: Journal, phase: str, setting: Setting, net: str) -> 
         phase, **found, as_expected=all(found[f"{name}_exit_code"] == 0 for name in ("run", "verify", "again"))
     )
     shutil.rmtree(output, ignore_errors=True)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kernel:
+    """A unit of work: a kernel that fails the first time."""
+
+    id: str = "kernel"
+
+    def split(self) -> list["Kernel"]:
+        return []
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KernelWorker:
+    """Runs the kernel; its receipt is the number of the process."""
+
+    device: str
+    failed_once: Path
+
+    def make(self) -> "KernelWorker":
+        return self
+
+    def run(self, unit: Kernel, /) -> int:
+        """A look-up out of range, and afterwards one within it."""
+        del unit
+        first = not self.failed_once.exists()
+        self.failed_once.write_text(str(os.getpid())) if first else None
+        with device_errors(1):
+            place = torch.tensor([1_000_000 if first else 1], device=self.device)
+            torch.zeros(4, device=self.device)[place].cpu()
+        return os.getpid()
+
+
+def broken_worker(journal: Journal, phase: str, setting: Setting) -> None:
+    """A kernel that fails ends its process, and the pool replaces it; on a CPU it is an error like others."""
+    if find_spec("ray") is None:
+        journal.write(phase, status="ray is not installed")
+        return
+    from batchgen.engine.pool import Pool, cluster
+
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), _environment()["PYTHONPATH"]])
+    kernel = KernelWorker(device=setting.device, failed_once=setting.scratch / "failed-once")
+    receipts: list[int] = []
+    failures: list[str] = []
+    with cluster(None, 1):
+        pool = Pool(Work(make_worker=kernel.make, on_gpu=setting.device == "cuda"), 1, WorkerResources())
+        try:
+            drive(
+                WorkQueue(iter([Kernel()])),
+                pool,
+                Control(),
+                recovered=lambda _unit: None,
+                committed=receipts.append,
+                failed=lambda _unit, why, _attempts: failures.append(why.message),
+                retried=lambda _unit, why: failures.append(why.message),
+            )
+        finally:
+            pool.close()
+    replaced = receipts != [int(kernel.failed_once.read_text())]
+    good = len(receipts) == 1 and replaced == (setting.device == "cuda")
+    journal.write(phase, as_expected=good, process_replaced=replaced, failures=failures)
 
 
 def gpu_tests(journal: Journal, phase: str, setting: Setting) -> None:

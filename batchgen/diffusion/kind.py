@@ -1,0 +1,23 @@
+"""Generation as a kind of work that a pool is handed. Imports nothing heavy: torch belongs into the workers."""
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from batchgen.diffusion.settings import WorkerSettings
+from batchgen.work import Work
+
+if TYPE_CHECKING:
+    from batchgen.diffusion.worker import GenerationWorker
+
+__all__ = ["generation"]
+
+
+def generation(settings: WorkerSettings) -> Work:
+    """The work of workers that all are told the same."""
+    return Work(make_worker=partial(_make_worker, settings), on_gpu=settings.device == "cuda")
+
+
+def _make_worker(settings: WorkerSettings) -> "GenerationWorker":
+    from batchgen.diffusion.worker import GenerationWorker  # torch and diffusers, in the worker's process
+
+    return GenerationWorker(settings)

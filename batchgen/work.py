@@ -1,0 +1,95 @@
+"""What the engine knows of any kind of work: units, workers, failures. Knows nothing of images, Ray or stores.
+
+The error model, in four rules:
+
+1. A failure that belongs to a thing inside a unit (a row) is data: the worker puts it into the receipt.
+2. A failure that leaves a worker as an exception belongs to the unit. What its class says decides: a permanent one is
+   recorded at once, a transient one is tried again after a pause, and a bounded number of times.
+3. A unit whose worker is lost is tried again alone, and then cut, until what breaks workers stands by itself.
+4. Where trying on is pointless for every unit (a store, a model), the run ends.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol, Self
+
+from batchgen.errors import ErrorClass, InputError, ModelLoadError, OutOfDeviceMemory, StoreError
+
+__all__ = ["Failure", "FailureKind", "Unit", "Work", "Worker", "failure_of", "lost"]
+
+
+class FailureKind(StrEnum):
+    """What a failed attempt at a unit says of the next one."""
+
+    PERMANENT = "permanent"  # the next would fail alike
+    TRANSIENT = "transient"  # the next may succeed
+    LOST = "lost"  # the worker is gone; whose doing it was is not known
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failure:
+    """Why an attempt at a unit failed."""
+
+    kind: FailureKind
+    error_class: ErrorClass
+    message: str
+
+
+_MEANING: Mapping[type[Exception], tuple[FailureKind, ErrorClass]] = {
+    StoreError: (FailureKind.TRANSIENT, ErrorClass.STORE),
+    ModelLoadError: (FailureKind.TRANSIENT, ErrorClass.MODEL),
+    OutOfDeviceMemory: (FailureKind.TRANSIENT, ErrorClass.MEMORY),
+    InputError: (FailureKind.PERMANENT, ErrorClass.INPUT),
+}
+LONGEST_MESSAGE = 300  # characters; some libraries' own run over many lines
+
+
+def failure_of(error: Exception) -> Failure:
+    """The failure that an exception stands for; one that nobody foresaw may pass, and is named in the message."""
+    for known, (kind, error_class) in _MEANING.items():
+        if isinstance(error, known):
+            return Failure(kind=kind, error_class=error_class, message=str(error))
+    message = f"{type(error).__name__}: {' '.join(str(error).split())[:LONGEST_MESSAGE]}"
+    return Failure(kind=FailureKind.TRANSIENT, error_class=ErrorClass.GENERATION, message=message)
+
+
+def lost(message: str) -> Failure:
+    """The failure of a unit whose worker is gone."""
+    return Failure(kind=FailureKind.LOST, error_class=ErrorClass.WORKER, message=message)
+
+
+class Unit(Protocol):
+    """A piece of work that is handed out, tried again and committed as a whole; travels to workers, so it is small."""
+
+    @property
+    def id(self) -> str:
+        """Names the unit by its content."""
+
+    def split(self) -> Sequence[Self]:
+        """Smaller units that make up this one; none where it cannot be cut."""
+
+
+class Worker(Protocol):
+    """Turns units into receipts; may be called from as many threads as `Work.at_once` says."""
+
+    def run(self, unit: Any, /) -> Any:
+        """Do a unit and commit it; returns its receipt, which is small.
+
+        Raises:
+            DeviceLost: the process cannot go on.
+            Exception: the unit could not be done.
+        """
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """A kind of work, as a pool is handed it.
+
+    `make_worker` is called once in each worker's process and must be picklable: a function at the top of a module, a
+    method of a value.
+    """
+
+    make_worker: Callable[[], Worker]
+    at_once: int = 2  # units that a worker holds: one in work, the next one fetched or the last one stored beside it
+    on_gpu: bool = False  # each worker wants a GPU for itself

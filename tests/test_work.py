@@ -1,0 +1,175 @@
+"""The engine runs any kind of work: a toy kind on a real Ray pool, and errors by what they mean for a unit."""
+
+import ast
+import inspect
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batchgen import errors
+from batchgen.engine.loop import Control, drive
+from batchgen.engine.queue import WorkQueue
+from batchgen.errors import DeviceLost, ErrorClass, InputError, StoreError
+from batchgen.job import WorkerResources
+from batchgen.work import Failure, FailureKind, Unit, Work, Worker, failure_of
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Numbers:
+    """A unit of the toy kind: numbers to square."""
+
+    values: tuple[int, ...]
+
+    @property
+    def id(self) -> str:
+        return "-".join(map(str, self.values))
+
+    def split(self) -> Sequence["Numbers"]:
+        if len(self.values) == 1:
+            return ()
+        middle = len(self.values) // 2
+        return Numbers(values=self.values[:middle]), Numbers(values=self.values[middle:])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Squares:
+    """A receipt of the toy kind."""
+
+    squares: tuple[tuple[int, int], ...]
+    process: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Squaring:
+    """The toy kind: 13 kills its process, 7 cannot be squared, 5 fails the first time, 3 loses the device once."""
+
+    folder: Path
+
+    def make_worker(self) -> Worker:
+        return _Squarer(self.folder)
+
+
+class _Squarer:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def run(self, unit: Numbers, /) -> Squares:
+        if 13 in unit.values:
+            os._exit(1)
+        if 7 in unit.values:
+            raise InputError("7 has no square")
+        if 5 in unit.values and self._first("5"):
+            raise StoreError("the store is busy")
+        if 3 in unit.values and self._first("3"):
+            raise DeviceLost("a kernel failed")
+        return Squares(squares=tuple((value, value**2) for value in unit.values), process=os.getpid())
+
+    def _first(self, name: str) -> bool:
+        try:
+            (self._folder / name).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+
+def test_another_kind_of_work_runs_on_the_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Permanent: once, whole. Transient: again. Lost: alone, cut, isolated. A lost device is a lost worker."""
+    from batchgen.engine.pool import Pool, cluster
+
+    monkeypatch.setattr("batchgen.engine.queue._FIRST_PAUSE", 0.01)
+    # Ray's workers must find the class; a module of the tests is none of theirs
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+    units = [Numbers(values=values) for values in ((1, 2, 3, 4), (5, 6), (7, 8), (11, 12, 13, 14), (20, 21))]
+    done: dict[int, int] = {}
+    failed: list[tuple[tuple[int, ...], ErrorClass]] = []
+    retried: list[ErrorClass] = []
+    with cluster(None, 2) as _capacity:
+        pool = Pool(Work(make_worker=Squaring(folder=tmp_path).make_worker), 2, WorkerResources())
+        try:
+            drive(
+                WorkQueue(iter(units)),
+                pool,
+                Control(deadline=time.monotonic() + 240),
+                recovered=lambda _unit: None,
+                committed=lambda receipt: done.update(receipt.squares),
+                failed=lambda unit, why, _attempts: failed.append((unit.values, why.error_class)),
+                retried=lambda _unit, why: retried.append(why.error_class),
+            )
+        finally:
+            pool.close()
+    assert done == {n: n**2 for n in (1, 2, 3, 4, 5, 6, 11, 12, 14, 20, 21)}
+    assert sorted(failed) == [((7, 8), ErrorClass.INPUT), ((13,), ErrorClass.WORKER)]
+    assert ErrorClass.STORE in retried
+
+
+def test_the_toy_kind_is_one_as_the_engine_knows_it() -> None:
+    unit: Unit = Numbers(values=(1, 2))
+    assert [part.id for part in unit.split()] == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (StoreError("gone"), (FailureKind.TRANSIENT, ErrorClass.STORE, "gone")),
+        (errors.NotFound("gone"), (FailureKind.TRANSIENT, ErrorClass.STORE, "gone")),
+        (errors.ModelLoadError("damaged"), (FailureKind.TRANSIENT, ErrorClass.MODEL, "damaged")),
+        (errors.OutOfDeviceMemory("full"), (FailureKind.TRANSIENT, ErrorClass.MEMORY, "full")),
+        (InputError("no such option"), (FailureKind.PERMANENT, ErrorClass.INPUT, "no such option")),
+        (ValueError("odd\nlines"), (FailureKind.TRANSIENT, ErrorClass.GENERATION, "ValueError: odd lines")),
+    ],
+)
+def test_what_an_exception_means(error: Exception, expected: tuple[FailureKind, ErrorClass, str]) -> None:
+    kind, error_class, message = expected
+    assert failure_of(error) == Failure(kind=kind, error_class=error_class, message=message)
+
+
+PACKAGE = Path(errors.__file__).parent
+
+
+def test_every_exception_of_the_package_is_in_one_tree() -> None:
+    """httpx: the tree is drawn in a docstring, and nothing is raised that is not in it."""
+    elsewhere = [
+        f"{file.relative_to(PACKAGE)}: {node.name}"
+        for file in PACKAGE.rglob("*.py")
+        if file.name != "errors.py"
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+        and any(isinstance(base, ast.Name) and base.id.endswith(("Error", "Exception")) for base in node.bases)
+    ]
+    assert elsewhere == []
+    classes = {
+        name: kind for name, kind in vars(errors).items() if inspect.isclass(kind) and issubclass(kind, Exception)
+    }
+    assert set(classes) <= set(errors.__all__)
+    assert all(issubclass(kind, errors.BatchgenError) for kind in classes.values())
+    drawn = _drawn(errors.__doc__ or "")
+    assert drawn == {name: kind.__bases__[0].__name__ for name, kind in classes.items() if name != "BatchgenError"}
+    assert errors.__all__ == sorted(errors.__all__)
+
+
+def _drawn(text: str) -> dict[str, str]:
+    """Parents by child, read off the drawing."""
+    parents: dict[str, str] = {}
+    above: list[str] = []
+    for line in text.splitlines():
+        bare = line.lstrip("│├└─ ")
+        if line.startswith("BatchgenError"):
+            above = ["BatchgenError"]
+        elif above and line[:1] in ("├", "└", "│", " ") and bare and "── " in line:
+            depth = (len(line) - len(bare)) // 4
+            above = [*above[:depth], bare.split()[0]]
+            parents[above[-1]] = above[-2]
+    return parents
+
+
+def test_exit_codes_are_those_of_the_tree() -> None:
+    """DESIGN: 2 for input, 3 for an interruption, 4 for infrastructure; what is neither is a mistake of ours."""
+    known: dict[type[Any], int] = {errors.InputError: 2, errors.Interrupted: 3, errors.InfrastructureError: 4}
+    for kind in vars(errors).values():
+        if inspect.isclass(kind) and issubclass(kind, errors.BatchgenError):
+            assert kind.exit_code == next((code for base, code in known.items() if issubclass(kind, base)), 1)

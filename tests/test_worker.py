@@ -1,0 +1,110 @@
+"""The worker alone, without Ray: what becomes of rows and shards whose calls fail."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny_models import build_sd1
+
+from batchgen.dataset.dataset import Dataset
+from batchgen.dataset.format import new_format
+from batchgen.diffusion.device import device_errors
+from batchgen.diffusion.host import Pictures, PipelineHost
+from batchgen.diffusion.settings import WorkerSettings
+from batchgen.diffusion.worker import ALIKE, GenerationWorker
+from batchgen.errors import DeviceLost, OutOfDeviceMemory
+from batchgen.job import Job
+from batchgen.options import ImageFormat, Layout
+from batchgen.plan import Sizing, make_shards
+from batchgen.rows import Receipt
+from batchgen.run import check
+from batchgen.storage import open_store
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_sd1(tmp_path_factory.mktemp("worker") / "sd1")
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of each call that reached the host, which goes on doing what it does."""
+    counted: list[int] = []
+    original = PipelineHost.generate
+
+    def counting(self: PipelineHost, wanted: Any, batch: Any, *args: Any, **kwargs: Any) -> Pictures:
+        counted.append(len(batch.rows))
+        return original(self, wanted, batch, *args, **kwargs)
+
+    monkeypatch.setattr(PipelineHost, "generate", counting)
+    return counted
+
+
+def run(
+    folder: Path, model: Path, rows: Sequence[Mapping[str, Any]], damage: Path | None = None
+) -> tuple[Receipt, list[dict[str, Any]]]:
+    """Check the rows, damage a file, and run them as one shard of micro-batches of 4: the receipt and the ledger."""
+    (folder / "m.jsonl").write_text("\n".join(json.dumps({"width": 64, "height": 64, "steps": 2, **r}) for r in rows))
+    sizing = Sizing(device="cpu", workers=1, batch_size=4, shard_rows=100)
+    with check(Job(manifest=str(folder / "m.jsonl"), model=str(model))) as (index, resolved):
+        (shard,) = make_shards(index.pending(100), [(group.key, group.total) for group in index.groups()], sizing)
+    if damage is not None:
+        damage.write_bytes(b"no longer what it was")
+    dataset = Dataset.begin(
+        open_store(str(folder / "out")), new_format(Layout.FILES, ImageFormat.PNG, resolved.carried), create=True
+    )
+    settings = WorkerSettings(
+        run="r", store=dataset.uri, storage_options={}, output=dataset.format, models=resolved.models,
+        device="cpu", dtype="float32", dtypes={},
+    )  # fmt: skip
+    receipt = GenerationWorker(settings).run(shard)
+    (ledger,) = (folder / "out" / "failures").glob("*.parquet")
+    return receipt, pq.read_table(ledger).to_pylist()
+
+
+def test_an_error_of_the_key_is_found_out_with_few_calls(model: Path, calls: list[int], tmp_path: Path) -> None:
+    """Incident: 1,024 rows whose scheduler refused their steps cost 2,176 attempts and as many shards of one row."""
+    receipt, ledger = run(
+        tmp_path, model, [{"prompt": "a", "seed": n, "steps": 2, "scheduler": "PNDMScheduler"} for n in range(30)]
+    )
+    assert (receipt.done, receipt.failed, len(ledger)) == (0, 30, 30)
+    assert calls == [4, *[1] * ALIKE]
+    assert {row["error_class"] for row in ledger} == {"generation"}
+    assert len({row["error"] for row in ledger}) == 1
+
+
+def test_one_bad_row_does_not_harm_its_mates(model: Path, calls: list[int], tmp_path: Path) -> None:
+    """An embedding that was right at the check and is damaged now fails the row that lists it, alone."""
+    embedding = tmp_path / "ring.safetensors"
+    save_file({"emb_params": torch.zeros(1, 32)}, embedding)
+    plain = [{"prompt": "a ring", "seed": n} for n in range(8)]
+    rows = [*plain[:5], {**plain[5], "embeddings": [{"path": str(embedding), "token": "ring"}]}, *plain[6:]]
+    receipt, ledger = run(tmp_path, model, rows, damage=embedding)
+    assert (receipt.done, receipt.failed) == (7, 1)
+    assert calls == [4, 4, 1, 1, 1, 1]
+    assert [row["error_class"] for row in ledger] == ["input"]
+    assert "ring.safetensors" in ledger[0]["error"]
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), OutOfDeviceMemory),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), OutOfDeviceMemory),
+        (RuntimeError("CUDA error: device-side assert triggered\nmore"), DeviceLost),
+        (torch.AcceleratorError("an illegal memory access"), DeviceLost),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), RuntimeError),
+        (ValueError("CUDA error in a prompt"), ValueError),
+    ],
+)
+def test_what_the_device_raises_becomes_ours(raised: Exception, expected: type[Exception]) -> None:
+    with pytest.raises(expected) as caught, device_errors(16):
+        raise raised
+    assert type(caught.value) is expected
+    if expected is OutOfDeviceMemory:
+        assert "a call of 16 images does not fit on the device; try --batch-size" in str(caught.value)
