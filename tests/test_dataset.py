@@ -22,7 +22,8 @@ from batchgen.dataset.commit import Attempt, drop_rows
 from batchgen.dataset.dataset import RECORD, Dataset
 from batchgen.dataset.format import new_format
 from batchgen.dataset.layouts.layout import IMAGE, DatasetLayout
-from batchgen.dataset.receipts import RECEIPTS, read_receipts
+from batchgen.dataset.progress import read_receipts
+from batchgen.dataset.receipts import RECEIPTS
 from batchgen.dataset.tables import decode_table, encode_table
 from batchgen.dataset.verify import verify_output
 from batchgen.errors import InputError

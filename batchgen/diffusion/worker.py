@@ -31,7 +31,7 @@ from batchgen.manifest.files import embedded_bytes
 from batchgen.models.catalog import Model
 from batchgen.options import Memory, Safety
 from batchgen.plan import key_model
-from batchgen.rows import ImageRef, MicroBatch, Receipt, Row, RowOutcome, Shard, Status, failed_row
+from batchgen.rows import FailedRow, ImageRef, MicroBatch, Receipt, Row, Shard, Status, failed_row
 from batchgen.storage import open_store, read_input
 
 __all__ = ["Worker"]
@@ -53,7 +53,7 @@ class _ShardWork:
     """What has become of a shard's rows so far, by id."""
 
     pending: dict[str, Future[_Made]] = field(default_factory=dict)
-    failed: dict[str, RowOutcome] = field(default_factory=dict)
+    failed: dict[str, FailedRow] = field(default_factory=dict)
     seconds: float = 0.0
 
     def fail(self, row: Row, error_class: str, error: str) -> None:

@@ -51,7 +51,7 @@ def drive(
     control: Control,
     *,
     recovered: Callable[[Shard], Receipt | None],
-    committed: Callable[[Receipt], None],
+    committed: Callable[[Shard, Receipt], None],
     failed: Callable[[Shard, Failure, int], None],
     troubled: Callable[[Shard, Failure], None],
 ) -> None:
@@ -62,7 +62,7 @@ def drive(
         workers: who runs it.
         control: says when to stop.
         recovered: the receipt of a shard that is committed although its attempt failed.
-        committed: called with the receipt of each committed shard.
+        committed: called with each committed shard and its receipt.
         failed: called with a shard whose rows are beyond help, why, and after how many attempts.
         troubled: called with a shard that will be tried again.
 
@@ -80,7 +80,7 @@ def drive(
                 # a worker may have died between its commit and its answer
                 receipt = recovered(finished.tried.shard) or receipt
             if isinstance(receipt, Receipt):
-                committed(receipt)
+                committed(finished.tried.shard, receipt)
                 continue
             hopeless = queue.failed(finished.tried, receipt, time.monotonic())
             if hopeless is None:
