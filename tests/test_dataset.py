@@ -155,6 +155,16 @@ def test_a_dataset_without_shards(tmp_path: Path) -> None:
         open_dataset(str(tmp_path))
 
 
+def test_the_readmes_example_runs(tmp_path: Path) -> None:
+    """What the README shows of Python, on an output of that name."""
+    begun = Dataset.begin(open_store(str(tmp_path / "out" / "quickstart")), make_format(), create=True)
+    attempt(begun, make_shard(2))
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    example = readme.partition("From Python")[2].partition("```python\n")[2].partition("```")[0]
+    done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("a red cube 0 (8, 8)\na red cube 1 (8, 8)\n", "")
+
+
 @pytest.mark.parametrize("layout", list(Layout))
 def test_the_gallery_lays_out_any_layout(tmp_path: Path, layout: Layout) -> None:
     """The script in manifests/ reads through the same door."""

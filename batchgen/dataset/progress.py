@@ -33,9 +33,7 @@ __all__ = ["DoneRows", "done_rows", "fold_receipts", "read_done", "read_receipts
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
-FOLD_ABOVE = (
-    1000  # receipts in no snapshot; reading so many takes 1 to 2 seconds from an object store, their markers twice that
-)
+FOLD_ABOVE = 1000  # receipts in no snapshot; so many take 1 to 2 s from an object store, their markers twice as long
 
 DoneRows = list[tuple[str, str]]
 """Ids and fingerprints, in the order of the shard's marker."""
