@@ -8,7 +8,7 @@ from typing import Any
 from batchgen.errors import ErrorClass
 from batchgen.identity import shard_id
 
-__all__ = ["ImageRef", "MicroBatch", "Receipt", "Row", "RowOutcome", "Shard", "Status", "failed_row", "make_shard"]
+__all__ = ["FailedRow", "ImageRef", "MicroBatch", "Receipt", "Row", "Shard", "Status", "failed_row", "make_shard"]
 
 
 class Status(StrEnum):
@@ -97,14 +97,13 @@ def make_shard(key: str, batch_size: int, rows: Sequence[Row]) -> Shard:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RowOutcome:
-    """How one row of a committed shard ended."""
+class FailedRow:
+    """A row that could not be made, and why."""
 
     id: str
     fingerprint: str
-    status: Status
-    error_class: str | None = None
-    error: str | None = None
+    error_class: str
+    error: str
     attempts: int = 1
 
 
@@ -115,7 +114,8 @@ class Receipt:
     shard: str
     attempt: str
     run: str
-    rows: Sequence[RowOutcome]
+    done: int  # rows that the marker names; which they are it says itself
+    failures: Sequence[FailedRow]
     key: str
     device: str
     seconds: float  # on the device: conditioning, denoising and decoding of all rows
@@ -124,21 +124,10 @@ class Receipt:
     bytes: int = 0  # encoded images
 
     @property
-    def done(self) -> int:
-        return sum(row.status is Status.DONE for row in self.rows)
-
-    @property
     def failed(self) -> int:
-        return len(self.rows) - self.done
+        return len(self.failures)
 
 
-def failed_row(row: Row, error_class: ErrorClass, error: str, attempts: int = 1) -> RowOutcome:
-    """The outcome of a row that could not be made."""
-    return RowOutcome(
-        id=row.id,
-        fingerprint=row.fingerprint,
-        status=Status.FAILED,
-        error_class=error_class,
-        error=error,
-        attempts=attempts,
-    )
+def failed_row(row: Row, error_class: ErrorClass, error: str, attempts: int = 1) -> FailedRow:
+    """The record of a row that could not be made."""
+    return FailedRow(id=row.id, fingerprint=row.fingerprint, error_class=error_class, error=error, attempts=attempts)

@@ -13,7 +13,8 @@ from batchgen.dataset.commit import commit_failures, drop_rows, reopen_rows
 from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.format import OutputFormat, new_format
 from batchgen.dataset.lease import Lease
-from batchgen.dataset.receipts import fold_receipts, read_receipts, rebuild_receipt, write_books
+from batchgen.dataset.progress import DoneRows, done_rows, fold_receipts, read_done, read_receipts
+from batchgen.dataset.receipts import rebuild_receipt, write_books
 from batchgen.dataset.runs import RunRecord, new_run_name, write_run
 from batchgen.diffusion.kind import generation
 from batchgen.diffusion.settings import WorkerSettings
@@ -28,7 +29,7 @@ from batchgen.manifest.problems import ProblemLog
 from batchgen.options import Device, Dtype
 from batchgen.plan import Sizing, make_shards
 from batchgen.resolve import Resolved, resolve
-from batchgen.rows import Receipt, Shard, failed_row
+from batchgen.rows import Receipt, Shard, Status, failed_row
 from batchgen.storage import Store, open_store, probe
 from batchgen.work import Failure
 
@@ -121,6 +122,7 @@ def run(job: Job, *, source: str, limit: int | None, reporter: Reporter) -> Coun
         dataset = replace(dataset, store=store)
         this = _Run(job=job, source=source, dataset=dataset, index=index, resolved=resolved)
         with Lease(store, this.name, progress=reporter.notice):
+            fold_receipts(dataset)
             _survey(dataset, index, repair=True)
             pending = index.counts().pending
             to_make = min([pending, *(n for n in (limit, job.limits.max_images) if n is not None)])
@@ -195,7 +197,7 @@ class _Run:
                     pool,
                     control,
                     recovered=self._recovered,
-                    committed=lambda receipt: self._committed(receipt, reporter),
+                    committed=lambda shard, receipt: self._committed(shard, receipt, reporter),
                     failed=lambda shard, failure, attempts: self._failed(shard, failure, attempts, reporter),
                     retried=lambda shard, failure: reporter.notice(
                         f"shard {shard.id} ({len(shard.rows)} rows) will be tried again: {failure.message}"
@@ -257,8 +259,11 @@ class _Run:
         counts, models = self.index.counts(), sorted(self.resolved.models)
         write_card(self.dataset, images=self.index.images(), failed=counts.failed, models=models)
 
-    def _committed(self, receipt: Receipt, reporter: Reporter) -> None:
-        self.index.mark(_entries(receipt))
+    def _committed(self, shard: Shard, receipt: Receipt, reporter: Reporter) -> None:
+        failed = {row.id for row in receipt.failures}
+        done = [(row.id, row.fingerprint) for row in shard.rows if row.id not in failed]
+        # rows were taken out of it since, where another attempt made it long ago: its marker says which are left
+        self.index.mark(_entries(receipt, done if len(done) == receipt.done else done_rows(self.dataset, shard.id)))
         reporter.committed(receipt)
 
     def _recovered(self, shard: Shard) -> Receipt | None:
@@ -269,7 +274,7 @@ class _Run:
 
     def _failed(self, shard: Shard, failure: Failure, attempts: int, reporter: Reporter) -> None:
         outcomes = [failed_row(row, failure.error_class, failure.message, attempts) for row in shard.rows]
-        self._committed(commit_failures(self.dataset, shard, self.name, outcomes), reporter)
+        self._committed(shard, commit_failures(self.dataset, shard, self.name, outcomes), reporter)
 
 
 def _reach(job: Job) -> Store:
@@ -286,17 +291,17 @@ def _wanted(job: Job, resolved: Resolved) -> OutputFormat:
 def _survey(dataset: Dataset, index: Index, *, repair: bool) -> Measured:
     """Mark in the index what the output holds, and sum up how fast it was made."""
     measured = Measured()
-    for receipt in read_receipts(dataset, repair=repair):
-        index.mark(_entries(receipt))
+    for receipt, done in read_done(dataset, repair=repair):
+        index.mark(_entries(receipt, done))
         measured.add(receipt)
     return measured
 
 
-def _entries(receipt: Receipt) -> list[Committed]:
-    return [
-        Committed(id=row.id, fingerprint=row.fingerprint, shard=receipt.shard, status=row.status)
-        for row in receipt.rows
-    ]
+def _entries(receipt: Receipt, done: DoneRows) -> Iterator[Committed]:
+    for id_, fingerprint in done:
+        yield Committed(id=id_, fingerprint=fingerprint, shard=receipt.shard, status=Status.DONE)
+    for row in receipt.failures:
+        yield Committed(id=row.id, fingerprint=row.fingerprint, shard=receipt.shard, status=Status.FAILED)
 
 
 def _sizing(job: Job, device: str, workers: int) -> Sizing:

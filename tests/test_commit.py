@@ -2,8 +2,11 @@
 
 import hashlib
 import io
+import json
 import os
+import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -17,32 +20,28 @@ from s3_faults import Fault, Kind, fault_proxy
 from s3_server import S3Server
 from test_plan import make_row
 
-from batchgen.dataset import receipts
+from batchgen.dataset import progress
 from batchgen.dataset.commit import Attempt, commit_failures, drop_rows
 from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.format import OutputFormat, new_format
 from batchgen.dataset.layouts import find_layout
-from batchgen.dataset.receipts import (
-    RECEIPTS,
-    SNAPSHOTS,
-    fold_receipts,
-    read_receipts,
-    rebuild_receipt,
-    write_receipt,
-)
+from batchgen.dataset.progress import DoneRows, done_rows, fold_receipts, read_done, read_receipts
+from batchgen.dataset.receipts import RECEIPTS, rebuild_receipt, receipt_to_json, write_receipt
 from batchgen.dataset.schema import applied_cells
+from batchgen.dataset.snapshots import SNAPSHOTS, list_snapshots, write_snapshot
 from batchgen.dataset.verify import verify_output
 from batchgen.errors import ErrorClass, NotFound, StoreError
 from batchgen.images import encode
 from batchgen.options import ImageFormat, Layout
 from batchgen.plan import batch_key
-from batchgen.rows import Receipt, RowOutcome, Shard, Status, failed_row
+from batchgen.rows import Receipt, Shard, failed_row
 from batchgen.storage import Entry, Store, open_store
 
+NAME = "0123456789abcdef"
 CARRIED = {"split": pa.string(), "tags": pa.list_(pa.string()), "weight": pa.float64()}
 
 
-def make_shard(rows: int = 4, name: str = "0123456789abcdef", first: int = 0) -> Shard:
+def make_shard(rows: int = 4, name: str = NAME, first: int = 0) -> Shard:
     made = tuple(
         replace(make_row(number), carried={"split": "train", "tags": ["a", "ü"]})
         for number in range(first, first + rows)
@@ -95,16 +94,20 @@ def table_of(dataset: Dataset, shard: Shard) -> pa.Table:
     return pq.read_table(io.BytesIO(dataset.store.read(dataset.layout.marker_key(shard.id))))
 
 
-def ids(receipt: Receipt, status: Status) -> list[str]:
-    return [row.id for row in receipt.rows if row.status is status]
+def done_ids(dataset: Dataset, shard: str = NAME) -> list[str]:
+    return [id_ for id_, _ in done_rows(dataset, shard)]
+
+
+def failed_ids(receipt: Receipt) -> list[str]:
+    return [row.id for row in receipt.failures]
 
 
 def test_a_committed_shard(store: Store, store_uri: str, dataset: Dataset) -> None:
     """Marker, pictures, ledger and receipt say the same, and `verify` agrees."""
     shard = make_shard()
     receipt = attempt(dataset, shard, failed=(1,))
-    assert ids(receipt, Status.DONE) == ["row-0", "row-2", "row-3"]
-    assert ids(receipt, Status.FAILED) == ["row-1"]
+    assert done_ids(dataset) == ["row-0", "row-2", "row-3"]
+    assert failed_ids(receipt) == ["row-1"]
     table = table_of(dataset, shard)
     assert table.schema.equals(dataset.format.schema)
     assert table["id"].to_pylist() == ["row-0", "row-2", "row-3"]
@@ -150,7 +153,7 @@ def test_a_second_attempt_is_refused(store: Store, store_uri: str, dataset: Data
     first = attempt(dataset, shard)
     before = store.read(dataset.layout.marker_key(shard.id))
     second = attempt(dataset, shard)
-    assert (second.attempt, second.rows, second.run) == (first.attempt, first.rows, first.run)
+    assert (second.attempt, second.done, second.run) == (first.attempt, first.done, first.run)
     assert store.read(dataset.layout.marker_key(shard.id)) == before
     found = verify_output(store_uri)
     assert (found.faults, found.rows) == ([], 4)
@@ -163,12 +166,11 @@ def test_a_late_attempt_changes_no_row(store: Store, store_uri: str, dataset: Da
     shard = make_shard()
     first = attempt(dataset, shard, failed=(1,))
     second = attempt(dataset, shard, failed=late)
-    assert second.rows == first.rows
-    (kept,) = read_receipts(dataset, repair=False)
-    assert kept.rows == first.rows
+    assert (second.done, second.failures) == (3, first.failures)
+    assert list(read_receipts(dataset, repair=False)) == [replace(first, seconds=second.seconds)]
     store.delete(f"{RECEIPTS}/{shard.id}.json")
     (rebuilt,) = read_receipts(dataset, repair=False)
-    assert rebuilt.rows == first.rows
+    assert (rebuilt.done, rebuilt.failures) == (3, first.failures)
     found = verify_output(store_uri)
     assert (found.faults, found.failed_rows) == ([], 1)
 
@@ -180,7 +182,7 @@ def test_giving_up_on_a_committed_shard_changes_nothing(store: Store, store_uri:
     store.delete(f"{RECEIPTS}/{shard.id}.json")
     commit_failures(dataset, shard, "run-1", [failed_row(shard.rows[0], ErrorClass("worker-died"), "died", 3)])
     (kept,) = read_receipts(dataset, repair=False)
-    assert kept.rows == first.rows
+    assert (kept.done, kept.failures, kept.attempt) == (1, [], first.attempt)
     assert verify_output(store_uri).faults == []
 
 
@@ -216,10 +218,10 @@ def test_dropped_rows_are_gone_for_readers(store: Store, store_uri: str, dataset
     drop_rows(dataset, shard.id, set(pairs[:2]))
     (receipt,) = read_receipts(dataset, repair=False)
     assert table_of(dataset, shard)["id"].to_pylist() == ["row-2", "row-3"]
-    assert ids(receipt, Status.DONE) == ["row-2", "row-3"]
+    assert done_ids(dataset) == ["row-2", "row-3"]
     rebuilt = rebuild_receipt(dataset, shard.id)
     assert rebuilt is not None
-    assert (rebuilt.rows, rebuilt.attempt) == (receipt.rows, receipt.attempt)
+    assert (rebuilt.done, rebuilt.attempt) == (receipt.done, receipt.attempt) == (2, rebuilt.attempt)
     assert verify_output(store_uri).faults == []
     drop_rows(dataset, shard.id, set(pairs))
     with pytest.raises(NotFound):
@@ -228,18 +230,91 @@ def test_dropped_rows_are_gone_for_readers(store: Store, store_uri: str, dataset
     assert (found.faults, found.rows) == ([], 0)
 
 
-def test_folded_receipts_say_the_same(store: Store, dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folded_receipts_say_the_same(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many loose receipts become one snapshot; later ones, and newer ones of the same shard, come over it."""
-    monkeypatch.setattr(receipts, "FOLD_ABOVE", 3)
-    made = [attempt(dataset, make_shard(2, f"{n:016x}", first=2 * n)) for n in range(5)]
+    monkeypatch.setattr(progress, "FOLD_ABOVE", 4)
+    made = [attempt(dataset, make_shard(2, f"{n:016x}", first=2 * n), failed=(0,) * (n == 2)) for n in range(5)]
+    before = {receipt.shard: (receipt, rows) for receipt, rows in read_done(dataset, repair=False)}
+    assert before == {receipt.shard: (receipt, done_rows(dataset, receipt.shard)) for receipt in made}
     fold_receipts(dataset)
-    assert store.names(RECEIPTS) == []
-    assert len(store.names(SNAPSHOTS)) == 1
+    assert dataset.store.names(RECEIPTS) == []
+    assert len(list_snapshots(dataset.store)) == 2  # no more receipts than FOLD_ABOVE in one
+    assert {receipt.shard: (receipt, rows) for receipt, rows in read_done(dataset, repair=False)} == before
     made.append(attempt(dataset, make_shard(2, f"{9:016x}", first=18)))
-    newer = replace(made[0], rows=made[0].rows[:1])
+    newer = replace(made[2], failures=[])
     write_receipt(dataset, newer)
     found = {receipt.shard: receipt for receipt in read_receipts(dataset, repair=False)}
-    assert found == {receipt.shard: receipt for receipt in [newer, *made[1:]]}
+    assert found == {receipt.shard: receipt for receipt in [*made, newer]}
+    assert verify_output(dataset.uri).faults == []
+
+
+def test_done_rows_of_a_snapshot_are_read_from_it_alone(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resumed run looks into no marker whose rows are in a snapshot."""
+    monkeypatch.setattr(progress, "FOLD_ABOVE", 0)
+    made = [attempt(dataset, make_shard(2, f"{n:016x}", first=2 * n)) for n in range(3)]
+    before = list(read_done(dataset, repair=False))
+    fold_receipts(dataset)
+    for receipt in made:
+        dataset.store.write(dataset.layout.marker_key(receipt.shard), b"nobody reads this")
+    assert list(read_done(dataset, repair=True)) == before
+    assert [fault for fault in verify_output(dataset.uri).faults if "damaged" not in fault] == []
+
+
+def test_verify_finds_a_snapshot_that_disagrees(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resume trusts snapshots, so one that names other rows than the marker is a fault."""
+    monkeypatch.setattr(progress, "FOLD_ABOVE", 0)
+    receipt = attempt(dataset, make_shard(2))
+    fold_receipts(dataset)
+    assert verify_output(dataset.uri).faults == []
+    write_snapshot(dataset.store, [(receipt, pa.table({"id": ["row-0", "x"], "fingerprint": ["0" * 64, "f"]}))])
+    (fault,) = verify_output(dataset.uri).faults
+    assert NAME in fault and "snapshot" in fault
+
+
+def test_receipts_of_version_1_are_read_and_folded(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They named every done row, and their snapshots had no rows of their own."""
+    made = [attempt(dataset, make_shard(3, f"{n:016x}", first=3 * n), failed=(1,)) for n in range(3)]
+    done = {receipt.shard: done_rows(dataset, receipt.shard) for receipt in made}
+    older = {receipt.shard: version_1(receipt, done[receipt.shard]) for receipt in made}
+    for shard, text in older.items():
+        dataset.store.write(f"{RECEIPTS}/{shard}.json", text.encode())
+    assert list(read_receipts(dataset, repair=False)) == made
+    dataset.store.delete(f"{RECEIPTS}/{made[0].shard}.json")
+    dataset.store.delete(f"{RECEIPTS}/{made[1].shard}.json")
+    stream = io.BytesIO()
+    pq.write_table(pa.table({"shard": list(older)[:2], "receipt": list(older.values())[:2]}), stream)
+    dataset.store.write(f"{SNAPSHOTS}/{1:020d}.parquet", stream.getvalue())
+    for _ in range(2):
+        assert {r.shard: r for r in read_receipts(dataset, repair=False)} == {r.shard: r for r in made}
+        assert {r.shard: rows for r, rows in read_done(dataset, repair=False)} == done
+        fold_receipts(dataset)
+    (snapshot,) = list_snapshots(dataset.store)
+    assert snapshot.has_rows and dataset.store.names(RECEIPTS) == []
+    assert verify_output(dataset.uri).faults == []
+
+
+def version_1(receipt: Receipt, done: DoneRows) -> str:
+    """A receipt as the first release wrote it."""
+    content = json.loads(receipt_to_json(receipt))
+    failures = content.pop("failures")
+    del content["done"]
+    other = {"error_class": None, "error": None, "attempts": 1}
+    rows = [{"id": id_, "fingerprint": print_, "status": "done", **other} for id_, print_ in done]
+    return json.dumps({**content, "version": 1, "rows": [*rows, *({**row, "status": "failed"} for row in failures)]})
+
+
+def test_what_is_removed_is_not_done(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a receipt nor a snapshot makes rows done whose shard is missing from data/."""
+    monkeypatch.setattr(progress, "FOLD_ABOVE", 0)
+    gone = attempt(dataset, make_shard(2, f"{0:016x}"))
+    fold_receipts(dataset)
+    failed = attempt(dataset, make_shard(2, f"{1:016x}", first=2), failed=(0, 1))
+    for entry in list(dataset.store.entries("data")):
+        dataset.store.delete(entry.key)
+    if dataset.uri.startswith("/"):
+        shutil.rmtree(Path(dataset.uri, "data"))
+    assert list(read_done(dataset, repair=True)) == [(failed, [])]
+    assert {r.shard for r in read_receipts(dataset, repair=False, missing=True)} == {gone.shard, failed.shard}
 
 
 # Killed at every step
@@ -320,8 +395,8 @@ def test_killed_at_every_step(store: Store, store_uri: str, dataset: Dataset) ->
             assert visible in ([], ["row-0", "row-2", "row-3"])
             assert verify_output(store_uri).faults == []
             receipt = attempt(dataset, shard, failed=(1,))
-            assert ids(receipt, Status.DONE) == ["row-0", "row-2", "row-3"]
-            assert ids(receipt, Status.FAILED) == ["row-1"]
+            assert done_ids(dataset) == ["row-0", "row-2", "row-3"]
+            assert failed_ids(receipt) == ["row-1"]
             found = verify_output(store_uri, deep=True)
             assert (found.faults, found.rows, found.failed_rows) == ([], 3, 1)
             for entry in [
@@ -335,6 +410,68 @@ def test_killed_at_every_step(store: Store, store_uri: str, dataset: Dataset) ->
             break
     # ledger, marker, receipt, and with the layout `files` three pictures: each was killed before and after
     assert survived == (7 if dataset.layout.name is Layout.FILES else 4)
+
+
+class Cut(Dying):
+    """A store that takes so many changes and no more: what a kill leaves, in this process."""
+
+    def _change(self, method: str, *arguments: Any) -> None:
+        self._changes += 1
+        if self._changes > self._at:
+            raise KeyboardInterrupt
+        getattr(self._store, method)(*arguments)
+
+
+def cut_after(dataset: Dataset, changes: int) -> Dataset:
+    return replace(dataset, store=Cut(dataset.store, changes, after=False))
+
+
+@pytest.mark.parametrize("layout", list(Layout))
+def test_folding_killed_at_every_step(tmp_path: Path, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever of receipts and snapshots is there, the same rows are done, and folding again completes it."""
+    monkeypatch.setattr(progress, "FOLD_ABOVE", 2)
+    dataset = Dataset.begin(open_store(str(tmp_path / "out")), make_format(layout), create=True)
+    for number in range(4):
+        attempt(dataset, make_shard(2, f"{number:016x}", first=2 * number), failed=(1,) * (number == 3))
+    expected = sorted((r.shard, r.done, r.failed, rows) for r, rows in read_done(dataset, repair=False))
+    for changes in range(8):  # two snapshots of two files, and four receipts to delete
+        with pytest.raises(KeyboardInterrupt):
+            fold_receipts(cut_after(dataset, changes))
+        assert sorted((r.shard, r.done, r.failed, rows) for r, rows in read_done(dataset, repair=False)) == expected
+        assert verify_output(dataset.uri).faults == []
+        for receipt in list(read_receipts(dataset, repair=False)):
+            write_receipt(dataset, receipt)
+        for snapshot in list_snapshots(dataset.store):
+            snapshot.delete()
+    fold_receipts(cut_after(dataset, 8))
+    assert dataset.store.names(RECEIPTS) == []
+    assert sorted((r.shard, r.done, r.failed, rows) for r, rows in read_done(dataset, repair=False)) == expected
+
+
+@pytest.mark.parametrize("folded", [False, True])
+@pytest.mark.parametrize("dropped", [1, 3])
+@pytest.mark.parametrize("layout", list(Layout))
+def test_superseding_killed_at_every_step(
+    tmp_path: Path, layout: Layout, dropped: int, folded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What counts as done is what the marker holds, also where a snapshot knows better; doing it again completes it."""
+    monkeypatch.setattr(progress, "FOLD_ABOVE", 0)
+    shard = make_shard(4)
+    pairs = {(row.id, row.fingerprint) for row in shard.rows[:dropped]}
+    for changes in range(4):
+        dataset = Dataset.begin(open_store(str(tmp_path / f"out-{changes}")), make_format(layout), create=True)
+        attempt(dataset, shard, failed=(3,))
+        if folded:
+            fold_receipts(dataset)
+        with pytest.raises(KeyboardInterrupt) if changes < 3 else nullcontext():
+            drop_rows(cut_after(dataset, changes), shard.id, pairs)
+        stored = [(row.cells["id"], row.cells["fingerprint"]) for row in dataset.rows()]
+        assert len(stored) == (3 if changes < 2 else 3 - dropped)
+        assert [row for _, rows in read_done(dataset, repair=False) for row in rows] == stored
+        drop_rows(dataset, shard.id, pairs)
+        ((receipt, rows),) = read_done(dataset, repair=False)
+        assert len(rows) == receipt.done == 3 - dropped and receipt.failed == 1
+        assert verify_output(dataset.uri).faults == []
 
 
 @pytest.mark.s3
@@ -410,7 +547,7 @@ def test_books_that_cannot_be_written_undo_no_commit(s3_bucket: str, s3_server: 
     dataset = Dataset.open(open_store(s3_bucket, {"endpoint_url": s3_server.endpoint}))
     assert dataset.store.names(RECEIPTS) == []
     (rebuilt,) = read_receipts(dataset, repair=True)
-    assert rebuilt.rows == receipt.rows
+    assert (rebuilt.done, rebuilt.failures) == (receipt.done, receipt.failures)
     assert dataset.store.names(RECEIPTS) == [f"{shard.id}.json"]
     assert dataset.store.names("failures") == [f"{shard.id}.parquet"]
 
@@ -511,13 +648,16 @@ def test_verify_finds_another_schema(local: tuple[Path, Dataset]) -> None:
 
 
 def test_verify_finds_a_receipt_that_disagrees(local: tuple[Path, Dataset]) -> None:
-    """Resume trusts receipts, so one that names other rows than its marker is a fault."""
+    """Resume trusts receipts, so one that says other than its marker is a fault."""
     _, dataset = local
     receipt = next(r for r in read_receipts(dataset, repair=False) if r.shard == f"{0:016x}")
-    rows = [*receipt.rows, RowOutcome(id="x", fingerprint="x", status=Status.DONE)]
-    write_receipt(dataset, replace(receipt, rows=rows))
+    write_receipt(dataset, replace(receipt, done=receipt.done + 1))
     (fault,) = verify_output(dataset.uri).faults
-    assert f"{0:016x}" in fault
+    assert f"{0:016x}" in fault and "counts 4" in fault
+    row = make_shard(3).rows[2]
+    write_receipt(dataset, replace(receipt, failures=[failed_row(row, ErrorClass("nan"), "not a number")]))
+    (fault,) = verify_output(dataset.uri).faults
+    assert f"{0:016x}" in fault and "failed" in fault
 
 
 def test_clean_removes_strays_of_committed_shards_alone(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from batchgen.dataset.commit import Attempt, drop_rows
 from batchgen.dataset.dataset import RECORD, Dataset
 from batchgen.dataset.format import new_format
 from batchgen.dataset.layouts.layout import IMAGE, DatasetLayout
-from batchgen.dataset.receipts import RECEIPTS, read_receipts
+from batchgen.dataset.progress import read_receipts
+from batchgen.dataset.receipts import RECEIPTS
 from batchgen.dataset.tables import decode_table, encode_table
 from batchgen.dataset.verify import verify_output
 from batchgen.errors import InputError
@@ -152,6 +153,16 @@ def test_a_dataset_without_shards(tmp_path: Path) -> None:
     assert begun.to_table().schema.names == begun.format.schema.names
     with pytest.raises(InputError, match="no batchgen output"):
         open_dataset(str(tmp_path))
+
+
+def test_the_readmes_example_runs(tmp_path: Path) -> None:
+    """What the README shows of Python, on an output of that name."""
+    begun = Dataset.begin(open_store(str(tmp_path / "out" / "quickstart")), make_format(), create=True)
+    attempt(begun, make_shard(2))
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    example = readme.partition("From Python")[2].partition("```python\n")[2].partition("```")[0]
+    done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("a red cube 0 (8, 8)\na red cube 1 (8, 8)\n", "")
 
 
 @pytest.mark.parametrize("layout", list(Layout))

@@ -96,7 +96,7 @@ def test_another_kind_of_work_runs_on_the_pool(tmp_path: Path, monkeypatch: pyte
                 pool,
                 Control(deadline=time.monotonic() + 240),
                 recovered=lambda _unit: None,
-                committed=lambda receipt: done.update(receipt.squares),
+                committed=lambda _unit, receipt: done.update(receipt.squares),
                 failed=lambda unit, why, _attempts: failed.append((unit.values, why.error_class)),
                 retried=lambda _unit, why: retried.append(why.error_class),
             )

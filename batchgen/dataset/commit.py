@@ -9,19 +9,27 @@ import re
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
 import pyarrow as pa
 
 from batchgen.dataset.dataset import Dataset
-from batchgen.dataset.receipts import FAILURES, delete_receipt, rebuild_receipt, receipt_of, write_books, write_receipt
+from batchgen.dataset.receipts import (
+    FAILURES,
+    failure_record,
+    read_receipt,
+    rebuild_receipt,
+    receipt_of,
+    write_books,
+    write_receipt,
+)
 from batchgen.dataset.schema import metadata_table
 from batchgen.dataset.tables import with_about
 from batchgen.errors import StoreError
 from batchgen.options import ImageFormat
-from batchgen.rows import Receipt, Row, RowOutcome, Shard, Status
+from batchgen.rows import FailedRow, Receipt, Row, Shard
 
 __all__ = ["Attempt", "commit_failures", "drop_rows", "reopen_rows"]
 
@@ -52,7 +60,7 @@ class Attempt:
         return self._dataset.layout.add_picture(self._dataset.store, self._shard.id, self.id, name, data)
 
     def commit(
-        self, done: Sequence[Mapping[str, Any]], failed: Sequence[RowOutcome], *, size: int, seconds: float, device: str
+        self, done: Sequence[Mapping[str, Any]], failed: Sequence[FailedRow], *, size: int, seconds: float, device: str
     ) -> Receipt:
         """Make the shard exist with these rows; the receipt is that of the attempt that was first.
 
@@ -64,12 +72,12 @@ class Attempt:
             device: its name.
         """
         finished = time.time()
-        rows = [RowOutcome(id=c["id"], fingerprint=c["fingerprint"], status=Status.DONE) for c in done]
         receipt = Receipt(
             shard=self._shard.id,
             attempt=self.id,
             run=self._run,
-            rows=[*rows, *failed],
+            done=len(done),
+            failures=failed,
             key=self._shard.key,
             device=device,
             seconds=seconds,
@@ -86,7 +94,7 @@ class Attempt:
             key=self._shard.key,
             finished=finished,
             bytes=size,
-            failed=[asdict(row) for row in failed],
+            failed=[failure_record(row) for row in failed],
         )
         try:
             self._dataset.store.create(self._marker, self._dataset.layout.encode(table))
@@ -115,7 +123,7 @@ class Attempt:
         return mine if winner.attempt == self.id else winner
 
 
-def commit_failures(dataset: Dataset, shard: Shard, run: str, failed: Sequence[RowOutcome]) -> Receipt:
+def commit_failures(dataset: Dataset, shard: Shard, run: str, failed: Sequence[FailedRow]) -> Receipt:
     """Record that no row of a shard could be made: ledger and receipt, and no marker.
 
     Where the shard is committed after all, nothing changes and its receipt comes back.
@@ -124,7 +132,8 @@ def commit_failures(dataset: Dataset, shard: Shard, run: str, failed: Sequence[R
         shard=shard.id,
         attempt="none",
         run=run,
-        rows=failed,
+        done=0,
+        failures=failed,
         key=shard.key,
         device="none",
         seconds=0.0,
@@ -147,32 +156,38 @@ def reopen_rows(dataset: Dataset, receipt: Receipt, classes: Collection[str]) ->
         receipt: of the shard.
         classes: error classes to forget; all where empty.
     """
-    kept = [row for row in receipt.rows if row.status is Status.DONE or (classes and row.error_class not in classes)]
-    if len(kept) < len(receipt.rows):
+    kept = [row for row in receipt.failures if classes and row.error_class not in classes]
+    if len(kept) < receipt.failed:
         dataset.store.delete(f"{FAILURES}/{receipt.shard}.parquet")
-        write_books(dataset, replace(receipt, rows=kept))
-    return len(receipt.rows) - len(kept)
+        write_books(dataset, replace(receipt, failures=kept))
+    return receipt.failed - len(kept)
 
 
 def drop_rows(dataset: Dataset, shard: str, dropped: Collection[tuple[str, str]]) -> None:
     """Take superseded rows, by id and fingerprint, out of a committed shard; pictures stay behind as strays.
 
     The marker is replaced in one write, so a reader sees the shard before or after. A shard with no row left loses
-    its marker: readers cannot take a table without rows. After a kill in between, doing it again completes it.
+    its marker: readers cannot take a table without rows. The receipt is written before that, too: from then on no
+    snapshot is asked which rows the shard has. After a kill in between, doing it again completes it.
     """
     marker = dataset.marker(shard, pictures=True)
-    if marker is None:
-        delete_receipt(dataset, shard)
+    receipt = read_receipt(dataset.store, shard)
+    if receipt is None and marker is not None:
+        receipt = receipt_of(marker, dataset.layout)
+    if receipt is None:
         return
-    key = dataset.layout.marker_key(shard)
-    pairs = zip(marker.table["id"].to_pylist(), marker.table["fingerprint"].to_pylist(), strict=True)
-    kept = marker.table.filter(pa.array([pair not in dropped for pair in pairs]))
-    if kept.num_rows:
-        dataset.store.write(key, dataset.layout.encode(kept))
-    else:
-        dataset.store.delete(key)
-    receipt = receipt_of(marker, dataset.layout)
-    write_receipt(dataset, replace(receipt, rows=[r for r in receipt.rows if (r.id, r.fingerprint) not in dropped]))
+    write_receipt(dataset, receipt)
+    left = 0
+    if marker is not None:
+        key = dataset.layout.marker_key(shard)
+        pairs = zip(marker.table["id"].to_pylist(), marker.table["fingerprint"].to_pylist(), strict=True)
+        kept = marker.table.filter(pa.array([pair not in dropped for pair in pairs]))
+        left = kept.num_rows
+        if left:
+            dataset.store.write(key, dataset.layout.encode(kept))
+        else:
+            dataset.store.delete(key)
+    write_receipt(dataset, replace(receipt, done=left))
 
 
 def picture_name(row: Row, image_format: ImageFormat, step: int | None = None) -> str:

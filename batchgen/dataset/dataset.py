@@ -249,7 +249,8 @@ def _damage_named(store: Store, layout: DatasetLayout, shard: str) -> Iterator[N
     except StoreError:
         raise
     except Exception as error:  # pyarrow raises its own errors, OSError, UnicodeDecodeError and more
-        raise Damaged(f"{store.uri}/{layout.marker_key(shard)} is damaged: {str(error).splitlines()[0]}") from error
+        place, why = f"{store.uri}/{layout.marker_key(shard)}", str(error).splitlines()[0]
+        raise Damaged(f"{place} is damaged: {why}; a shard that is removed from data/ is made again") from error
 
 
 def _stored_format(store: Store, record: Mapping[str, Any]) -> OutputFormat:

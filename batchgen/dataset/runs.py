@@ -1,4 +1,4 @@
-"""The runs over an output, a record each: what a run was told, and how it ended."""
+"""The runs over an output, a record each: what a run was asked for, and how it ended."""
 
 import json
 import time
@@ -39,7 +39,7 @@ class RunRecord:
 
 
 def write_run(store: Store, record: RunRecord) -> None:
-    """Store what a run was told and how it ended."""
+    """Store what a run was asked for and how it ended."""
     store.write(f"{RUNS}/{record.run}/run.json", json.dumps(asdict(record), indent=2).encode())
 
 

@@ -6,6 +6,7 @@ cells are null, since readers join shards by schema. Knows nothing of stores.
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +16,7 @@ from batchgen.generation.tasks import TASKS
 from batchgen.identity import canonical
 from batchgen.manifest.cells import carried_cell
 from batchgen.manifest.columns import COLUMNS, Column, Kind, image_column
-from batchgen.rows import Row, RowOutcome
+from batchgen.rows import FailedRow, Row, Status
 
 __all__ = ["FAILURES", "VERSION", "applied_cells", "failures_table", "metadata_schema", "metadata_table"]
 
@@ -115,6 +116,6 @@ def metadata_table(schema: pa.Schema, cells: Sequence[Mapping[str, Any]]) -> pa.
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def failures_table(rows: Sequence[RowOutcome]) -> pa.Table:
+def failures_table(rows: Sequence[FailedRow]) -> pa.Table:
     """The failure ledger of one shard."""
-    return pa.Table.from_pylist([{name: getattr(row, name) for name in FAILURES.names} for row in rows], FAILURES)
+    return pa.Table.from_pylist([{**asdict(row), "status": Status.FAILED.value} for row in rows], FAILURES)

@@ -5,10 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from batchgen.dataset.dataset import READERS, Dataset, DatasetRow, Marker
-from batchgen.dataset.receipts import read_receipts
+from batchgen.dataset.progress import read_receipts, snapshot_digests
 from batchgen.errors import ImageError, StoreError
+from batchgen.identity import shard_id
 from batchgen.images import decode
-from batchgen.rows import Receipt, Status
+from batchgen.rows import Receipt
 from batchgen.storage import open_store
 
 __all__ = ["Verification", "verify_output"]
@@ -60,7 +61,7 @@ def verify_output(uri: str, *, deep: bool = False, clean: bool = False) -> Verif
         receipt.shard: receipt for receipt in read_receipts(dataset, repair=False, missing=True, damaged=lambda _: None)
     }
     with ThreadPoolExecutor(READERS) as pool:
-        check = _Check(dataset, pool, deep, clean, found, {})
+        check = _Check(dataset, pool, deep, clean, found, snapshot_digests(dataset), {})
         for shard in dataset.shards():
             _verify_shard(check, shard, receipts.pop(shard, None))
     for receipt in receipts.values():
@@ -75,6 +76,7 @@ class _Check:
     deep: bool
     clean: bool
     found: Verification
+    digests: dict[str, str]  # of the done rows, as snapshots have them, by shard
     places: dict[str, str]  # key of the marker that names a row, by the row's id
 
 
@@ -103,7 +105,7 @@ def _verify_shard(check: _Check, shard: str, receipt: Receipt | None) -> None:
         if id_ in check.places:
             found.faults.append(f"{key}: id {id_!r} is in {check.places[id_]}, too")
         check.places[id_] = key
-    _verify_receipt(found, marker, receipt)
+    _verify_receipt(check, marker, receipt)
     named = {key}
     for fault, keys in check.pool.map(lambda row: _verify_row(row, check.deep), dataset.rows_of(marker)):
         found.faults += [fault] if fault else []
@@ -126,14 +128,18 @@ def _verify_absent(found: Verification, receipt: Receipt | None) -> None:
         found.faults.append(f"shard {receipt.shard}: its receipt names {receipt.done} images, its marker is missing")
 
 
-def _verify_receipt(found: Verification, marker: Marker, receipt: Receipt | None) -> None:
+def _verify_receipt(check: _Check, marker: Marker, receipt: Receipt | None) -> None:
     if receipt is None:
         return  # the next run, or any reader of receipts, rebuilds it
+    found, place = check.found, f"shard {marker.shard}"
     found.failed_rows += receipt.failed
-    recorded = {(row.id, row.fingerprint) for row in receipt.rows if row.status is Status.DONE}
-    stored = zip(marker.table["id"].to_pylist(), marker.table["fingerprint"].to_pylist(), strict=True)
-    if recorded != set(stored):
-        found.faults.append(f"shard {marker.shard}: receipt and marker name different rows")
+    rows = list(zip(marker.table["id"].to_pylist(), marker.table["fingerprint"].to_pylist(), strict=True))
+    if receipt.done != len(rows):
+        found.faults.append(f"{place}: its receipt counts {receipt.done} rows, its marker holds {len(rows)}")
+    if not {(row.id, row.fingerprint) for row in receipt.failures}.isdisjoint(rows):
+        found.faults.append(f"{place}: its receipt names a row as failed that its marker holds")
+    if check.digests.get(marker.shard, shard_id(rows)) != shard_id(rows):
+        found.faults.append(f"{place}: snapshot and marker name different rows")
 
 
 def _verify_row(row: DatasetRow, deep: bool) -> tuple[str | None, set[str]]:

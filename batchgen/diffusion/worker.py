@@ -36,7 +36,7 @@ from batchgen.manifest.files import embedded_bytes
 from batchgen.models.catalog import Model
 from batchgen.options import Memory, Safety
 from batchgen.plan import key_model
-from batchgen.rows import ImageRef, MicroBatch, Receipt, Row, RowOutcome, Shard, Status, failed_row
+from batchgen.rows import FailedRow, ImageRef, MicroBatch, Receipt, Row, Shard, Status, failed_row
 from batchgen.storage import open_store, read_input
 from batchgen.work import Failure, failure_of
 
@@ -60,7 +60,7 @@ class _ShardWork:
     """What has become of a shard's rows so far, by id."""
 
     pending: dict[str, Future[_Made]] = field(default_factory=dict)
-    failed: dict[str, RowOutcome] = field(default_factory=dict)
+    failed: dict[str, FailedRow] = field(default_factory=dict)
     seconds: float = 0.0
     last_failure: Failure | None = None  # of a row in a call of its own
     alike: int = 0  # rows that failed so, one after the other

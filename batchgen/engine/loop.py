@@ -53,7 +53,7 @@ def drive(
     control: Control,
     *,
     recovered: Callable[[_Unit], Any],
-    committed: Callable[[Any], None],
+    committed: Callable[[_Unit, Any], None],
     failed: Callable[[_Unit, Failure, int], None],
     retried: Callable[[_Unit, Failure], None],
 ) -> None:
@@ -64,7 +64,7 @@ def drive(
         workers: who runs it.
         control: says when to stop.
         recovered: the receipt of a unit that is committed although its worker was lost; None where it is not.
-        committed: called with the receipt of each unit that is done.
+        committed: called with each unit that is done and its receipt.
         failed: called with a unit that is not tried again, why, and after how many attempts.
         retried: called with a unit that will be tried again, and why.
 
@@ -82,7 +82,7 @@ def drive(
                 # a worker may have died between its commit and its answer
                 result = recovered(unit) or result
             if not isinstance(result, Failure):
-                committed(result)
+                committed(unit, result)
             elif (given_up := queue.failed(finished.tried, result, time.monotonic())) is None:
                 retried(unit, result)
             else:

@@ -11,10 +11,10 @@ from rich.table import Table
 
 from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.lease import is_held
-from batchgen.dataset.receipts import read_receipts
+from batchgen.dataset.progress import read_receipts
 from batchgen.dataset.runs import latest_run
 from batchgen.report.display import duration
-from batchgen.rows import Receipt, Status
+from batchgen.rows import Receipt
 from batchgen.storage import open_store
 
 __all__ = ["OutputStatus", "follow", "read_status", "status_table"]
@@ -82,14 +82,8 @@ def read_status(uri: str) -> OutputStatus:
 
 
 def _failures(receipts: list[Receipt]) -> Counter[str]:
-    """Failed rows by class; one that a later shard made after all does not count."""
-    made = {(row.id, row.fingerprint) for receipt in receipts for row in receipt.rows if row.status is Status.DONE}
-    failed = {
-        (row.id, row.fingerprint): row.error_class or "unknown"
-        for receipt in receipts
-        for row in receipt.rows
-        if row.status is Status.FAILED and (row.id, row.fingerprint) not in made
-    }
+    """Failed rows by class; one that two shards failed to make counts once."""
+    failed = {(row.id, row.fingerprint): row.error_class for receipt in receipts for row in receipt.failures}
     return Counter(failed.values())
 
 

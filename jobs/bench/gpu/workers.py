@@ -223,7 +223,7 @@ def broken_worker(journal: Journal, phase: str, setting: Setting) -> None:
                 pool,
                 Control(),
                 recovered=lambda _unit: None,
-                committed=receipts.append,
+                committed=lambda _unit, receipt: receipts.append(receipt),
                 failed=lambda _unit, why, _attempts: failures.append(why.message),
                 retried=lambda _unit, why: failures.append(why.message),
             )

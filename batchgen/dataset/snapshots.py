@@ -1,0 +1,97 @@
+"""Snapshots of many receipts: what a run resumes from without a request for each shard.
+
+One is two Parquet files: `.batchgen/snapshots/<name>.parquet` holds the receipts, `<name>.rows.parquet`, written before
+it, the done rows of their shards by id and fingerprint. Names sort by time, and a shard counts as the newest says.
+Those that earlier code wrote have no rows.
+"""
+
+import io
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchgen.dataset.receipts import receipt_from_json, receipt_to_json
+from batchgen.rows import Receipt
+from batchgen.storage import Store
+
+__all__ = ["SNAPSHOTS", "Snapshot", "list_snapshots", "write_snapshot"]
+
+SNAPSHOTS = ".batchgen/snapshots"
+ROW_GROUP = 1 << 16  # rows: some 8 MiB in memory, however many a snapshot has
+BATCH = 1 << 12  # rows at a time as Python's strings, which take three times as much
+_RECEIPTS, _ROWS = ".parquet", ".rows.parquet"
+_ROW_COLUMNS = ["shard", "id", "fingerprint"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snapshot:
+    """One snapshot of an output."""
+
+    store: Store
+    name: str
+    has_rows: bool
+
+    def receipts(self) -> Iterator[Receipt]:
+        """Its receipts, each of another shard."""
+        # not `read_table`, which loads 50 MiB of libraries for reading many files
+        file = pq.ParquetFile(io.BytesIO(self.store.read(f"{SNAPSHOTS}/{self.name}{_RECEIPTS}")))
+        yield from map(receipt_from_json, file.read(["receipt"])["receipt"].to_pylist())
+
+    def done_rows(self) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+        """Shards that have done rows, with these rows' ids and fingerprints in the marker's order."""
+        file = pq.ParquetFile(io.BytesIO(self.store.read(f"{SNAPSHOTS}/{self.name}{_ROWS}")))
+        cells = (
+            row
+            for batch in file.iter_batches(batch_size=BATCH, columns=_ROW_COLUMNS, use_threads=False)
+            for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)
+        )
+        for shard, rows in groupby(cells, key=lambda row: row[0]):
+            yield shard, [(id_, fingerprint) for _, id_, fingerprint in rows]
+
+    def delete(self) -> None:
+        """Remove it, the receipts first: without them the rows count for nothing."""
+        for suffix in (_RECEIPTS, _ROWS):
+            self.store.delete(f"{SNAPSHOTS}/{self.name}{suffix}")
+
+
+def list_snapshots(store: Store) -> list[Snapshot]:
+    """All snapshots of an output, the newest first."""
+    found = {name for name in store.names(SNAPSHOTS) if not name.startswith(".")}
+    names = sorted(n.removesuffix(_RECEIPTS) for n in found if n.endswith(_RECEIPTS) and not n.endswith(_ROWS))
+    return [Snapshot(store=store, name=name, has_rows=f"{name}{_ROWS}" in found) for name in reversed(names)]
+
+
+def write_snapshot(store: Store, folded: Iterable[tuple[Receipt, pa.Table]]) -> list[Receipt]:
+    """Store a snapshot, newer than all there are, and return its receipts; none is stored of nothing.
+
+    Args:
+        store: the output.
+        folded: receipts, each with the columns `id` and `fingerprint` of its shard's done rows.
+    """
+    receipts: list[Receipt] = []
+    stream = io.BytesIO()
+    schema = pa.schema([(name, pa.string()) for name in _ROW_COLUMNS])
+    with pq.ParquetWriter(stream, schema, compression="zstd") as writer:
+        waiting: list[pa.Table] = []
+        for receipt, rows in folded:
+            receipts.append(receipt)
+            shard = pa.array([receipt.shard] * rows.num_rows, pa.string())
+            waiting.append(pa.table([shard, rows["id"], rows["fingerprint"]], schema=schema))
+            if sum(table.num_rows for table in waiting) >= ROW_GROUP:
+                writer.write_table(pa.concat_tables(waiting))
+                waiting.clear()
+        if waiting:
+            writer.write_table(pa.concat_tables(waiting))
+    if receipts:
+        latest = max((int(snapshot.name) for snapshot in list_snapshots(store)), default=0)
+        name = f"{max(time.time_ns(), latest + 1):020d}"  # whatever this machine's clock says
+        table = pa.table({"shard": [r.shard for r in receipts], "receipt": [receipt_to_json(r) for r in receipts]})
+        index = io.BytesIO()
+        pq.write_table(table, index, compression="zstd")
+        store.write(f"{SNAPSHOTS}/{name}{_ROWS}", stream.getvalue())
+        store.write(f"{SNAPSHOTS}/{name}{_RECEIPTS}", index.getvalue())
+    return receipts
