@@ -73,10 +73,27 @@ def test_every_phase_runs_on_a_cpu(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_one_line_says_what_to_do(tmp_path: Path) -> None:
-    done = measure("--out", str(tmp_path))
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.strip().splitlines()[-1].endswith("--tiny --device cpu runs the same phases on a CPU")
+def test_without_a_gpu_a_line_says_so_and_a_smaller_run_follows(tmp_path: Path) -> None:
+    done = measure("--out", str(tmp_path), "--weights", "nowhere", "--only", "facts,lost-device")
+    assert done.returncode == 2
+    assert "small nets run on the CPU instead" in done.stderr
+    assert "--weights nowhere is no model's folder" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "| lost-device | as expected |" in done.stdout
+
+
+def test_without_diffusers_the_facts_are_measured(tmp_path: Path) -> None:
+    """A bare machine whose wheels were forgotten: its ceilings are still worth the minutes."""
+    code = (
+        "import importlib.util as util, runpy, sys; find = util.find_spec; "
+        "util.find_spec = lambda name, *rest: None if name == 'diffusers' else find(name, *rest); "
+        f"sys.argv = ['measure.py', '--out', {str(tmp_path)!r}, '--tiny', '--device', 'cpu']; "
+        f"runpy.run_path({str(FOLDER / 'measure.py')!r}, run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("missing packages: diffusers; only the phase facts runs")
+    assert "bfloat16 matrix product" in done.stdout
 
 
 # --- boxes

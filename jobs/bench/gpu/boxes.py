@@ -109,6 +109,8 @@ def _child(box: Box, journal: Journal, where: Path) -> None:
             stack.write(traceback.format_exc())
             stack.flush()
             os._exit(1)  # without waiting for threads, or for a GPU that does not answer any more
+    if not box.fresh:
+        os._exit(0)  # nor for the end of a GPU's context, which a phase may have broken on purpose
 
 
 def _stop(process: BaseProcess, where: Path) -> str:

@@ -4,26 +4,28 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from boxes import Journal
-from samples import reordered
+from samples import Sample, reordered
 from setting import Setting, decibels, generate
 from stopwatch import timed
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from batchgen.diffusion.host import PipelineHost
 
 __all__ = ["VARIANTS", "gain", "text_batches", "vae_batches"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Variant:
-    """A change: what is done to the parts when they are loaded, and what every call runs in."""
+    """A change: what is done to the parts when they are loaded."""
 
     prepare: Callable[[Mapping[str, Any]], None] = lambda _parts: None
-    around: Callable[[], AbstractContextManager[Any]] = nullcontext
     cache: str = ""  # of compiled code: "save" it for other processes, or "load" what one saved
     needs: str = ""  # a module that may be missing
 
@@ -81,23 +83,30 @@ def _together(parts: Mapping[str, Any]) -> None:
     _compile_blocks(parts)
 
 
-def _attention(name: str) -> Callable[[], AbstractContextManager[Any]]:
-    """One of torch's fused attentions, and no other: a shape that it cannot do is an error, not another kernel."""
+def _attention(name: str) -> Callable[[Mapping[str, Any]], None]:
+    """Has the UNet use one of torch's fused attentions and no other; what it cannot do is an error.
 
-    def kernel() -> AbstractContextManager[Any]:
-        from torch.nn.attention import SDPBackend, sdpa_kernel
+    The autoencoder keeps its choice: it has one head of 512 numbers, which hardly any of them takes.
+    """
 
-        return sdpa_kernel(getattr(SDPBackend, name))
+    def prepare(parts: Mapping[str, Any]) -> None:
+        forward = parts["unet"].forward
 
-    return kernel
+        def chosen(*args: Any, **kwargs: Any) -> Any:
+            with sdpa_kernel(getattr(SDPBackend, name)):
+                return forward(*args, **kwargs)
+
+        parts["unet"].forward = chosen
+
+    return prepare
 
 
 VARIANTS: Mapping[str, Variant] = {
     "plain": Variant(),
     "channels_last": Variant(prepare=_channels_last),
-    "attention cuDNN": Variant(around=_attention("CUDNN_ATTENTION")),
-    "attention flash": Variant(around=_attention("FLASH_ATTENTION")),
-    "attention efficient": Variant(around=_attention("EFFICIENT_ATTENTION")),
+    "attention cuDNN": Variant(prepare=_attention("CUDNN_ATTENTION")),
+    "attention flash": Variant(prepare=_attention("FLASH_ATTENTION")),
+    "attention efficient": Variant(prepare=_attention("EFFICIENT_ATTENTION")),
     "compiled blocks": Variant(prepare=_compile_blocks_for_cache, cache="save"),
     "compiled blocks, from another process's cache": Variant(prepare=_compile_blocks_for_cache, cache="load"),
     "compiled blocks, deterministic Inductor": Variant(prepare=_compile_blocks_deterministically),
@@ -132,11 +141,10 @@ def gain(journal: Journal, phase: str, setting: Setting, net: str, batch: int, v
     with torch.inference_mode():  # in which the weights were made
         change.prepare(load.parts)
     try:
-        with change.around():
-            _, first = generate(host, warm)
-            generate(host, whole)
-            made, seconds = generate(host, whole)
-            again, _ = generate(host, whole)
+        _, first = generate(host, warm)
+        generate(host, whole)
+        made, seconds = generate(host, whole)
+        again, _ = generate(host, whole)
     except RuntimeError as error:  # an attention that cannot do the shapes or the precision
         journal.write(phase, **found, status=f"cannot: {str(error).splitlines()[0][:200]}")
         return
@@ -150,9 +158,9 @@ def gain(journal: Journal, phase: str, setting: Setting, net: str, batch: int, v
         seconds_first_call=round(first, 2),
         psnr_db=decibels(made.pixels, np.load(reference)) if reference.exists() else None,
         repeats=bool(np.array_equal(made.pixels, again.pixels)),
-        rows_alone=_same_alone(host, whole, made.pixels, change),
+        rows_alone=_same_alone(host, whole, made.pixels),
         finite=all(made.finite),
-        kernels=_attention_kernels(host, warm, change) if variant.startswith(("plain", "attention")) else None,
+        kernels=_attention_kernels(host, warm) if variant.startswith(("plain", "attention")) else None,
     )
     if change.cache == "save" and (saved := torch.compiler.save_cache_artifacts()) is not None:
         artifacts.write_bytes(saved[0])
@@ -160,20 +168,19 @@ def gain(journal: Journal, phase: str, setting: Setting, net: str, batch: int, v
     shutil.rmtree(os.environ["TORCHINDUCTOR_CACHE_DIR"], ignore_errors=True)
 
 
-def _same_alone(host: Any, whole: Any, pixels: Any, change: Variant) -> bool:
+def _same_alone(host: PipelineHost, whole: Sample, pixels: npt.NDArray[np.uint8]) -> bool:
     """Whether the last row of the batch, padded and alone, is the same bit for bit."""
     last = len(whole.shard.rows) - 1
-    with change.around():
-        alone = host.generate(whole.model, *reordered(whole, [last]))
+    alone = host.generate(whole.model, *reordered(whole, [last]))
     return bool(np.array_equal(alone.pixels[0], pixels[last]))
 
 
-def _attention_kernels(host: Any, wanted: Any, change: Variant) -> list[str]:
+def _attention_kernels(host: PipelineHost, wanted: Sample) -> list[str]:
     """Names of the operators or kernels that attention ran: the proof that a choice took effect."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if _on_gpu():
         activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities, acc_events=True) as profiler, change.around():
+    with torch.profiler.profile(activities=activities, acc_events=True) as profiler:
         generate(host, wanted)
     names = {event.key for event in profiler.key_averages()}
     return sorted(name[:120] for name in names if any(word in name.lower() for word in ("attention", "fmha", "flash")))

@@ -5,7 +5,6 @@ Every one of them runs on a CPU too, with tiny nets: it measures nothing there, 
 
 import hashlib
 import os
-import platform
 import resource
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -16,11 +15,10 @@ import numpy as np
 import torch
 from boxes import Journal
 from checksums import Trace, first_difference
-from machine import describe
 from nets import write_controlnet
 from samples import Sample, reordered, sample
 from setting import Setting, decibels, generate, spread
-from stopwatch import Spans, peak_bytes, reset_peak, timed
+from stopwatch import Spans, peak_bytes, reset_peak
 
 from batchgen.diffusion.device import device_errors
 from batchgen.errors import DeviceLost
@@ -30,37 +28,7 @@ Dtype = Literal["float16", "bfloat16", "float32"]
 
 HALF: tuple[Dtype, ...] = ("float16", "bfloat16")
 KNEE = 1.03  # a doubled batch that gains less than this is past the knee
-LARGEST = 64  # rows of one call in the rates; in the search for the end of memory four times as many
-
-
-# --- facts
-
-
-def facts(journal: Journal, phase: str, setting: Setting) -> None:
-    """GPU, driver, versions, and the two ceilings: a large bfloat16 matrix product and a copy on the device."""
-    device = setting.torch_device
-    about: dict[str, Any] = {**describe(), "torch_cuda": torch.version.cuda, "platform": platform.platform()}
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        about |= {
-            "gpu": properties.name,
-            "gpu_gib": round(properties.total_memory / 2**30, 1),
-            "multiprocessors": properties.multi_processor_count,
-            "capability": f"{properties.major}.{properties.minor}",
-            "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
-        }
-    journal.write(phase, about=about)
-    side = 256 if setting.tiny else 8192
-    left, right = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
-    timed(device, lambda: left @ right, repeats=3)
-    seconds = timed(device, lambda: [left @ right for _ in range(10)], repeats=3) / 10
-    journal.write(phase, matmul_side=side, matmul_tflops=round(2 * side**3 / seconds / 1e12, 1))
-    source = torch.randn((1 << 20) if setting.tiny else (1 << 30), device=device)
-    target = torch.empty_like(source)
-    timed(device, lambda: target.copy_(source), repeats=2)
-    seconds = timed(device, lambda: [target.copy_(source) for _ in range(10)], repeats=3) / 10
-    moved = 2 * source.numel() * source.element_size()
-    journal.write(phase, copy_bytes=moved, copy_tb_per_s=round(moved / seconds / 1e12, 2))
+LARGEST = 64  # rows of one call
 
 
 def matmul_ceiling(journal: Journal) -> float | None:
@@ -183,7 +151,7 @@ def _rate(journal: Journal, setting: Setting, host: Any, load: Any, net: str, st
     whole = setting.sample(net, name, count=batch, batch_size=batch, num_inference_steps=setting.steps(steps))
     reset_peak(device)
     spans = Spans(device=device)
-    with spans.watching(load.parts, setting.net(net).scheduler[0]):
+    with spans.watching(load.parts, type(load.parts["scheduler"])):
         made, seconds = generate(host, whole)
     parts = spans.seconds()
     tflop = setting.net(net).tflop_an_image(steps)
@@ -327,12 +295,12 @@ _SWITCHES: Mapping[str, Callable[[], Any]] = {
 # --- memory
 
 
-def memory(journal: Journal, phase: str, setting: Setting, net: str) -> None:
-    """The largest batch, doubled until memory ends, one step each."""
+def memory(journal: Journal, phase: str, setting: Setting, net: str, most: int) -> None:
+    """The largest batch, doubled up to `most` or until memory ends, one step each."""
     host, _ = setting.host(net, "float16")
     cells = {"image": True, "strength": 1.0} if setting.net(net).second_tower_only else {}
     batch, largest = 1, 0
-    while batch <= (4 if setting.tiny else 4 * LARGEST):
+    while batch <= (4 if setting.tiny else most):
         whole = setting.sample(net, phase, count=batch, batch_size=batch, num_inference_steps=1, **cells)
         reset_peak(setting.torch_device)
         try:

@@ -6,7 +6,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import diffusers
 import torch
 
 __all__ = ["Spans", "peak_bytes", "reset_peak", "synchronize", "timed"]
@@ -38,13 +37,13 @@ class Spans:
         return timed_call
 
     @contextmanager
-    def watching(self, parts: Mapping[str, Any], scheduler: str) -> Iterator[None]:
+    def watching(self, parts: Mapping[str, Any], scheduler: type) -> Iterator[None]:
         """While it lasts, forward passes of the parts and steps of the scheduler's class are timed."""
         watched: list[tuple[Any, str, str]] = [
             (part, "forward", "text") for name, part in parts.items() if name.startswith("text_encoder") and part
         ]
         watched += [(parts["unet"], "forward", "unet"), (parts["vae"], "decode", "decode")]
-        watched += [(getattr(diffusers, scheduler), "step", "scheduler")]
+        watched += [(scheduler, "step", "scheduler")]
         with ExitStack() as stack:
             for owner, method, name in watched:
                 own = method in vars(owner)
