@@ -213,9 +213,9 @@ def test_all_failed_leaves_no_marker(store: Store, store_uri: str, dataset: Data
 def test_dropped_rows_are_gone_for_readers(store: Store, store_uri: str, dataset: Dataset) -> None:
     """Superseded rows leave marker and receipt, the rest stays; with its last row the marker goes."""
     shard = make_shard()
-    attempt(dataset, shard)
+    made = attempt(dataset, shard)
     pairs = [(row.id, row.fingerprint) for row in shard.rows]
-    drop_rows(dataset, shard.id, set(pairs[:2]))
+    drop_rows(dataset, made, set(pairs[:2]))
     (receipt,) = read_receipts(dataset, repair=False)
     assert table_of(dataset, shard)["id"].to_pylist() == ["row-2", "row-3"]
     assert done_ids(dataset) == ["row-2", "row-3"]
@@ -223,7 +223,7 @@ def test_dropped_rows_are_gone_for_readers(store: Store, store_uri: str, dataset
     assert rebuilt is not None
     assert (rebuilt.done, rebuilt.attempt) == (receipt.done, receipt.attempt) == (2, rebuilt.attempt)
     assert verify_output(store_uri).faults == []
-    drop_rows(dataset, shard.id, set(pairs))
+    drop_rows(dataset, receipt, set(pairs))
     with pytest.raises(NotFound):
         table_of(dataset, shard)
     found = verify_output(store_uri)
@@ -458,20 +458,35 @@ def test_superseding_killed_at_every_step(
     monkeypatch.setattr(progress, "FOLD_ABOVE", 0)
     shard = make_shard(4)
     pairs = {(row.id, row.fingerprint) for row in shard.rows[:dropped]}
-    for changes in range(4):
+    for changes in range(3):
         dataset = Dataset.begin(open_store(str(tmp_path / f"out-{changes}")), make_format(layout), create=True)
-        attempt(dataset, shard, failed=(3,))
+        receipt = attempt(dataset, shard, failed=(3,))
         if folded:
             fold_receipts(dataset)
-        with pytest.raises(KeyboardInterrupt) if changes < 3 else nullcontext():
-            drop_rows(cut_after(dataset, changes), shard.id, pairs)
+        with pytest.raises(KeyboardInterrupt) if changes < 2 else nullcontext():
+            drop_rows(cut_after(dataset, changes), receipt, pairs)
         stored = [(row.cells["id"], row.cells["fingerprint"]) for row in dataset.rows()]
         assert len(stored) == (3 if changes < 2 else 3 - dropped)
         assert [row for _, rows in read_done(dataset, repair=False) for row in rows] == stored
-        drop_rows(dataset, shard.id, pairs)
+        list(read_done(dataset, repair=True))  # what the next run does first
+        assert verify_output(dataset.uri).faults == []
+        drop_rows(dataset, next(iter(read_receipts(dataset, repair=False))), pairs)
         ((receipt, rows),) = read_done(dataset, repair=False)
         assert len(rows) == receipt.done == 3 - dropped and receipt.failed == 1
         assert verify_output(dataset.uri).faults == []
+
+
+def test_a_row_that_a_late_attempt_made_is_not_failed(tmp_path: Path) -> None:
+    """A worker given up for dead commits after all, and dies before its receipt: the next run sets the books right."""
+    dataset = Dataset.begin(open_store(str(tmp_path / "out")), make_format(), create=True)
+    shard = make_shard(2)
+    commit_failures(dataset, shard, "run-1", [failed_row(row, "worker-died", "died", 3) for row in shard.rows])
+    with pytest.raises(KeyboardInterrupt):
+        attempt(cut_after(dataset, 3), shard)  # two pictures and the marker
+    assert "failed" in verify_output(dataset.uri).faults[1]
+    ((receipt, rows),) = read_done(dataset, repair=True)
+    assert (len(rows), receipt.done, receipt.failed) == (2, 2, 0)
+    assert verify_output(dataset.uri).faults == []
 
 
 @pytest.mark.s3
