@@ -260,6 +260,83 @@ def test_done_rows_of_a_snapshot_are_read_from_it_alone(dataset: Dataset, monkey
     assert [fault for fault in verify_output(dataset.uri).faults if "damaged" not in fault] == []
 
 
+class Dying:
+    """A store whose process ends before, or right after, its n-th change: what SIGKILL at that moment leaves."""
+
+    def __init__(self, store: Store, at: int, after: bool) -> None:
+        self.uri = store.uri
+        self._store = store
+        self._at = at
+        self._after = after
+        self._changes = 0
+
+    def _change(self, method: str, *arguments: Any) -> None:
+        self._changes += 1
+        if self._changes == self._at and not self._after:
+            os._exit(9)
+        getattr(self._store, method)(*arguments)
+        if self._changes == self._at:
+            os._exit(9)
+
+    def read(self, key: str) -> bytes:
+        return self._store.read(key)
+
+    def read_part(self, key: str, start: int, end: int) -> bytes:
+        return self._store.read_part(key, start, end)
+
+    def size(self, key: str) -> int:
+        return self._store.size(key)
+
+    def create(self, key: str, data: bytes) -> None:
+        self._change("create", key, data)
+
+    def write(self, key: str, data: bytes) -> None:
+        self._change("write", key, data)
+
+    def names(self, prefix: str) -> list[str]:
+        return self._store.names(prefix)
+
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        return self._store.entries(prefix)
+
+    def delete(self, key: str) -> None:
+        self._change("delete", key)
+
+
+class Counted(Dying):
+    """A store that counts the bytes that are read from it."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store, 0, after=False)
+        self.bytes = 0
+
+    def read(self, key: str) -> bytes:
+        data = super().read(key)
+        self.bytes += len(data)
+        return data
+
+    def read_part(self, key: str, start: int, end: int) -> bytes:
+        data = super().read_part(key, start, end)
+        self.bytes += len(data)
+        return data
+
+
+def test_what_is_done_is_read_without_the_pictures(dataset: Dataset) -> None:
+    """A resumed run would read hundreds of MiB a shard, where the marker holds the pictures, for two short columns."""
+    shard = make_shard(250)
+    this = Attempt(dataset, shard, "run-1")
+    cells = [
+        {"id": row.id, "fingerprint": row.fingerprint, "seconds": 1.0, **this.add_picture(row, os.urandom(20_000))}
+        for row in shard.rows
+    ]
+    this.commit(cells, [], size=5_000_000, seconds=1.0, device="test")
+    counted = Counted(dataset.store)
+    assert len(done_rows(replace(dataset, store=counted), shard.id)) == 250
+    receipt = rebuild_receipt(replace(dataset, store=counted), shard.id)
+    assert receipt is not None and receipt.done == 250
+    assert counted.bytes < 400_000
+
+
 def test_verify_finds_a_snapshot_that_disagrees(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """Resume trusts snapshots, so one that names other rows than the marker is a fault."""
     monkeypatch.setattr(progress, "FOLD_ABOVE", 0)
@@ -318,49 +395,6 @@ def test_what_is_removed_is_not_done(dataset: Dataset, monkeypatch: pytest.Monke
 
 
 # Killed at every step
-
-
-class Dying:
-    """A store whose process ends before, or right after, its n-th change: what SIGKILL at that moment leaves."""
-
-    def __init__(self, store: Store, at: int, after: bool) -> None:
-        self.uri = store.uri
-        self._store = store
-        self._at = at
-        self._after = after
-        self._changes = 0
-
-    def _change(self, method: str, *arguments: Any) -> None:
-        self._changes += 1
-        if self._changes == self._at and not self._after:
-            os._exit(9)
-        getattr(self._store, method)(*arguments)
-        if self._changes == self._at:
-            os._exit(9)
-
-    def read(self, key: str) -> bytes:
-        return self._store.read(key)
-
-    def read_part(self, key: str, start: int, end: int) -> bytes:
-        return self._store.read_part(key, start, end)
-
-    def size(self, key: str) -> int:
-        return self._store.size(key)
-
-    def create(self, key: str, data: bytes) -> None:
-        self._change("create", key, data)
-
-    def write(self, key: str, data: bytes) -> None:
-        self._change("write", key, data)
-
-    def names(self, prefix: str) -> list[str]:
-        return self._store.names(prefix)
-
-    def entries(self, prefix: str) -> Iterator[Entry]:
-        return self._store.entries(prefix)
-
-    def delete(self, key: str) -> None:
-        self._change("delete", key)
 
 
 def attempt_and_die(uri: str, layout: Layout, at: int, after: bool) -> None:
