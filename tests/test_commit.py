@@ -233,12 +233,13 @@ def test_dropped_rows_are_gone_for_readers(store: Store, store_uri: str, dataset
 def test_folded_receipts_say_the_same(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many loose receipts become one snapshot; later ones, and newer ones of the same shard, come over it."""
     monkeypatch.setattr(progress, "FOLD_ABOVE", 4)
+    monkeypatch.setattr(progress, "SNAPSHOT_SHARDS", 4)
     made = [attempt(dataset, make_shard(2, f"{n:016x}", first=2 * n), failed=(0,) * (n == 2)) for n in range(5)]
     before = {receipt.shard: (receipt, rows) for receipt, rows in read_done(dataset, repair=False)}
     assert before == {receipt.shard: (receipt, done_rows(dataset, receipt.shard)) for receipt in made}
     fold_receipts(dataset)
     assert dataset.store.names(RECEIPTS) == []
-    assert len(list_snapshots(dataset.store)) == 2  # no more receipts than FOLD_ABOVE in one
+    assert len(list_snapshots(dataset.store)) == 2  # of four shards and of one
     assert {receipt.shard: (receipt, rows) for receipt, rows in read_done(dataset, repair=False)} == before
     made.append(attempt(dataset, make_shard(2, f"{9:016x}", first=18)))
     newer = replace(made[2], failures=[])
@@ -464,6 +465,7 @@ def cut_after(dataset: Dataset, changes: int) -> Dataset:
 def test_folding_killed_at_every_step(tmp_path: Path, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever of receipts and snapshots is there, the same rows are done, and folding again completes it."""
     monkeypatch.setattr(progress, "FOLD_ABOVE", 2)
+    monkeypatch.setattr(progress, "SNAPSHOT_SHARDS", 2)
     dataset = Dataset.begin(open_store(str(tmp_path / "out")), make_format(layout), create=True)
     for number in range(4):
         attempt(dataset, make_shard(2, f"{number:016x}", first=2 * number), failed=(1,) * (number == 3))

@@ -34,6 +34,7 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 FOLD_ABOVE = 1000  # receipts in no snapshot; so many take 1 to 2 s from an object store, their markers twice as long
+SNAPSHOT_SHARDS = 1000  # of one snapshot, which is held in memory: 50 MB where a shard has 1,000 rows
 
 DoneRows = list[tuple[str, str]]
 """Ids and fingerprints, in the order of the shard's marker."""
@@ -152,7 +153,7 @@ def fold_receipts(dataset: Dataset) -> None:
                 waiting.setdefault(receipt.shard, receipt)
     present = set(dataset.shards())
     shards = iter(waiting)
-    while chunk := list(islice(shards, FOLD_ABOVE or None)):
+    while chunk := list(islice(shards, SNAPSHOT_SHARDS)):
         found = _side_by_side(lambda shard: _foldable(dataset, shard, waiting[shard], shard in present), chunk)
         folded = {receipt.shard for receipt in write_snapshot(store, (one for one in found if one is not None))}
         for unfolded in (waiting[shard] for shard in chunk if shard not in folded):
