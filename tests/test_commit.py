@@ -30,7 +30,7 @@ from batchgen.dataset.receipts import RECEIPTS, rebuild_receipt, receipt_to_json
 from batchgen.dataset.schema import applied_cells
 from batchgen.dataset.snapshots import SNAPSHOTS, list_snapshots, write_snapshot
 from batchgen.dataset.verify import verify_output
-from batchgen.errors import NotFound, StoreError
+from batchgen.errors import Damaged, NotFound, StoreError
 from batchgen.images import encode
 from batchgen.options import ImageFormat, Layout
 from batchgen.plan import batch_key
@@ -347,6 +347,23 @@ def test_verify_finds_a_snapshot_that_disagrees(dataset: Dataset, monkeypatch: p
     write_snapshot(dataset.store, [(receipt, pa.table({"id": ["row-0", "x"], "fingerprint": ["0" * 64, "f"]}))])
     (fault,) = verify_output(dataset.uri).faults
     assert NAME in fault and "snapshot" in fault
+
+
+def test_a_damaged_snapshot_is_an_error_in_a_line(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says what to remove; without it the shards say the same."""
+    monkeypatch.setattr(progress, "FOLD_ABOVE", 0)
+    receipt = attempt(dataset, make_shard(2))
+    fold_receipts(dataset)
+    for name in dataset.store.names(SNAPSHOTS):
+        whole = dataset.store.read(f"{SNAPSHOTS}/{name}")
+        dataset.store.write(f"{SNAPSHOTS}/{name}", whole[: len(whole) // 2])
+        with pytest.raises(Damaged, match=rf"{name} is damaged.*remove \.batchgen/snapshots/\d+\*"):
+            list(read_done(dataset, repair=False))
+        dataset.store.write(f"{SNAPSHOTS}/{name}", whole)
+    for name in dataset.store.names(SNAPSHOTS):
+        dataset.store.delete(f"{SNAPSHOTS}/{name}")
+    ((found, rows),) = read_done(dataset, repair=True)
+    assert replace(found, seconds=receipt.seconds) == receipt and len(rows) == 2
 
 
 def test_receipts_of_version_1_are_read_and_folded(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
