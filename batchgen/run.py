@@ -213,8 +213,13 @@ class _Run:
     def supersede(self) -> None:
         """Take rows out of older shards whose id now stands for another picture that is done; fold receipts."""
         superseded = list(self.index.superseded())
-        for shard, rows in groupby(superseded, key=lambda row: row.shard):
-            drop_rows(self.dataset, shard, {(row.id, row.fingerprint) for row in rows})
+        dropped = {
+            shard: {(row.id, row.fingerprint) for row in rows}
+            for shard, rows in groupby(superseded, key=lambda row: row.shard)
+        }
+        for receipt in list(read_receipts(self.dataset, repair=True)) if dropped else ():
+            if receipt.shard in dropped:
+                drop_rows(self.dataset, receipt, dropped[receipt.shard])
         self.index.forget(superseded)
         fold_receipts(self.dataset)
         if superseded:

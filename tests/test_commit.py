@@ -30,7 +30,7 @@ from batchgen.dataset.receipts import RECEIPTS, rebuild_receipt, receipt_to_json
 from batchgen.dataset.schema import applied_cells
 from batchgen.dataset.snapshots import SNAPSHOTS, list_snapshots, write_snapshot
 from batchgen.dataset.verify import verify_output
-from batchgen.errors import ErrorClass, NotFound, StoreError
+from batchgen.errors import Damaged, ErrorClass, NotFound, StoreError
 from batchgen.images import encode
 from batchgen.options import ImageFormat, Layout
 from batchgen.plan import batch_key
@@ -213,9 +213,9 @@ def test_all_failed_leaves_no_marker(store: Store, store_uri: str, dataset: Data
 def test_dropped_rows_are_gone_for_readers(store: Store, store_uri: str, dataset: Dataset) -> None:
     """Superseded rows leave marker and receipt, the rest stays; with its last row the marker goes."""
     shard = make_shard()
-    attempt(dataset, shard)
+    made = attempt(dataset, shard)
     pairs = [(row.id, row.fingerprint) for row in shard.rows]
-    drop_rows(dataset, shard.id, set(pairs[:2]))
+    drop_rows(dataset, made, set(pairs[:2]))
     (receipt,) = read_receipts(dataset, repair=False)
     assert table_of(dataset, shard)["id"].to_pylist() == ["row-2", "row-3"]
     assert done_ids(dataset) == ["row-2", "row-3"]
@@ -223,7 +223,7 @@ def test_dropped_rows_are_gone_for_readers(store: Store, store_uri: str, dataset
     assert rebuilt is not None
     assert (rebuilt.done, rebuilt.attempt) == (receipt.done, receipt.attempt) == (2, rebuilt.attempt)
     assert verify_output(store_uri).faults == []
-    drop_rows(dataset, shard.id, set(pairs))
+    drop_rows(dataset, receipt, set(pairs))
     with pytest.raises(NotFound):
         table_of(dataset, shard)
     found = verify_output(store_uri)
@@ -233,12 +233,13 @@ def test_dropped_rows_are_gone_for_readers(store: Store, store_uri: str, dataset
 def test_folded_receipts_say_the_same(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many loose receipts become one snapshot; later ones, and newer ones of the same shard, come over it."""
     monkeypatch.setattr(progress, "FOLD_ABOVE", 4)
+    monkeypatch.setattr(progress, "SNAPSHOT_SHARDS", 4)
     made = [attempt(dataset, make_shard(2, f"{n:016x}", first=2 * n), failed=(0,) * (n == 2)) for n in range(5)]
     before = {receipt.shard: (receipt, rows) for receipt, rows in read_done(dataset, repair=False)}
     assert before == {receipt.shard: (receipt, done_rows(dataset, receipt.shard)) for receipt in made}
     fold_receipts(dataset)
     assert dataset.store.names(RECEIPTS) == []
-    assert len(list_snapshots(dataset.store)) == 2  # no more receipts than FOLD_ABOVE in one
+    assert len(list_snapshots(dataset.store)) == 2  # of four shards and of one
     assert {receipt.shard: (receipt, rows) for receipt, rows in read_done(dataset, repair=False)} == before
     made.append(attempt(dataset, make_shard(2, f"{9:016x}", first=18)))
     newer = replace(made[2], failures=[])
@@ -260,6 +261,83 @@ def test_done_rows_of_a_snapshot_are_read_from_it_alone(dataset: Dataset, monkey
     assert [fault for fault in verify_output(dataset.uri).faults if "damaged" not in fault] == []
 
 
+class Dying:
+    """A store whose process ends before, or right after, its n-th change: what SIGKILL at that moment leaves."""
+
+    def __init__(self, store: Store, at: int, after: bool) -> None:
+        self.uri = store.uri
+        self._store = store
+        self._at = at
+        self._after = after
+        self._changes = 0
+
+    def _change(self, method: str, *arguments: Any) -> None:
+        self._changes += 1
+        if self._changes == self._at and not self._after:
+            os._exit(9)
+        getattr(self._store, method)(*arguments)
+        if self._changes == self._at:
+            os._exit(9)
+
+    def read(self, key: str) -> bytes:
+        return self._store.read(key)
+
+    def read_part(self, key: str, start: int, end: int) -> bytes:
+        return self._store.read_part(key, start, end)
+
+    def size(self, key: str) -> int:
+        return self._store.size(key)
+
+    def create(self, key: str, data: bytes) -> None:
+        self._change("create", key, data)
+
+    def write(self, key: str, data: bytes) -> None:
+        self._change("write", key, data)
+
+    def names(self, prefix: str) -> list[str]:
+        return self._store.names(prefix)
+
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        return self._store.entries(prefix)
+
+    def delete(self, key: str) -> None:
+        self._change("delete", key)
+
+
+class Counted(Dying):
+    """A store that counts the bytes that are read from it."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store, 0, after=False)
+        self.bytes = 0
+
+    def read(self, key: str) -> bytes:
+        data = super().read(key)
+        self.bytes += len(data)
+        return data
+
+    def read_part(self, key: str, start: int, end: int) -> bytes:
+        data = super().read_part(key, start, end)
+        self.bytes += len(data)
+        return data
+
+
+def test_what_is_done_is_read_without_the_pictures(dataset: Dataset) -> None:
+    """A resumed run would read hundreds of MiB a shard, where the marker holds the pictures, for two short columns."""
+    shard = make_shard(250)
+    this = Attempt(dataset, shard, "run-1")
+    cells = [
+        {"id": row.id, "fingerprint": row.fingerprint, "seconds": 1.0, **this.add_picture(row, os.urandom(20_000))}
+        for row in shard.rows
+    ]
+    this.commit(cells, [], size=5_000_000, seconds=1.0, device="test")
+    counted = Counted(dataset.store)
+    assert len(done_rows(replace(dataset, store=counted), shard.id)) == 250
+    receipt = rebuild_receipt(replace(dataset, store=counted), shard.id)
+    assert receipt is not None and receipt.done == 250
+    assert counted.bytes < 400_000
+
+
 def test_verify_finds_a_snapshot_that_disagrees(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """Resume trusts snapshots, so one that names other rows than the marker is a fault."""
     monkeypatch.setattr(progress, "FOLD_ABOVE", 0)
@@ -269,6 +347,23 @@ def test_verify_finds_a_snapshot_that_disagrees(dataset: Dataset, monkeypatch: p
     write_snapshot(dataset.store, [(receipt, pa.table({"id": ["row-0", "x"], "fingerprint": ["0" * 64, "f"]}))])
     (fault,) = verify_output(dataset.uri).faults
     assert NAME in fault and "snapshot" in fault
+
+
+def test_a_damaged_snapshot_is_an_error_in_a_line(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says what to remove; without it the shards say the same."""
+    monkeypatch.setattr(progress, "FOLD_ABOVE", 0)
+    receipt = attempt(dataset, make_shard(2))
+    fold_receipts(dataset)
+    for name in dataset.store.names(SNAPSHOTS):
+        whole = dataset.store.read(f"{SNAPSHOTS}/{name}")
+        dataset.store.write(f"{SNAPSHOTS}/{name}", whole[: len(whole) // 2])
+        with pytest.raises(Damaged, match=rf"{name} is damaged.*remove \.batchgen/snapshots/\d+\*"):
+            list(read_done(dataset, repair=False))
+        dataset.store.write(f"{SNAPSHOTS}/{name}", whole)
+    for name in dataset.store.names(SNAPSHOTS):
+        dataset.store.delete(f"{SNAPSHOTS}/{name}")
+    ((found, rows),) = read_done(dataset, repair=True)
+    assert replace(found, seconds=receipt.seconds) == receipt and len(rows) == 2
 
 
 def test_receipts_of_version_1_are_read_and_folded(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,49 +413,6 @@ def test_what_is_removed_is_not_done(dataset: Dataset, monkeypatch: pytest.Monke
 
 
 # Killed at every step
-
-
-class Dying:
-    """A store whose process ends before, or right after, its n-th change: what SIGKILL at that moment leaves."""
-
-    def __init__(self, store: Store, at: int, after: bool) -> None:
-        self.uri = store.uri
-        self._store = store
-        self._at = at
-        self._after = after
-        self._changes = 0
-
-    def _change(self, method: str, *arguments: Any) -> None:
-        self._changes += 1
-        if self._changes == self._at and not self._after:
-            os._exit(9)
-        getattr(self._store, method)(*arguments)
-        if self._changes == self._at:
-            os._exit(9)
-
-    def read(self, key: str) -> bytes:
-        return self._store.read(key)
-
-    def read_part(self, key: str, start: int, end: int) -> bytes:
-        return self._store.read_part(key, start, end)
-
-    def size(self, key: str) -> int:
-        return self._store.size(key)
-
-    def create(self, key: str, data: bytes) -> None:
-        self._change("create", key, data)
-
-    def write(self, key: str, data: bytes) -> None:
-        self._change("write", key, data)
-
-    def names(self, prefix: str) -> list[str]:
-        return self._store.names(prefix)
-
-    def entries(self, prefix: str) -> Iterator[Entry]:
-        return self._store.entries(prefix)
-
-    def delete(self, key: str) -> None:
-        self._change("delete", key)
 
 
 def attempt_and_die(uri: str, layout: Layout, at: int, after: bool) -> None:
@@ -430,6 +482,7 @@ def cut_after(dataset: Dataset, changes: int) -> Dataset:
 def test_folding_killed_at_every_step(tmp_path: Path, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever of receipts and snapshots is there, the same rows are done, and folding again completes it."""
     monkeypatch.setattr(progress, "FOLD_ABOVE", 2)
+    monkeypatch.setattr(progress, "SNAPSHOT_SHARDS", 2)
     dataset = Dataset.begin(open_store(str(tmp_path / "out")), make_format(layout), create=True)
     for number in range(4):
         attempt(dataset, make_shard(2, f"{number:016x}", first=2 * number), failed=(1,) * (number == 3))
@@ -458,20 +511,35 @@ def test_superseding_killed_at_every_step(
     monkeypatch.setattr(progress, "FOLD_ABOVE", 0)
     shard = make_shard(4)
     pairs = {(row.id, row.fingerprint) for row in shard.rows[:dropped]}
-    for changes in range(4):
+    for changes in range(3):
         dataset = Dataset.begin(open_store(str(tmp_path / f"out-{changes}")), make_format(layout), create=True)
-        attempt(dataset, shard, failed=(3,))
+        receipt = attempt(dataset, shard, failed=(3,))
         if folded:
             fold_receipts(dataset)
-        with pytest.raises(KeyboardInterrupt) if changes < 3 else nullcontext():
-            drop_rows(cut_after(dataset, changes), shard.id, pairs)
+        with pytest.raises(KeyboardInterrupt) if changes < 2 else nullcontext():
+            drop_rows(cut_after(dataset, changes), receipt, pairs)
         stored = [(row.cells["id"], row.cells["fingerprint"]) for row in dataset.rows()]
         assert len(stored) == (3 if changes < 2 else 3 - dropped)
         assert [row for _, rows in read_done(dataset, repair=False) for row in rows] == stored
-        drop_rows(dataset, shard.id, pairs)
+        list(read_done(dataset, repair=True))  # what the next run does first
+        assert verify_output(dataset.uri).faults == []
+        drop_rows(dataset, next(iter(read_receipts(dataset, repair=False))), pairs)
         ((receipt, rows),) = read_done(dataset, repair=False)
         assert len(rows) == receipt.done == 3 - dropped and receipt.failed == 1
         assert verify_output(dataset.uri).faults == []
+
+
+def test_a_row_that_a_late_attempt_made_is_not_failed(tmp_path: Path) -> None:
+    """A worker given up for dead commits after all, and dies before its receipt: the next run sets the books right."""
+    dataset = Dataset.begin(open_store(str(tmp_path / "out")), make_format(), create=True)
+    shard = make_shard(2)
+    commit_failures(dataset, shard, "run-1", [failed_row(row, "worker-died", "died", 3) for row in shard.rows])
+    with pytest.raises(KeyboardInterrupt):
+        attempt(cut_after(dataset, 3), shard)  # two pictures and the marker
+    assert "failed" in verify_output(dataset.uri).faults[1]
+    ((receipt, rows),) = read_done(dataset, repair=True)
+    assert (len(rows), receipt.done, receipt.failed) == (2, 2, 0)
+    assert verify_output(dataset.uri).faults == []
 
 
 @pytest.mark.s3

@@ -192,7 +192,7 @@ def test_a_layout_is_written_read_verified_and_resumed(dataset: Dataset) -> None
     again = attempt(dataset, make_shard(3, f"{0:016x}"))
     assert again.attempt == receipts[f"{0:016x}"].attempt
     dropped = make_shard(3).rows[0]
-    drop_rows(dataset, f"{0:016x}", {(dropped.id, dropped.fingerprint)})
+    drop_rows(dataset, again, {(dropped.id, dropped.fingerprint)})
     assert [row.cells["id"] for row in dataset.rows()] == ["row-1", "row-2", "row-3", "row-5"]
     assert verify_output(dataset.uri, deep=True).faults == []
 

@@ -19,7 +19,7 @@ from batchgen.dataset.progress import fold_receipts, read_done, read_receipts
 from batchgen.dataset.receipts import RECEIPTS
 from batchgen.dataset.verify import verify_output
 from batchgen.options import Layout
-from batchgen.rows import Shard
+from batchgen.rows import Receipt, Shard
 from batchgen.storage import open_store
 
 ROWS = 3  # of a shard
@@ -56,6 +56,10 @@ class Outputs(RuleBasedStateMachine):
         there = [known for known in self.known.values() if not known.removed]
         return there[number % len(there)] if there else None
 
+    def receipt_of(self, known: Known) -> Receipt:
+        """What is recorded of a shard."""
+        return next(r for r in read_receipts(self.dataset, repair=True) if r.shard == known.shard.id)
+
     @rule(failed=st.sets(st.integers(0, ROWS - 1)), changes=st.integers(0, 8))
     def commit(self, failed: set[int], changes: int) -> None:
         """A new shard, first by an attempt that is killed after some changes of the store, then by one that is not."""
@@ -81,6 +85,7 @@ class Outputs(RuleBasedStateMachine):
         if not known.done:
             known.done = [row.id for place, row in enumerate(known.shard.rows) if place not in failed]
             known.failed = [row.id for place, row in enumerate(known.shard.rows) if place in failed]
+            known.changed = True
 
     @precondition(lambda self: self.known)
     @rule(number=st.integers(0, 99))
@@ -109,8 +114,8 @@ class Outputs(RuleBasedStateMachine):
         prints = {row.id: row.fingerprint for row in known.shard.rows}
         dropped = {(id_, prints[id_]) for id_ in known.done[:count]}
         with suppress(KeyboardInterrupt):
-            drop_rows(cut_after(self.dataset, changes), known.shard.id, dropped)
-        drop_rows(self.dataset, known.shard.id, dropped)
+            drop_rows(cut_after(self.dataset, changes), self.receipt_of(known), dropped)
+        drop_rows(self.dataset, self.receipt_of(known), dropped)
         known.done, known.changed = known.done[count:], True
 
     @rule(changes=st.integers(0, 20))
@@ -153,11 +158,11 @@ class Outputs(RuleBasedStateMachine):
 
 @pytest.fixture(autouse=True)
 def folded_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Snapshots after a few shards."""
-    monkeypatch.setattr(progress, "FOLD_ABOVE", 2)
+    """Every fold makes a snapshot."""
+    monkeypatch.setattr(progress, "FOLD_ABOVE", 0)
 
 
 TestOutputs = Outputs.TestCase
 TestOutputs.settings = settings(
-    max_examples=25, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=25, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
 )

@@ -73,9 +73,9 @@ def test_the_newest_of_several_folds_counts(begun: Dataset, monkeypatch: pytest.
     """Incident: after two folds the first one's receipt won, and dropped rows came back."""
     monkeypatch.setattr(progress, "FOLD_ABOVE", 0)
     shard = make_shard()
-    attempt(begun, shard)
+    receipt = attempt(begun, shard)
     fold_receipts(begun)
-    drop_rows(begun, shard.id, {(shard.rows[0].id, shard.rows[0].fingerprint)})
+    drop_rows(begun, receipt, {(shard.rows[0].id, shard.rows[0].fingerprint)})
     fold_receipts(begun)
     assert len(list_snapshots(begun.store)) == 2 and begun.store.names(RECEIPTS) == []
     ((found, rows),) = read_done(begun, repair=False)

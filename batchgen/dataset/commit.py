@@ -19,9 +19,7 @@ from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.receipts import (
     FAILURES,
     failure_record,
-    read_receipt,
     rebuild_receipt,
-    receipt_of,
     write_books,
     write_receipt,
 )
@@ -163,31 +161,30 @@ def reopen_rows(dataset: Dataset, receipt: Receipt, classes: Collection[str]) ->
     return receipt.failed - len(kept)
 
 
-def drop_rows(dataset: Dataset, shard: str, dropped: Collection[tuple[str, str]]) -> None:
+def drop_rows(dataset: Dataset, receipt: Receipt, dropped: Collection[tuple[str, str]]) -> None:
     """Take superseded rows, by id and fingerprint, out of a committed shard; pictures stay behind as strays.
 
     The marker is replaced in one write, so a reader sees the shard before or after. A shard with no row left loses
-    its marker: readers cannot take a table without rows. The receipt is written before that, too: from then on no
-    snapshot is asked which rows the shard has. After a kill in between, doing it again completes it.
+    its marker: readers cannot take a table without rows. The receipt is written before that: from then on no snapshot
+    is asked which rows the shard has. After a kill in between, doing it again completes it.
+
+    Args:
+        dataset: the output.
+        receipt: of the shard.
+        dropped: the rows.
     """
-    marker = dataset.marker(shard, pictures=True)
-    receipt = read_receipt(dataset.store, shard)
-    if receipt is None and marker is not None:
-        receipt = receipt_of(marker, dataset.layout)
-    if receipt is None:
+    marker = dataset.marker(receipt.shard, pictures=True)
+    if marker is None:
+        write_receipt(dataset, replace(receipt, done=0))
         return
-    write_receipt(dataset, receipt)
-    left = 0
-    if marker is not None:
-        key = dataset.layout.marker_key(shard)
-        pairs = zip(marker.table["id"].to_pylist(), marker.table["fingerprint"].to_pylist(), strict=True)
-        kept = marker.table.filter(pa.array([pair not in dropped for pair in pairs]))
-        left = kept.num_rows
-        if left:
-            dataset.store.write(key, dataset.layout.encode(kept))
-        else:
-            dataset.store.delete(key)
-    write_receipt(dataset, replace(receipt, done=left))
+    key = dataset.layout.marker_key(receipt.shard)
+    pairs = zip(marker.table["id"].to_pylist(), marker.table["fingerprint"].to_pylist(), strict=True)
+    kept = marker.table.filter(pa.array([pair not in dropped for pair in pairs]))
+    write_receipt(dataset, replace(receipt, done=kept.num_rows))
+    if kept.num_rows:
+        dataset.store.write(key, dataset.layout.encode(kept))
+    else:
+        dataset.store.delete(key)
 
 
 def picture_name(row: Row, image_format: ImageFormat, step: int | None = None) -> str:

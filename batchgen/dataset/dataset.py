@@ -7,7 +7,7 @@ import json
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Self
@@ -16,8 +16,8 @@ import pyarrow as pa
 
 from batchgen.dataset.format import OutputFormat, conflict, format_record, left_out, read_format
 from batchgen.dataset.layouts.layout import DatasetLayout
-from batchgen.dataset.tables import about
-from batchgen.errors import AlreadyExists, Damaged, InputError, NotFound, StoreError
+from batchgen.dataset.tables import about, damage_named
+from batchgen.errors import AlreadyExists, Damaged, InputError, NotFound
 from batchgen.storage import Store, open_store, read_json
 
 if TYPE_CHECKING:
@@ -232,7 +232,7 @@ def _read_marker(
     store: Store, layout: DatasetLayout, shard: str, *, columns: Collection[str] | None, pictures: bool
 ) -> Marker | None:
     try:
-        with _damage_named(store, layout, shard):
+        with _marker_damage(store, layout, shard):
             table = layout.read(store, shard, columns=columns, pictures=pictures)
             said = about(table.schema)
     except NotFound:
@@ -241,16 +241,10 @@ def _read_marker(
     return None if said is None else Marker(shard=shard, table=table, about=said)
 
 
-@contextmanager
-def _damage_named(store: Store, layout: DatasetLayout, shard: str) -> Iterator[None]:
-    """What a marker's reader raises on damaged bytes becomes `Damaged`, with the marker's place."""
-    try:
-        yield
-    except StoreError:
-        raise
-    except Exception as error:  # pyarrow raises its own errors, OSError, UnicodeDecodeError and more
-        place, why = f"{store.uri}/{layout.marker_key(shard)}", str(error).splitlines()[0]
-        raise Damaged(f"{place} is damaged: {why}; a shard that is removed from data/ is made again") from error
+def _marker_damage(store: Store, layout: DatasetLayout, shard: str) -> AbstractContextManager[None]:
+    return damage_named(
+        f"{store.uri}/{layout.marker_key(shard)}", "a shard that is removed from data/ is made again by the next run"
+    )
 
 
 def _stored_format(store: Store, record: Mapping[str, Any]) -> OutputFormat:
@@ -263,7 +257,7 @@ def _stored_format(store: Store, record: Mapping[str, Any]) -> OutputFormat:
     if "schema" in record:
         return stored
     for shard in _shards(store, stored.layout):
-        with suppress(NotFound, Damaged), _damage_named(store, stored.layout, shard):
+        with suppress(NotFound, Damaged), _marker_damage(store, stored.layout, shard):
             schema = stored.layout.read_schema(store, shard)
             if (said := about(schema)) is not None:
                 own = json.dumps({"schema_version": said["schema_version"]})  # and nothing of that one shard

@@ -7,7 +7,7 @@ are done comes from the same snapshot, or from two columns of its marker.
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TypeVar
 
@@ -34,6 +34,7 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 FOLD_ABOVE = 1000  # receipts in no snapshot; so many take 1 to 2 s from an object store, their markers twice as long
+SNAPSHOT_SHARDS = 1000  # of one snapshot, which is held in memory: 50 MB where a shard has 1,000 rows
 
 DoneRows = list[tuple[str, str]]
 """Ids and fingerprints, in the order of the shard's marker."""
@@ -74,7 +75,7 @@ def read_done(dataset: Dataset, *, repair: bool) -> Iterator[tuple[Receipt, Done
 
     Args:
         dataset: the output.
-        repair: store receipts that were rebuilt.
+        repair: store receipts that were rebuilt, or that said other than their marker.
 
     Raises:
         Damaged: a marker cannot be read.
@@ -84,12 +85,12 @@ def read_done(dataset: Dataset, *, repair: bool) -> Iterator[tuple[Receipt, Done
     loose: list[Receipt] = []
     for known in _known(dataset, present, repair=repair, damaged=None):
         receipt = known.receipt
-        if receipt.shard not in present or (known.snapshot is not None and not receipt.done):
+        if receipt.shard not in present:
             if not receipt.done:
                 yield receipt, []
         elif known.marker is not None:
             yield receipt, _rows_of(known.marker)
-        elif known.snapshot is not None and known.snapshot.has_rows:
+        elif known.snapshot is not None and known.snapshot.has_rows and receipt.done:
             folded.setdefault(known.snapshot, {})[receipt.shard] = receipt
         else:
             loose.append(receipt)
@@ -97,7 +98,18 @@ def read_done(dataset: Dataset, *, repair: bool) -> Iterator[tuple[Receipt, Done
         for shard, rows in snapshot.done_rows():
             if shard in receipts:
                 yield receipts[shard], rows
-    yield from _side_by_side(lambda receipt: (receipt, done_rows(dataset, receipt.shard)), loose)
+    for receipt, rows in _side_by_side(lambda receipt: (receipt, done_rows(dataset, receipt.shard)), loose):
+        agreed = _agreed(receipt, rows)
+        if repair and agreed != receipt:
+            write_receipt(dataset, agreed)
+        yield agreed, rows
+
+
+def _agreed(receipt: Receipt, rows: DoneRows) -> Receipt:
+    """The receipt as its marker would have it, after a kill between the two, or an attempt that woke up late."""
+    made = set(rows)
+    failures = [row for row in receipt.failures if (row.id, row.fingerprint) not in made]
+    return replace(receipt, done=len(rows), failures=failures)
 
 
 def done_rows(dataset: Dataset, shard: str) -> DoneRows:
@@ -141,7 +153,7 @@ def fold_receipts(dataset: Dataset) -> None:
                 waiting.setdefault(receipt.shard, receipt)
     present = set(dataset.shards())
     shards = iter(waiting)
-    while chunk := list(islice(shards, FOLD_ABOVE or None)):
+    while chunk := list(islice(shards, SNAPSHOT_SHARDS)):
         found = _side_by_side(lambda shard: _foldable(dataset, shard, waiting[shard], shard in present), chunk)
         folded = {receipt.shard for receipt in write_snapshot(store, (one for one in found if one is not None))}
         for unfolded in (waiting[shard] for shard in chunk if shard not in folded):

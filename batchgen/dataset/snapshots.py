@@ -8,6 +8,7 @@ Those that earlier code wrote have no rows.
 import io
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchgen.dataset.receipts import receipt_from_json, receipt_to_json
+from batchgen.dataset.tables import damage_named
 from batchgen.rows import Receipt
 from batchgen.storage import Store
 
@@ -36,21 +38,36 @@ class Snapshot:
     has_rows: bool
 
     def receipts(self) -> Iterator[Receipt]:
-        """Its receipts, each of another shard."""
+        """Its receipts, each of another shard.
+
+        Raises:
+            Damaged: it cannot be read.
+        """
         # not `read_table`, which loads 50 MiB of libraries for reading many files
-        file = pq.ParquetFile(io.BytesIO(self.store.read(f"{SNAPSHOTS}/{self.name}{_RECEIPTS}")))
-        yield from map(receipt_from_json, file.read(["receipt"])["receipt"].to_pylist())
+        with self._open(_RECEIPTS) as file:
+            yield from map(receipt_from_json, file.read(["receipt"])["receipt"].to_pylist())
 
     def done_rows(self) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-        """Shards that have done rows, with these rows' ids and fingerprints in the marker's order."""
-        file = pq.ParquetFile(io.BytesIO(self.store.read(f"{SNAPSHOTS}/{self.name}{_ROWS}")))
-        cells = (
-            row
-            for batch in file.iter_batches(batch_size=BATCH, columns=_ROW_COLUMNS, use_threads=False)
-            for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)
-        )
-        for shard, rows in groupby(cells, key=lambda row: row[0]):
-            yield shard, [(id_, fingerprint) for _, id_, fingerprint in rows]
+        """Shards that have done rows, with these rows' ids and fingerprints in the marker's order.
+
+        Raises:
+            Damaged: they cannot be read.
+        """
+        with self._open(_ROWS) as file:
+            cells = (
+                row
+                for batch in file.iter_batches(batch_size=BATCH, columns=_ROW_COLUMNS, use_threads=False)
+                for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)
+            )
+            for shard, rows in groupby(cells, key=lambda row: row[0]):
+                yield shard, [(id_, fingerprint) for _, id_, fingerprint in rows]
+
+    @contextmanager
+    def _open(self, suffix: str) -> Iterator[pq.ParquetFile]:
+        key = f"{SNAPSHOTS}/{self.name}{suffix}"
+        remedy = f"remove {SNAPSHOTS}/{self.name}*, what it says is read from the shards then"
+        with damage_named(f"{self.store.uri}/{key}", remedy):
+            yield pq.ParquetFile(io.BytesIO(self.store.read(key)))
 
     def delete(self) -> None:
         """Remove it, the receipts first: without them the rows count for nothing."""

@@ -5,15 +5,17 @@ Knows neither keys nor layouts. What a writer says of itself lies in the schema'
 
 import io
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchgen.errors import Damaged, StoreError
 from batchgen.storage import Store
 
-__all__ = ["StoredFile", "about", "decode_table", "encode_table", "with_about"]
+__all__ = ["StoredFile", "about", "damage_named", "decode_table", "encode_table", "with_about"]
 
 HF_ROW_GROUP = 100  # rows; `datasets` writes image sets so, and random access then reads at most some tens of MiB
 
@@ -65,6 +67,22 @@ def decode_table(
     table = parquet.read(columns=names if columns is None else [name for name in names if name in columns])
     table.validate(full=True)
     return table
+
+
+@contextmanager
+def damage_named(place: str, remedy: str) -> Iterator[None]:
+    """What reading Parquet raises on damaged bytes becomes one error with the place and what to do.
+
+    Raises:
+        Damaged: in place of anything but the errors of stores.
+    """
+    try:
+        yield
+    except StoreError:
+        raise
+    except Exception as error:  # pyarrow raises its own errors, OSError, UnicodeDecodeError and more
+        why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise Damaged(f"{place} is damaged: {why}; {remedy}") from error
 
 
 class StoredFile(io.RawIOBase):
