@@ -179,8 +179,11 @@ class _RowBuilder:
         copy: int | None,
     ) -> None:
         id_ = parsed.cells.get("id")
-        decisive = {name: self._decisive(name, value) for name, value in shared.items() if name != "model"}
-        decisive = {name: value for name, value in decisive.items() if value is not None}
+        decisive = {
+            name: self._decisive(name, value)
+            for name, value in shared.items()
+            if name != "model" and not COLUMNS[name].is_neutral(value)
+        }
         prints = {name: ref.sha256 for name, ref in inputs.items()}
         if "seed" in decisive:
             decisive["seed"] += copy or 0

@@ -533,7 +533,9 @@ def test_a_row_that_a_late_attempt_made_is_not_failed(tmp_path: Path) -> None:
     """A worker given up for dead commits after all, and dies before its receipt: the next run sets the books right."""
     dataset = Dataset.begin(open_store(str(tmp_path / "out")), make_format(), create=True)
     shard = make_shard(2)
-    commit_failures(dataset, shard, "run-1", [failed_row(row, "worker-died", "died", 3) for row in shard.rows])
+    commit_failures(
+        dataset, shard, "run-1", [failed_row(row, ErrorClass("worker-died"), "died", 3) for row in shard.rows]
+    )
     with pytest.raises(KeyboardInterrupt):
         attempt(cut_after(dataset, 3), shard)  # two pictures and the marker
     assert "failed" in verify_output(dataset.uri).faults[1]

@@ -11,15 +11,16 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from batchgen.errors import ManifestProblems
+from batchgen.generation import tasks
 from batchgen.generation.tasks import TASKS
 from batchgen.index import Index
 from batchgen.job import load_job
-from batchgen.manifest.columns import ALIASES, COLUMNS
+from batchgen.manifest.columns import ALIASES, COLUMNS, Column, Kind
 from batchgen.manifest.problems import ProblemLog
 from batchgen.models.catalog import Family, find_model
 from batchgen.resolve import resolve
@@ -129,6 +130,32 @@ def test_batch_keys_are_frozen(name: str, files: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(files)
     found = [json.loads(key) for key, _ in resolved(CASES[name], files)]
     assert found == [row["batch_key"] for row in CASES[name]["rows"]]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("default", [None, 0.0])
+def test_a_column_that_is_added_has_nothing_made_again(
+    shared: bool, default: float | None, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Incident: a new column with a default changed every fingerprint, and made every image of every output again."""
+    added = Column(name="freeu_scale", kind=Kind.NUMBER, default=default, neutral=0.0, shared=shared)
+    monkeypatch.setitem(cast(Json, COLUMNS), added.name, added)
+    monkeypatch.setattr(tasks, "COMMON", tasks.COMMON | {added.name})
+    monkeypatch.chdir(files)
+    for case in CASES.values():
+        for (key, row), golden in zip(resolved(case, files), case["rows"], strict=True):
+            assert row.values[added.name] == default
+            assert (row.id, row.fingerprint, json.loads(key)) == (
+                golden["id"],
+                golden["fingerprint"],
+                golden["batch_key"],
+            )
+    name, case = next((name, case) for name, case in CASES.items() if len(case["rows"]) == 1)
+    for value, same in ((0.0, True), (0.5, False)):
+        changed = {**case, "manifest": [{**cells, added.name: value} for cells in case["manifest"]]}
+        ((key, row),) = resolved(changed, files)
+        assert (row.fingerprint == case["rows"][0]["fingerprint"]) == same, name
+        assert (json.loads(key) == case["rows"][0]["batch_key"]) == (same or not shared)
 
 
 # What the goldens themselves say

@@ -48,6 +48,10 @@ class Column:
 
     `low` and `high` are inclusive bounds. `shared` says that all rows of a micro-batch must agree on the value, so that
     it enters the batch key. `choices` are the texts it may hold; `listed` says that a cell may be a list as well.
+
+    `neutral` is the value at which a column changes nothing, besides null. It is left out of fingerprints and batch
+    keys, so that no image is made again for a column that came later. The columns of the first release have none: their
+    defaults are in every fingerprint there is, and the goldens of the tests freeze them.
     """
 
     name: str
@@ -59,6 +63,11 @@ class Column:
     shared: bool = False
     choices: tuple[str, ...] = ()
     listed: bool = False
+    neutral: Any = None
+
+    def is_neutral(self, value: Any) -> bool:
+        """Whether the value changes nothing: null, or the column's neutral one."""
+        return value is None or (self.neutral is not None and value == self.neutral)
 
 
 MAX_SEED = 2**63 - 1  # torch takes 64 bits, the metadata's int64 one less
