@@ -164,6 +164,20 @@ class Index:
         for key, pickled in rows:
             yield key, pickle.loads(pickled)
 
+    def clear(self) -> None:
+        """Forget all rows that were added."""
+        self._keys.clear()
+        for table in ("row", "key", "occurrence"):
+            self._db.execute(f"DELETE FROM {table}")
+
+    def rows(self) -> Iterator[tuple[str, Row]]:
+        """All rows in the manifest's order, with their batch keys."""
+        found = self._db.cursor().execute(
+            "SELECT key.text, row.pickled FROM key JOIN row ON row.key = key.number ORDER BY row.ordinal"
+        )
+        for key, pickled in found:
+            yield key, pickle.loads(pickled)
+
     def superseded(self) -> Iterator[Committed]:
         """Done rows that the output holds besides: by shard, so that each shard is mended once.
 

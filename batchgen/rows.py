@@ -1,14 +1,27 @@
 """The values that travel: rows, micro-batches, shards and what became of them. Knows nothing of any library."""
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from batchgen.errors import ErrorClass
 from batchgen.identity import shard_id
 
-__all__ = ["FailedRow", "ImageRef", "MicroBatch", "Receipt", "Row", "Shard", "Status", "failed_row", "make_shard"]
+__all__ = [
+    "FailedRow",
+    "ImageRef",
+    "MicroBatch",
+    "Receipt",
+    "Row",
+    "Shard",
+    "Status",
+    "decode_row",
+    "encode_row",
+    "failed_row",
+    "make_shard",
+]
 
 
 class Status(StrEnum):
@@ -50,6 +63,45 @@ class Row:
     sample_index: int = 0  # which of a manifest row's num_images_per_prompt
     file: str = ""
     number: int = 0  # 1-based row number in `file`
+
+
+def encode_row(row: Row) -> str:
+    """A row as JSON, without its carried cells: no pickle, since outputs are read that others wrote."""
+    inputs = {name: asdict(image) for name, image in row.inputs.items()}
+    own = {"id": row.id, "fingerprint": row.fingerprint, "task": row.task, "sample_index": row.sample_index}
+    return json.dumps(
+        {**own, "file": row.file, "number": row.number, "values": _tagged(dict(row.values)), "inputs": inputs},
+        separators=(",", ":"),
+    )
+
+
+def decode_row(text: str, carried: Mapping[str, Any]) -> Row:
+    """The row that `encode_row` wrote, with its carried cells.
+
+    Raises:
+        ValueError, TypeError, KeyError: the text is none of `encode_row`.
+    """
+    content = json.loads(text)
+    content["values"] = _untagged(content["values"])
+    content["inputs"] = {name: ImageRef(**image) for name, image in content["inputs"].items()}
+    return Row(**content, carried=carried)
+
+
+def _tagged(value: Any) -> Any:
+    """A value as JSON has it; lists begin with what they are, since JSON knows no tuples."""
+    if isinstance(value, dict):
+        return {name: _tagged(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return ["tuple" if isinstance(value, tuple) else "list", *map(_tagged, value)]
+    return value
+
+
+def _untagged(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _untagged(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return {"tuple": tuple, "list": list}[value[0]](map(_untagged, value[1:]))
+    return value
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

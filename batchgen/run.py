@@ -12,6 +12,7 @@ from batchgen.dataset.card import write_card
 from batchgen.dataset.commit import commit_failures, drop_rows, reopen_rows
 from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.format import OutputFormat, new_format
+from batchgen.dataset.kept import keep_resolved, take_resolved
 from batchgen.dataset.lease import Lease
 from batchgen.dataset.progress import DoneRows, done_rows, fold_receipts, read_done, read_receipts
 from batchgen.dataset.receipts import rebuild_receipt, write_books
@@ -60,14 +61,21 @@ class Reporter(Protocol):
 
 
 @contextmanager
-def check(job: Job) -> Iterator[tuple[Index, Resolved]]:
+def check(job: Job, output: Store | None = None) -> Iterator[tuple[Index, Resolved]]:
     """The job's rows in an index on disk.
+
+    Args:
+        job: what to make.
+        output: where rows may lie that an earlier run resolved; they are taken where nothing changed since.
 
     Raises:
         ManifestProblems: rows that cannot be made; all of them are in it.
         InputError: the job or the manifest as a whole cannot be used.
     """
     with Index() as index:
+        if output is not None and (kept := take_resolved(output, job, index)) is not None:
+            yield index, kept
+            return
         problems = ProblemLog()
         resolved = resolve(job, index, problems)
         if problems.total:
@@ -78,7 +86,7 @@ def check(job: Job) -> Iterator[tuple[Index, Resolved]]:
 def plan(job: Job) -> PlanSummary:
     """What `run` would do, counted up; nothing is written and no model is loaded."""
     store = None if job.output is None else _reach(job)
-    with check(job) as (index, resolved):
+    with check(job, store) as (index, resolved):
         measured = Measured()
         if store is not None:
             dataset = Dataset.begin(store, _wanted(job, resolved), create=False)
@@ -106,10 +114,11 @@ def run(job: Job, *, source: str, limit: int | None, reporter: Reporter) -> Coun
         Interrupted: a signal or a limit of the job stopped the run; the same command goes on.
         InfrastructureError: store, cluster or model failed.
     """
+    began = time.time()
     store = _reach(job)
     hours = job.limits.max_hours
     control = Control(None if hours is None else time.monotonic() + hours * 3600)
-    with check(job) as (index, resolved):
+    with check(job, store) as (index, resolved):
         for line in resolved.notices:
             reporter.notice(line)
         wanted = _wanted(job, resolved)
@@ -122,6 +131,7 @@ def run(job: Job, *, source: str, limit: int | None, reporter: Reporter) -> Coun
         dataset = replace(dataset, store=store)
         this = _Run(job=job, source=source, dataset=dataset, index=index, resolved=resolved)
         with Lease(store, this.name, progress=reporter.notice):
+            keep_resolved(store, job, index, resolved, before=began)
             fold_receipts(dataset)
             _survey(dataset, index, repair=True)
             pending = index.counts().pending

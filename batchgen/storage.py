@@ -346,6 +346,42 @@ def read_input(uri: str) -> bytes:
         return stream.read()
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Look:
+    """What can be seen of a file without reading it; two equal looks mean the same bytes."""
+
+    size: int  # bytes
+    version: str  # modification time, or a store's tag of the content; empty where neither is known
+    modified: float | None  # Unix time
+
+
+def look_at_input(uri: str) -> Look:
+    """Look at a file, or at a local folder as a whole.
+
+    Raises:
+        NotFound: nothing is there.
+        StoreError: it cannot be looked at.
+    """
+    with _named(uri):
+        if is_remote(uri):
+            protocol, _, path = uri.partition("://")
+            known = _filesystem(protocol, _Frozen(), False).info(path if not protocol.startswith("http") else uri)
+            changed = known.get("LastModified") or known.get("mtime")
+            tag = known.get("ETag") or known.get("etag") or changed or ""
+            modified = changed.timestamp() if hasattr(changed, "timestamp") else changed
+            return Look(size=int(known.get("size") or 0), version=str(tag), modified=modified)
+        path_here = _local(uri)
+        files = sorted(path_here.rglob("*")) if path_here.is_dir() else [path_here]
+        facts = [file.stat() for file in files if file.is_file()]
+        if not facts:
+            raise FileNotFoundError(uri)
+        return Look(
+            size=sum(fact.st_size for fact in facts),
+            version=",".join(str(fact.st_mtime_ns) for fact in facts),
+            modified=max(fact.st_mtime for fact in facts),
+        )
+
+
 def expand(uri: str, suffixes: Iterable[str]) -> list[str]:
     """The files that a path, folder or glob names, sorted; a folder means the files of these suffixes below it."""
     wanted = tuple(suffixes)
