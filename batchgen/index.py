@@ -179,7 +179,7 @@ class Index:
             yield key, pickle.loads(pickled)
 
     def superseded(self) -> Iterator[Committed]:
-        """Done rows that the output holds besides: by shard, so that each shard is mended once.
+        """Done rows that the output holds besides: by shard, so that each shard is written once.
 
         An id that now stands for another fingerprint, which is done as well; or the same row in two shards, which two
         runs can leave that cut their shards differently and did not see each other's lease.

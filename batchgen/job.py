@@ -51,7 +51,7 @@ class WorkerResources:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """Everything a run is told; the command line's flags replace the file's keys of the same name."""
+    """Everything that a run is given; the command line's flags replace the file's keys of the same name."""
 
     manifest: str
     output: str | None = None
@@ -149,7 +149,7 @@ def _resolved_adapter(value: Any, folder: Path) -> Any:
 
 
 def _checked(kind: type, table: Mapping[str, Any], prefix: str, wrong: list[str]) -> dict[str, Any]:
-    """The table's entries as arguments of the dataclass `kind`; complaints go to `wrong`."""
+    """The table's entries as arguments of the dataclass `kind`; row_problems go to `wrong`."""
     hints = get_type_hints(kind)
     known = [f.name for f in fields(kind)]
     settings: dict[str, Any] = {}

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from batchgen.errors import ImageError, InputError, StoreError
-from batchgen.generation.parameters import Complaints, Defaults, apply_arguments, choose_task
+from batchgen.generation.parameters import Defaults, RowProblems, apply_arguments, choose_task
 from batchgen.generation.tasks import Task
 from batchgen.identity import canonical, derive_seed, fingerprint, row_id
 from batchgen.images import decode
@@ -153,18 +153,18 @@ class _RowBuilder:
 
     def add(self, parsed: Parsed, inputs: Mapping[str, ImageRef]) -> None:
         """Append the rows of one record; where a rule is broken, note the problems instead."""
-        complaints = Complaints()
-        model = self._model_of(parsed.cells, complaints)
+        row_problems = RowProblems()
+        model = self._model_of(parsed.cells, row_problems)
         if model is None:
-            self._complain(parsed.record, complaints)
+            self._note_all(parsed.record, row_problems)
             return
-        task = choose_task(parsed, model, complaints)
-        values = apply_arguments(parsed, task, model, inputs, self._defaults_for(parsed.record), complaints)
+        task = choose_task(parsed, model, row_problems)
+        values = apply_arguments(parsed, task, model, inputs, self._defaults_for(parsed.record), row_problems)
         copies = parsed.cells.get("num_images_per_prompt") or self._job.defaults.get("num_images_per_prompt", 1)
         if (values.get("seed") or 0) + copies - 1 > MAX_SEED:
-            complaints.add("seed", f"is {values['seed']}, and {copies} images would count it past {MAX_SEED}")
-        self._complain(parsed.record, complaints)
-        if complaints or parsed.spoiled:
+            row_problems.add("seed", f"is {values['seed']}, and {copies} images would count it past {MAX_SEED}")
+        self._note_all(parsed.record, row_problems)
+        if row_problems or parsed.spoiled:
             return
         for copy in range(copies):
             self._add_row(parsed, task, model, values, inputs, copy if copies > 1 else None)
@@ -225,19 +225,19 @@ class _RowBuilder:
         finder = Finder(folder=folder_of(record.file), lora_folder=job.lora_folder, allow_pickle=job.allow_pickle)
         return Defaults(values=job.defaults, adapters=finder, find_model=self.model)
 
-    def _complain(self, record: Record, complaints: Complaints) -> None:
-        for column, message in complaints:
+    def _note_all(self, record: Record, row_problems: RowProblems) -> None:
+        for column, message in row_problems:
             self._note(record, column, message)
 
     def _note(self, record: Record, column: str, message: str) -> None:
         self._problems.add(record.file, record.number, column, message)
 
-    def _model_of(self, cells: Mapping[str, Any], complaints: Complaints) -> Model | None:
+    def _model_of(self, cells: Mapping[str, Any], row_problems: RowProblems) -> Model | None:
         name = cells.get("model") or self._job.defaults.get("model") or self._job.model
         if name not in self._missing_models:
             try:
                 return self.model(name)
             except InputError as error:
                 self._missing_models[name] = str(error)
-        complaints.add("model", self._missing_models[name])
+        row_problems.add("model", self._missing_models[name])
         return None

@@ -45,7 +45,7 @@ _DTYPES: Mapping[Dtype, Literal["float16", "bfloat16", "float32"]] = {
 
 
 class Reporter(Protocol):
-    """Who is told how a run goes."""
+    """Receives the progress of a run."""
 
     def notice(self, line: str) -> None:
         """Something worth a line."""
@@ -104,7 +104,7 @@ def run(job: Job, *, source: str, limit: int | None, reporter: Reporter) -> Coun
         job: what to make.
         source: what the user named, for the record.
         limit: make at most so many images in this run.
-        reporter: is told how it goes.
+        reporter: receives its progress.
 
     Returns:
         Where the manifest's rows stand now.

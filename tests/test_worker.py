@@ -8,8 +8,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
+from PIL import Image
 from safetensors.torch import save_file
-from tiny_models import build_sd1
+from tiny_models import build_sd1, tiny_vae
 
 from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.format import new_format
@@ -108,3 +110,36 @@ def test_what_the_device_raises_becomes_ours(raised: Exception, expected: type[E
     assert type(caught.value) is expected
     if expected is OutOfDeviceMemory:
         assert "a call of 16 images does not fit on the device; try --batch-size" in str(caught.value)
+
+
+def test_hires_fix_knows_the_size_of_a_latent(tmp_path: Path) -> None:
+    """Incident: hires fix took a latent for 8 pixels, whatever the autoencoder, so control images had another size."""
+    model = build_sd1(tmp_path / "sd1")
+    tiny_vae(levels=3).save_pretrained(model / "vae")  # 4 pixels a latent
+    unet = UNet2DConditionModel.from_pretrained(model, subfolder="unet")
+    net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 8, 16))  # 4 pixels a latent, too
+    net.save_pretrained(control := tmp_path / "control")
+    Image.linear_gradient("L").convert("RGB").resize((32, 32)).save(tmp_path / "edges.png")
+    row = {"prompt": "a", "seed": 1, "width": 32, "height": 32, "steps": 2, "hires_scale": 2.0}
+    row |= {"controlnet": str(control), "control_image": "edges.png"}
+    (tmp_path / "m.jsonl").write_text(json.dumps(row))
+    with check(Job(manifest=str(tmp_path / "m.jsonl"), model=str(model))) as (index, resolved):
+        (shard,) = make_shards(
+            index.pending(1), [(group.key, group.total) for group in index.groups()], Sizing(device="cpu", workers=1)
+        )
+    (batch,) = shard.micro_batches()
+    seen: list[torch.Size] = []
+    host = PipelineHost(device="cpu", dtype="float32")
+    original = ControlNetModel.forward
+
+    def watched(self: ControlNetModel, *args: Any, **kwargs: Any) -> Any:
+        seen.append(kwargs["controlnet_cond"].shape[-2:])
+        return original(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ControlNetModel, "forward", watched)
+        images = host.generate(
+            resolved.models[str(model)], batch, [{"control_image": Image.open(tmp_path / "edges.png")}]
+        ).pixels
+    assert images.shape == (1, 64, 64, 3)
+    assert set(seen) == {torch.Size([32, 32]), torch.Size([64, 64])}

@@ -144,7 +144,7 @@ def _decode(data: bytes, schema: pa.Schema) -> Iterator[tuple[str, Row]]:
 
 def _name(job: Job, files: Mapping[str, Look]) -> str:
     """Names a plan by what it was resolved from: the manifest's files as they look, and what the job brings to rows."""
-    told = {
+    facts = {
         "format": FORMAT,
         "batchgen": __version__,
         "identity": VERSION,
@@ -156,7 +156,7 @@ def _name(job: Job, files: Mapping[str, Look]) -> str:
         "lora_folder": job.lora_folder,
         "allow_pickle": job.allow_pickle,
     }
-    return hashlib.sha256(canonical(told).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return hashlib.sha256(canonical(facts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _read_files(index: Index) -> set[str]:

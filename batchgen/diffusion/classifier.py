@@ -111,14 +111,14 @@ def _sinusoids(timesteps: Tensor, width: int) -> Tensor:
 
 
 class _Residual(nn.Module):
-    """A residual block told of the timestep; `down` halves the picture by averaging."""
+    """A residual block conditioned on the timestep; `down` halves the picture by averaging."""
 
     def __init__(self, config: ClassifierConfig, channels: int, wide: int, *, down: bool = False) -> None:
         super().__init__()
         self._down, self._scales = down, config.classifier_use_scale_shift_norm
         self.in_layers = nn.Sequential(_norm(channels), nn.SiLU(), nn.Conv2d(channels, wide, 3, padding=1))
-        told = nn.Linear(4 * config.classifier_width, wide * (2 if self._scales else 1))
-        self.emb_layers = nn.Sequential(nn.SiLU(), told)
+        timestep = nn.Linear(4 * config.classifier_width, wide * (2 if self._scales else 1))
+        self.emb_layers = nn.Sequential(nn.SiLU(), timestep)
         last = nn.Conv2d(wide, wide, 3, padding=1)
         self.out_layers = nn.Sequential(_norm(wide), nn.SiLU(), nn.Identity(), last)  # the third was a dropout
         self.skip_connection = nn.Identity() if wide == channels else nn.Conv2d(channels, wide, 1)
@@ -128,12 +128,12 @@ class _Residual(nn.Module):
         if self._down:
             inner, features = functional.avg_pool2d(inner, 2), functional.avg_pool2d(features, 2)
         inner = self.in_layers[2](inner)
-        told = self.emb_layers(embedded)[:, :, None, None]
+        timestep = self.emb_layers(embedded)[:, :, None, None]
         if self._scales:
-            scale, shift = told.chunk(2, dim=1)
+            scale, shift = timestep.chunk(2, dim=1)
             inner = self.out_layers[1:](self.out_layers[0](inner) * (1 + scale) + shift)
         else:
-            inner = self.out_layers(inner + told)
+            inner = self.out_layers(inner + timestep)
         combined: Tensor = self.skip_connection(features) + inner
         return combined
 

@@ -1,4 +1,4 @@
-"""What a pipeline call is told of its rows besides pictures: prompts, guidance, and the sizes that SDXL is told."""
+"""Prompt embeddings, guidance scales and SDXL's added time ids: what a call takes of its rows besides images."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from batchgen.diffusion.attachments import Attachments
+from batchgen.diffusion.adapters import Adapters
 from batchgen.diffusion.pipelines import RowScale
 from batchgen.diffusion.prompts import Encoded, Prompt, PromptEncoder
 from batchgen.rows import Row
@@ -20,10 +20,10 @@ _LIKED, _DISLIKED = 6.0, 2.5  # aesthetic scores that a refiner is asked for and
 class RowPrompts:
     """The prompts of rows, as one model reads them."""
 
-    def __init__(self, encoder: PromptEncoder, attachments: Attachments, *, zeros_for_missing: bool) -> None:
+    def __init__(self, encoder: PromptEncoder, adapters: Adapters, *, zeros_for_missing: bool) -> None:
         """Zeros, not an empty prompt, stand for a missing negative one where SDXL's models say so."""
         self._encoder = encoder
-        self._attachments = attachments
+        self._adapters = adapters
         self._zeros_for_missing = zeros_for_missing
 
     def chunks(self, row: Row) -> int:
@@ -63,7 +63,7 @@ class RowPrompts:
             text_2=row.values.get("prompt_2"),
             clip_skip=row.values.get("clip_skip"),
             weighted=row.values.get("prompt_syntax") == "a1111",
-            tokens=self._attachments.tokens(row.values.get("embeddings")),
+            tokens=self._adapters.tokens(row.values.get("embeddings")),
         )
 
     def _negative(self, row: Row) -> Prompt:
@@ -71,7 +71,7 @@ class RowPrompts:
             text=row.values.get("negative_prompt") or "",
             text_2=row.values.get("negative_prompt_2"),
             weighted=row.values.get("prompt_syntax") == "a1111",
-            tokens=self._attachments.tokens(row.values.get("embeddings")),
+            tokens=self._adapters.tokens(row.values.get("embeddings")),
         )
 
 

@@ -21,7 +21,7 @@ _MIDPOINT = frozenset({"DPMSolverSDEScheduler", "KDPM2AncestralDiscreteScheduler
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NoiseLevel:
-    """What the model is told at one call; most samplers make one call a step, those of second order about two."""
+    """What the model is given at one call; most samplers make one call a step, those of second order about two."""
 
     step: int  # from 1
     timestep: float  # of the training schedule, a whole number for most samplers
@@ -61,7 +61,7 @@ def inspect_row(model: Model, row: Row) -> Inspection:
 
 
 def noise_levels(scheduler: Any, steps: int) -> tuple[NoiseLevel, ...]:
-    """What the model is told at each call of a run of `steps` steps, by the scheduler's own numbers."""
+    """What the model is given at each call of a run of `steps` steps, by the scheduler's own numbers."""
     scheduler.set_timesteps(steps)
     return tuple(_level(scheduler, place, timestep) for place, timestep in enumerate(scheduler.timesteps.tolist()))
 

@@ -1,4 +1,4 @@
-"""A loaded model: its pipelines and attachments, and how the values of rows become a pipeline call."""
+"""A loaded model: its pipelines and adapters, and how the values of rows become a pipeline call."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ import torch
 from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from PIL.Image import Image, fromarray
 
-from batchgen.diffusion.attachments import Attachments
+from batchgen.diffusion.adapters import Adapters
 from batchgen.diffusion.control import ControlMaker
 from batchgen.diffusion.embeddings import RowPrompts, sized
 from batchgen.diffusion.loading import Components
@@ -21,12 +21,11 @@ from batchgen.diffusion.prompts import PromptEncoder
 from batchgen.diffusion.schedulers import make_scheduler, seed_scheduler
 from batchgen.errors import InputError
 from batchgen.generation.tasks import Task, batch_strength, denoised_steps, find_task
-from batchgen.models.catalog import Family, Model
+from batchgen.models.catalog import Family, Model, latent_factor
 from batchgen.rows import Row
 
 __all__ = ["AfterStep", "LoadedModel"]
 
-_FACTOR = 8  # pixels a latent
 _LARGEST_UNTILED = 1024  # pixels a side
 
 _NO_TEXT = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
@@ -36,7 +35,7 @@ Inputs = Sequence[Mapping[str, Image]]
 """The rows' conditioning images by name."""
 
 AfterStep = Callable[[int, torch.Tensor], None]
-"""Is told the number of a step, from 1, and the latents after it, at the noise level of that step."""
+"""Called with the number of a step, from 1, and the latents after it, at the noise level of that step."""
 
 
 class LoadedModel:
@@ -46,12 +45,13 @@ class LoadedModel:
         """Take the model apart; `tiled` decodes pictures of more than 1024 pixels a side in tiles."""
         self.model = model
         self._tiled = tiled
+        self._factor = latent_factor(components.parts["vae"].config) or 8  # pixels a latent
         self._parts, self._options = components.parts, components.options
         self._pipelines: dict[tuple[str, ...], Any] = {}  # a scheduler each, some 100 kB: never dropped
         encoder = PromptEncoder(components.parts, pools=model.family is Family.LATENT_UPSCALER)
-        self._attachments = Attachments(model, components, encoder, dtype)
+        self._adapters = Adapters(model, components, encoder, dtype)
         zeros = bool(self._options.get("force_zeros_for_empty_prompt"))
-        self._prompts = RowPrompts(encoder, self._attachments, zeros_for_missing=zeros)
+        self._prompts = RowPrompts(encoder, self._adapters, zeros_for_missing=zeros)
         estimator = self._parts.get("depth_estimator")
         self._controls = ControlMaker(None if estimator is None else (estimator, self._parts["feature_extractor"]))
 
@@ -95,7 +95,7 @@ class LoadedModel:
         shared = rows[0].values
         pipeline = self._pipeline(find_task("image-to-image"), {**shared, "controlnet": None, "vae": None})
         arguments = {"image": latents, "denoising_start": shared["denoising_end"]}
-        own = [_without_attachments(row) for row in rows]
+        own = [_without_adapters(row) for row in rows]
         return self._call(pipeline, own, [{} for _ in own], generators, arguments)
 
     def decode(self, latents: torch.Tensor, vae: Mapping[str, Any] | None) -> tuple[Any, tuple[bool, ...]]:
@@ -103,8 +103,8 @@ class LoadedModel:
 
         Pictures are decoded one at a time: with more, their bits would depend on how many there are.
         """
-        decoder = self._attachments.vae(vae)
-        if self._tiled and max(latents.shape[-2:]) * _FACTOR > _LARGEST_UNTILED:
+        decoder = self._adapters.vae(vae)
+        if self._tiled and max(latents.shape[-2:]) * self._factor > _LARGEST_UNTILED:
             decoder.enable_tiling()
         pictures, finite = [], []
         for latent in torch.split(latents, 1):
@@ -138,12 +138,12 @@ class LoadedModel:
         seed_scheduler(pipeline.scheduler, [row.values["seed"] for row in rows])
         is_xl = self.model.family in (Family.SDXL, Family.REFINER)
         sizes = sized(pipeline, rows, self._options, guided=guided) if is_xl else nullcontext()
-        with self._attachments.on(shared), sizes:
+        with self._adapters.on(shared), sizes:
             own = self._prompts.arguments(rows, guided=guided, dtype=self._parts["unet"].dtype)
             arguments = {**arguments, **own}
             if shared.get("ip_adapter") is not None:
                 images = [one["ip_adapter_image"] for one in inputs]
-                arguments["ip_adapter_image_embeds"] = self._attachments.embed_images(images, guided=guided)
+                arguments["ip_adapter_image_embeds"] = self._adapters.embed_images(images, guided=guided)
             if "eta" in shared:
                 arguments["eta"] = shared["eta"]
             latents: torch.Tensor = pipeline(
@@ -167,7 +167,7 @@ class LoadedModel:
             return larger.to(latents.dtype)
         pipeline = self._pipeline(task, values)
         arguments = {"image": larger.to(latents.dtype), "strength": batch_strength(values)}
-        width, height = size[1] * _FACTOR, size[0] * _FACTOR
+        width, height = size[1] * self._factor, size[0] * self._factor
         enlarged = [{name: image.resize((width, height)) for name, image in one.items()} for one in inputs]
         arguments |= self._control_arguments(task.name, shared, enlarged)
         return self._call(pipeline, rows, inputs, generators, arguments)
@@ -185,7 +185,7 @@ class LoadedModel:
             return {}
         name = "image" if task == "text-to-image" else "control_image"
         images = self._controls.tensors(
-            inputs, shared["control_preprocess"], lambda: self._attachments.pose_reader(shared)
+            inputs, shared["control_preprocess"], lambda: self._adapters.pose_reader(shared)
         )
         values = {
             name: images,
@@ -221,9 +221,9 @@ class LoadedModel:
             vae["sha256"] if vae else "",
             *(net["sha256"] for net in nets),
         )
-        modules = {"vae": self._attachments.vae(vae)}
+        modules = {"vae": self._adapters.vae(vae)}
         if nets:
-            loaded = self._attachments.controlnets(nets)
+            loaded = self._adapters.controlnets(nets)
             modules["controlnet"] = loaded[0] if len(loaded) == 1 else MultiControlNetModel(loaded)
         if key not in self._pipelines:
             modules["scheduler"] = make_scheduler(values["scheduler"], kwargs, self._parts["scheduler"].config)
@@ -244,7 +244,7 @@ def _told(after_step: AfterStep) -> Callable[..., dict[str, Any]]:
     return tell
 
 
-def _without_attachments(row: Row) -> Row:
+def _without_adapters(row: Row) -> Row:
     """The row as a refiner reads it: the base's adapters are none of its own."""
     dropped = ("loras", "embeddings", "hypernetwork", "ip_adapter", "controlnet", "vae")
     return replace(row, values={**row.values, **dict.fromkeys(dropped)})

@@ -159,10 +159,6 @@ def _depth_arguments(values: Values, inputs: Sequence[Inputs]) -> dict[str, Any]
     return _image_arguments(values, inputs) | ({} if maps[0] is None else {"depth_map": maps})
 
 
-def _depth_key(values: Values) -> tuple[object, ...]:
-    return (*_strength_key(values), values.get("has_depth_map"))
-
-
 def _edit_arguments(_values: Values, inputs: Sequence[Inputs]) -> dict[str, Any]:
     return {"image": [i["image"] for i in inputs]}
 
@@ -226,7 +222,7 @@ TASKS: Mapping[str, Task] = {
             takes=("strength", "depth_map"),
             modes={"image": "RGB", "depth_map": "L"},
             unet_channels=(5,),
-            key=_depth_key,
+            key=_strength_key,
             arguments=_depth_arguments,
         ),
         Task(

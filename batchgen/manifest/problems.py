@@ -14,7 +14,7 @@ _VARIABLE = re.compile(r"'[^']*'|\"[^\"]*\"|\S*[\d/]\S*")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
-    """One thing to mend: where it is, what is wrong, what to try. `row` counts from 1; None means the whole file."""
+    """One thing that is wrong: where, and what to try. `row` counts from 1; None means the whole file."""
 
     file: str
     row: int | None

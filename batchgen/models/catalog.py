@@ -86,7 +86,7 @@ class Model:
     estimates_depth: bool = False  # has a depth estimator beside its UNet
     checks_safety: bool = False  # has a safety checker
     text_layers: int = 12  # of CLIP ViT-L, the text encoder of SD 1.x
-    classes: int | None = None  # labels that its UNet is told, where it is class-conditional
+    classes: int | None = None  # labels that its UNet takes, where it is class-conditional
     revision: str | None = None  # resolved commit of a hub id
     config: str | None = None  # folder or hub id with the layout of a single file
 

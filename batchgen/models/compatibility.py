@@ -1,4 +1,4 @@
-"""Whether an adapter fits a model, told from the headers and configs of its files. Knows nothing of torch.
+"""Compatibility of adapters with a model, by the headers and configs of their files. Knows nothing of torch.
 
 The header of a .safetensors file names tensors and their shapes; the width of the text states that an adapter was made
 for is among them.
@@ -293,11 +293,11 @@ def check_classifier(shapes: Shapes, config: Mapping[str, Any], model: Model) ->
         return f"it has no tensor {_CLASSES}: expected weights of ADM's classifier with attention pooling"
     if not config:
         return "there is no config.json with it; write one, as manifests/README.md says of classifiers"
-    told = parse_classifier(config)
-    blocks = len(told.widths) * (told.classifier_depth + 1)  # the first one, residuals, and what halves between levels
+    known = parse_classifier(config)
+    blocks = len(known.widths) * (known.classifier_depth + 1)  # the first, residuals, and what halves between levels
     wanted = {
-        "input_blocks.0.0.weight": (told.widths[0], model.unet_channels, 3, 3),
-        "out.2.positional_embedding": (told.widths[-1], told.last_side**2 + 1),
+        "input_blocks.0.0.weight": (known.widths[0], model.unet_channels, 3, 3),
+        "out.2.positional_embedding": (known.widths[-1], known.last_side**2 + 1),
     }
     for name, shape in wanted.items():
         if shapes.get(name) != shape:

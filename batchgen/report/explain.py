@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from batchgen.errors import InputError
-from batchgen.generation.parameters import Complaints, Defaults, apply_arguments, choose_task
+from batchgen.generation.parameters import Defaults, RowProblems, apply_arguments, choose_task
 from batchgen.images import encode
 from batchgen.machine import gpus
 from batchgen.manifest.cells import CellSorter
@@ -148,12 +148,12 @@ def _make_row(cells: Mapping[str, Any], model: Model) -> Row:
     problems = ProblemLog()
     record = Record(file="", number=1, cells=cells, columns=frozenset(cells), from_text=False)
     parsed = CellSorter(problems).parse(record)
-    complaints = Complaints((problem.column or "prompt", problem.message) for problem in problems.shown)
-    task = choose_task(parsed, model, complaints)
+    row_problems = RowProblems((problem.column or "prompt", problem.message) for problem in problems.shown)
+    task = choose_task(parsed, model, row_problems)
     defaults = Defaults(values={"seed": SEED}, adapters=Finder(folder=str(Path.cwd())), find_model=find_model)
-    values = apply_arguments(parsed, task, model, {}, defaults, complaints)
-    if complaints:
-        raise InputError("\n".join(f"{_FLAGS.get(name, name.upper())}: {message}" for name, message in complaints))
+    values = apply_arguments(parsed, task, model, {}, defaults, row_problems)
+    if row_problems:
+        raise InputError("\n".join(f"{_FLAGS.get(name, name.upper())}: {message}" for name, message in row_problems))
     return Row(id="explained", fingerprint="", task=task.name, values=values)
 
 

@@ -72,13 +72,3 @@ def answers(logits: Tensor) -> NDArray[np.int64]:
     """The likeliest class of every attribute, (n, attributes)."""
     parts = torch.split(logits, [attribute.classes for attribute in ATTRIBUTES], dim=1)
     return torch.stack([part.argmax(dim=1) for part in parts], dim=1).cpu().numpy()
-
-
-def accuracies(answered: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, float]:
-    """Share of right answers of every attribute over the rows that have one."""
-    result = {}
-    for number, attribute in enumerate(ATTRIBUTES):
-        known = labels[:, number] != UNNAMED
-        if known.any():
-            result[attribute.name] = float((answered[known, number] == labels[known, number]).mean())
-    return result

@@ -25,7 +25,7 @@ from batchgen.errors import InputError
 from batchgen.models.adapters import image_encoder
 from batchgen.models.catalog import Family, Model
 
-__all__ = ["Attachments"]
+__all__ = ["Adapters"]
 
 Adapter = Mapping[str, Any]
 """As `adapters.find_adapters` gives it: `path`, `sha256`, and `scale` or `token`."""
@@ -43,7 +43,7 @@ _LOADERS: Mapping[Family, str] = {
 _Made = TypeVar("_Made")
 
 
-class Attachments:
+class Adapters:
     """The adapters of one loaded model."""
 
     def __init__(self, model: Model, components: Components, prompts: PromptEncoder, dtype: torch.dtype) -> None:
