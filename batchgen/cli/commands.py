@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from batchgen.errors import BatchgenError, InfrastructureError, InputError, Interrupted
+from batchgen.options import Device, Dtype, ImageFormat, Layout
 from batchgen.version import __version__
 
 if TYPE_CHECKING:
@@ -55,6 +56,11 @@ class _Group(click.Group):
             ctx.exit(InfrastructureError.exit_code)
 
 
+def _choice(options: type[StrEnum]) -> click.Choice[str]:
+    """The values of a closed set, as they are written in a job."""
+    return click.Choice([option.value for option in options])
+
+
 def _generation_options(command: _Command) -> _Command:
     """Flags that `run` and `plan` share; each is also a key of a job file."""
     for option in reversed(
@@ -64,8 +70,8 @@ def _generation_options(command: _Command) -> _Command:
             click.option(
                 "--model-config", metavar="FOLDER", help="Diffusers folder with the layout of a .safetensors file."
             ),
-            click.option("--layout", type=click.Choice(["files", "parquet"]), help="Default: files."),
-            click.option("--format", type=click.Choice(["png", "webp", "jpeg"]), help="Default: png."),
+            click.option("--layout", type=_choice(Layout), help="Default: files."),
+            click.option("--format", type=_choice(ImageFormat), help="Default: png."),
             click.option(
                 "--shard-rows",
                 type=click.IntRange(min=1),
@@ -80,10 +86,10 @@ def _generation_options(command: _Command) -> _Command:
             ),
             click.option(
                 "--dtype",
-                type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
+                type=_choice(Dtype),
                 help="Precision of the weights; auto: float32 on CPU, float16 on CUDA.",
             ),
-            click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Default: CUDA if there is one."),
+            click.option("--device", type=_choice(Device), help="Default: CUDA if there is one."),
             click.option(
                 "--workers", type=click.IntRange(min=1), metavar="N", help="Default: one a GPU, or one a core."
             ),
