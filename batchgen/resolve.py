@@ -22,7 +22,7 @@ from batchgen.images import decode
 from batchgen.index import Index
 from batchgen.job import Job
 from batchgen.manifest.cells import CellSorter, Parsed
-from batchgen.manifest.columns import COLUMNS, MAX_SEED, Kind, input_name
+from batchgen.manifest.columns import COLUMNS, MAX_SEED, WORDING, Kind, input_name
 from batchgen.manifest.files import Record, folder_of, manifest_files, records
 from batchgen.manifest.problems import ProblemLog
 from batchgen.models.adapters import ADAPTERS, Finder
@@ -116,7 +116,7 @@ class _ImageReader:
             if len(cell) > LONGEST_URI:
                 raise ImageError(f"starts with {cell[:40]!r} and is {len(cell):,} characters long, which is no URI")
             return self._by_uri(join(folder_of(record.file), cell))
-        raise ImageError(f"is {type(cell).__name__}, not {Kind.IMAGE}")
+        raise ImageError(f"is {type(cell).__name__}, not {WORDING[Kind.IMAGE]}")
 
 
 def _images_of(cell: Any) -> list[Any]:

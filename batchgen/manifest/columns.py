@@ -20,6 +20,7 @@ __all__ = [
     "MAX_SEED",
     "MAX_SIDE",
     "RESERVED",
+    "WORDING",
     "Column",
     "Kind",
     "image_column",
@@ -29,17 +30,31 @@ __all__ = [
 
 
 class Kind(StrEnum):
-    """What a cell holds; its text names the type in messages."""
+    """What a cell holds."""
 
     TEXT = "text"
-    INTEGER = "a whole number"
-    NUMBER = "a number"
-    NUMBERS = "a number, or a list of them"
-    SIZE = "two whole numbers, as [height, width]"
-    FLAG = "true or false"
-    OPTIONS = "a JSON object"
-    IMAGE = "an image (a URI, or a struct of bytes and path)"
-    ADAPTER = "an adapter (text, a list, or JSON)"
+    INTEGER = "integer"
+    NUMBER = "number"
+    NUMBERS = "numbers"
+    SIZE = "size"
+    FLAG = "flag"
+    OPTIONS = "options"
+    IMAGE = "image"
+    ADAPTER = "adapter"
+
+
+WORDING: Mapping[Kind, str] = {
+    Kind.TEXT: "text",
+    Kind.INTEGER: "a whole number",
+    Kind.NUMBER: "a number",
+    Kind.NUMBERS: "a number, or a list of them",
+    Kind.SIZE: "two whole numbers, as [height, width]",
+    Kind.FLAG: "true or false",
+    Kind.OPTIONS: "a JSON object",
+    Kind.IMAGE: "an image (a URI, or a struct of bytes and path)",
+    Kind.ADAPTER: "an adapter (text, a list, or JSON)",
+}
+"""The kinds as messages name them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -239,10 +254,10 @@ def _as_list(cell: Any) -> list[Any]:
 
 def _parse_size(column: Column, cell: Any, from_text: bool) -> tuple[int, ...]:
     if isinstance(cell, str) and "x" in cell.lower():
-        raise CellError(f"is {_shown(cell)}; write {Kind.SIZE}, height first")
+        raise CellError(f"is {_shown(cell)}; write {WORDING[Kind.SIZE]}, height first")
     numbers = tuple(int(_parse_number(column, item, from_text)) for item in _as_list(cell))
     if len(numbers) != 2:
-        raise CellError(f"holds {len(numbers)} numbers; give {Kind.SIZE}")
+        raise CellError(f"holds {len(numbers)} numbers; give {WORDING[Kind.SIZE]}")
     return numbers
 
 
@@ -250,7 +265,7 @@ def _parse_flag(cell: Any) -> bool:
     if isinstance(cell, str) and cell.strip().lower() in ("true", "false"):
         return cell.strip().lower() == "true"
     if not isinstance(cell, bool):
-        raise CellError(f"is {_shown(cell)}, not {Kind.FLAG}")
+        raise CellError(f"is {_shown(cell)}, not {WORDING[Kind.FLAG]}")
     return cell
 
 
@@ -279,15 +294,17 @@ def _parse_number(column: Column, cell: Any, from_text: bool) -> int | float:
         try:
             cell = int(cell) if whole and "." not in cell else float(cell)
         except (ValueError, OverflowError):
-            raise CellError(f"is {_shown(cell)}, not {column.kind}") from None
+            raise CellError(f"is {_shown(cell)}, not {WORDING[column.kind]}") from None
     if isinstance(cell, bool) or not isinstance(cell, (int, float)):
-        raise CellError(f"is {_shown(cell)}, not {column.kind}; write the column as {'int64' if whole else 'float64'}")
+        raise CellError(
+            f"is {_shown(cell)}, not {WORDING[column.kind]}; write the column as {'int64' if whole else 'float64'}"
+        )
     if isinstance(cell, int) and abs(cell) > 2**64:
         raise CellError(f"is {_shown(cell)}, too large")
     if not math.isfinite(cell):
         raise CellError(f"is {cell}; give a finite number")
     if whole and cell != int(cell):
-        raise CellError(f"is {cell}, not {column.kind}")
+        raise CellError(f"is {cell}, not {WORDING[column.kind]}")
     value = int(cell) if whole else float(cell)
     _check_range(column, value)
     return value
@@ -315,5 +332,5 @@ def _parse_options(cell: Any) -> dict[str, Any]:
     if isinstance(cell, list) and all(isinstance(item, tuple) and len(item) == 2 for item in cell):
         cell = dict(cell)  # an Arrow map
     if not isinstance(cell, dict):
-        raise CellError(f'is {_shown(cell)}, not {Kind.OPTIONS}; for example {{"use_karras_sigmas": true}}')
+        raise CellError(f'is {_shown(cell)}, not {WORDING[Kind.OPTIONS]}; for example {{"use_karras_sigmas": true}}')
     return {key: value for key, value in sorted(cell.items()) if value is not None}
