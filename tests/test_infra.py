@@ -25,6 +25,11 @@ PODS: dict[str, dict[str, Any]] = {
     "head": CLUSTER["headGroupSpec"]["template"]["spec"],
     **{group["groupName"]: group["template"]["spec"] for group in CLUSTER["workerGroupSpecs"]},
 }
+CONSTRAINTS = [
+    Requirement(line)
+    for line in (INFRA / "constraints.txt").read_text().splitlines()
+    if line and not line.startswith("#")
+]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -97,13 +102,23 @@ def test_ray_in_image_cluster_and_project_agree() -> None:
 
 
 def test_image_takes_torch_from_the_project() -> None:
-    """The project pins torch; the Dockerfile installs the project's dependencies and names no torch of its own."""
-    (torch,) = [need for need in map(Requirement, PROJECT["dependencies"]) if need.name == "torch"]
-    assert [clause.operator for clause in torch.specifier] == ["=="]
+    """The project gives a range; the Dockerfile installs the tested one by the constraints and names no other."""
+    needs = {need.name: need for need in map(Requirement, PROJECT["dependencies"])}
     text = " ".join(rest for word, rest in dockerfile() if word in ("ARG", "RUN"))
     assert "['project']['dependencies']" in text
     assert "-r requirements.txt" in text
+    assert "-c constraints.txt" in text
     assert not re.search(r"\btorch\s*[=<>~]=", text)
+    for pin in CONSTRAINTS:
+        (exact,) = pin.specifier
+        assert exact.operator == "=="
+        assert needs[pin.name].specifier.contains(exact.version), pin
+    assert "torch" in {pin.name for pin in CONSTRAINTS}
+
+
+def test_one_ray_in_image_and_constraints() -> None:
+    (ray,) = [pin for pin in CONSTRAINTS if pin.name == "ray"]
+    assert str(ray.specifier) == f"=={argument('RAY_VERSION')}"
 
 
 def test_image_is_not_root_and_pods_agree_on_who() -> None:
