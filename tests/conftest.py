@@ -110,6 +110,14 @@ def _own_options(uri: str) -> dict[str, Any]:
     return {"endpoint_url": os.environ["AWS_ENDPOINT_URL"]} if uri.startswith("s3://") else {}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What uses the session's Ray cluster or S3 server is marked so."""
+    servers = {"ray_address": pytest.mark.ray, "s3_server": pytest.mark.s3}
+    for item in items:
+        for fixture in servers.keys() & set(getattr(item, "fixturenames", ())):
+            item.add_marker(servers[fixture])
+
+
 # Ray
 
 

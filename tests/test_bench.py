@@ -22,6 +22,8 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_models import build_sd1
 
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
 BENCH = Path(__file__).parents[1] / "jobs" / "bench"
 KILLED_ROWS = 16
 

@@ -19,6 +19,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[1] / "jobs" / "bench" / "gpu"
 
 

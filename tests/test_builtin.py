@@ -32,6 +32,8 @@ from jobs.builtin.tokenizer import CONTEXT, train_tokenizer
 from jobs.builtin.training import Draw, Hardware, Run, averaged, train
 from jobs.builtin.unet import build_unet, go_on_from
 
+pytestmark = [pytest.mark.slow, pytest.mark.recipe]
+
 SCENES = [draw_scene(5, index) for index in range(40)]
 
 

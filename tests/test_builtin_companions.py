@@ -49,6 +49,8 @@ from jobs.builtin.text import WIDTH
 from jobs.builtin.training import Draw, Hardware, Run, averaged, learning_rate, train
 from jobs.builtin.unet import TAUGHT_FROM
 
+pytestmark = [pytest.mark.slow, pytest.mark.recipe]
+
 SCENES = 16
 PICTURE = render(draw_scene(7, 2))
 

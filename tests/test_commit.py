@@ -432,6 +432,7 @@ def code_of_killed(uri: str, layout: Layout, at: int, after: bool) -> int:
     return process.exitcode
 
 
+@pytest.mark.slow
 def test_killed_at_every_step(store: Store, store_uri: str, dataset: Dataset) -> None:
     """After a kill at any change a reader sees nothing or the whole shard, and a new attempt completes it."""
     shard = make_shard()

@@ -26,6 +26,8 @@ from batchgen.generation.tasks import TASKS
 from batchgen.models.catalog import Family, Model, find_model
 from batchgen.rows import MicroBatch, Row
 
+pytestmark = pytest.mark.slow
+
 PLAIN_TASKS = ("text-to-image", "image-to-image", "inpainting")  # what a model of Stable Diffusion 1.x does alone
 SIDE = 64  # pixels
 SIZE = 4  # rows of a micro-batch

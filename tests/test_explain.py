@@ -16,6 +16,8 @@ from transformers import CLIPTokenizer
 from batchgen.diffusion.inspection import noise_levels
 from batchgen.report.sheets import draw_log_chart, draw_sheet
 
+pytestmark = pytest.mark.slow
+
 SIDE = 64  # pixels of the tiny model's pictures
 STEPS = 4
 LONG = "an old (castle:1.3) by the sea, " * 4  # brackets are text in plain syntax

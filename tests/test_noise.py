@@ -55,6 +55,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_sd1(tmp_path_factory.mktemp("precision") / "sd1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cells", [{}, {"image": "init.png", "strength": 0.9}], ids=["text", "image"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_a_row_is_one_image_in_every_precision(

@@ -21,6 +21,8 @@ import pytest
 from conftest import RunCli, WriteManifest
 from PIL import Image
 
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
 Rows = list[dict[str, Any]]
 
 LONG = 60  # steps; the tiny model then works long enough on its shards for a signal to meet them

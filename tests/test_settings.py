@@ -13,6 +13,8 @@ from tiny_models import build_sd1
 
 from batchgen.generation.watermark import extract
 
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
 ROWS = "id,prompt,seed,num_inference_steps,width,height\n" + "".join(
     f"{seed},{prompt},{seed},2,64,64\n" for seed, prompt in enumerate(["a castle", "a castle", "rain", "rain"])
 )

@@ -330,6 +330,7 @@ def test_objects_are_written_in_one_request(s3_bucket: str, s3_server: S3Server)
     assert s3_filesystem(s3_server).size(f"{s3_bucket}/large") == 101 << 20
 
 
+@pytest.mark.slow
 @pytest.mark.s3
 def test_bad_weather_is_ridden_out(s3_bucket: str, s3_server: S3Server) -> None:
     """A patient store outlasts a few refusals and resets, for reads and for writes."""

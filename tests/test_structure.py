@@ -190,6 +190,7 @@ def test_usage_errors_are_exit_2(batchgen: RunCli) -> None:
         assert done.stderr
 
 
+@pytest.mark.slow
 def test_samplers_know_diffusers_options() -> None:
     """diffusers drops unknown scheduler options without a word, so the table must be the constructors' own."""
     script = (

@@ -25,6 +25,8 @@ from batchgen.manifest.columns import image_column
 from batchgen.rows import MicroBatch, Row
 from batchgen.run import check
 
+pytestmark = pytest.mark.slow
+
 SIZE = 3  # rows of a micro-batch; the host pads what is short
 STEPS = 3
 

@@ -16,6 +16,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny_models import BUILDERS
 
+pytestmark = pytest.mark.slow
+
 Floats = npt.NDArray[np.float32]
 SIDE = 64
 

@@ -29,6 +29,7 @@ def test_text_is_found_again() -> None:
         assert change.mean() < 1.5
 
 
+@pytest.mark.slow
 def test_text_mostly_survives_jpeg() -> None:
     """In 61 of these 64 pictures, and in 60 of 64 of another camera height; smooth ones may lose a bit."""
     found = 0
