@@ -266,7 +266,7 @@ WRONG: Mapping[str, tuple[Mapping[str, Any], str, str]] = {
         "holds no diffusion_pytorch_model.safetensors",
     ),
     "config that is a list": ({"vae": "listed"}, "vae", "holds no JSON object"),
-    "header that is a list": ({"loras": "listed.safetensors"}, "loras", "its header is no JSON object"),
+    "header that is a list": ({"loras": "listed.safetensors"}, "loras", "is not a whole .safetensors file"),
     "handoff of another family": (
         {"image": "image.png", "denoising_start": 0.5},
         "denoising_start",

@@ -35,7 +35,7 @@ DOORS = {
     "huggingface_hub": {"models/catalog"},
     "click": {"cli"},
     "cv2": {"diffusion"},
-    "safetensors": {"diffusion"},
+    "safetensors": {"diffusion", "models/compatibility"},  # without torch: headers alone
 }
 
 
