@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from batchgen.driver import check
 from batchgen.errors import ManifestProblems
 from batchgen.job import Job
-from batchgen.run import check
 
 
 @pytest.fixture(scope="module")

@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from batchgen.dataset.kept import PLANS, keep_resolved, take_resolved
+from batchgen.driver import check
 from batchgen.index import Index
 from batchgen.job import Job
 from batchgen.manifest.problems import ProblemLog
 from batchgen.resolve import Resolved, resolve
 from batchgen.rows import ImageRef, Row, decode_row, encode_row
-from batchgen.run import check
 from batchgen.storage import Store, open_store
 
 YESTERDAY = time.time() - 86400

@@ -14,11 +14,11 @@ from tiny_models import build_sd1
 
 from batchgen.diffusion.host import PipelineHost
 from batchgen.diffusion.noise import draw_in_float32, randn_tensor
+from batchgen.driver import check
 from batchgen.generation.samplers import OPTIONS
 from batchgen.generation.tasks import TASKS
 from batchgen.job import Job
-from batchgen.plan import Sizing, make_shards
-from batchgen.run import check
+from batchgen.sharding import Sizing, make_shards
 
 CLASSES = sorted(
     {*OPTIONS, *(name for task in TASKS.values() for name in (*task.pipelines.values(), *task.controlled.values()))}

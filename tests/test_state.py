@@ -25,8 +25,8 @@ from batchgen.engine.queue import WorkQueue
 from batchgen.errors import ClusterError, ImageError, InputError, OutOfDeviceMemory, OutputBusy
 from batchgen.images import decode, fit
 from batchgen.index import Committed, Index
-from batchgen.plan import batch_key
 from batchgen.rows import Status
+from batchgen.sharding import batch_key
 from batchgen.storage import Store, open_store
 from batchgen.work import failure_of
 

@@ -18,12 +18,12 @@ from PIL import Image
 from batchgen.diffusion.classifier import load_classifier
 from batchgen.diffusion.host import PipelineHost
 from batchgen.diffusion.loading import Loading
+from batchgen.driver import check
 from batchgen.generation.tasks import TASKS
 from batchgen.images import fit
 from batchgen.job import Job
 from batchgen.manifest.columns import image_column
 from batchgen.rows import MicroBatch, Row
-from batchgen.run import check
 
 SIZE = 3  # rows of a micro-batch; the host pads what is short
 STEPS = 3

@@ -17,12 +17,12 @@ from batchgen.diffusion.device import device_errors
 from batchgen.diffusion.host import Pictures, PipelineHost
 from batchgen.diffusion.settings import WorkerSettings
 from batchgen.diffusion.worker import ALIKE, GenerationWorker
+from batchgen.driver import check
 from batchgen.errors import DeviceLost, OutOfDeviceMemory
 from batchgen.job import Job
 from batchgen.options import ImageFormat, Layout
-from batchgen.plan import Sizing, make_shards
 from batchgen.rows import Receipt
-from batchgen.run import check
+from batchgen.sharding import Sizing, make_shards
 from batchgen.storage import open_store
 
 

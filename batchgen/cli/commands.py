@@ -130,8 +130,8 @@ def run(source: str, limit: int | None, dry_run: bool, **flags: Any) -> None:
       batchgen run jobs/nightly.toml --output s3://bucket/2026-11-21 --workers 8
       batchgen run prompts.csv --output out/prompts --model ./my-model --limit 100
     """
+    from batchgen.driver import run as run_job
     from batchgen.report.display import RunDisplay
-    from batchgen.run import run as run_job
 
     job = _job(source, flags)
     if dry_run:
@@ -158,9 +158,9 @@ def validate(source: str, as_json: bool, **flags: Any) -> None:
       batchgen validate prompts.csv
       batchgen validate jobs/nightly.toml --json
     """
+    from batchgen.driver import check
     from batchgen.errors import ManifestProblems
     from batchgen.manifest.problems import ProblemLog
-    from batchgen.run import check
 
     try:
         with check(_job(source, flags)) as (index, resolved):
@@ -260,7 +260,7 @@ def retry(output: str, classes: tuple[str, ...]) -> None:
       batchgen retry out/quickstart
       batchgen retry s3://bucket/dataset --class worker-died --class conditioning
     """
-    from batchgen.run import retry as retry_rows
+    from batchgen.driver import retry as retry_rows
 
     rows = retry_rows(output, classes)
     click.echo(f"{rows:,} row{'s' * (rows != 1)} will be tried again by the next run", err=True)
@@ -320,8 +320,8 @@ def _job(source: str, flags: dict[str, Any]) -> "Job":
 
 
 def _print_plan(job: "Job", *, as_json: bool) -> None:
+    from batchgen.driver import plan as plan_job
     from batchgen.report.display import plan_table
-    from batchgen.run import plan as plan_job
 
     summary = plan_job(job)
     if as_json:

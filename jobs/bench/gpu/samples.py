@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from batchgen.driver import check
 from batchgen.generation.tasks import TASKS
 from batchgen.job import Job
 from batchgen.models.catalog import Model
-from batchgen.plan import Sizing, make_shards
 from batchgen.rows import MicroBatch, Row, Shard
-from batchgen.run import check
+from batchgen.sharding import Sizing, make_shards
 
 __all__ = ["Sample", "reordered", "sample"]
 

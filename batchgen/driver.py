@@ -28,9 +28,9 @@ from batchgen.job import Job
 from batchgen.machine import cores, gpus
 from batchgen.manifest.problems import ProblemLog
 from batchgen.options import Device, Dtype
-from batchgen.plan import Sizing, make_shards
 from batchgen.resolve import Resolved, resolve
 from batchgen.rows import Receipt, Shard, Status, failed_row
+from batchgen.sharding import Sizing, make_shards
 from batchgen.storage import Store, open_store, probe
 from batchgen.work import Failure
 
