@@ -17,7 +17,7 @@ from batchgen.diffusion.device import device_errors
 from batchgen.diffusion.host import Pictures, PipelineHost
 from batchgen.diffusion.settings import WorkerSettings
 from batchgen.diffusion.worker import ALIKE, GenerationWorker
-from batchgen.driver import check
+from batchgen.driver import resolved_rows
 from batchgen.errors import DeviceLost, OutOfDeviceMemory
 from batchgen.job import Job
 from batchgen.options import ImageFormat, Layout
@@ -51,7 +51,7 @@ def run(
     """Check the rows, damage a file, and run them as one shard of micro-batches of 4: the receipt and the ledger."""
     (folder / "m.jsonl").write_text("\n".join(json.dumps({"width": 64, "height": 64, "steps": 2, **r}) for r in rows))
     sizing = Sizing(device="cpu", workers=1, batch_size=4, shard_rows=100)
-    with check(Job(manifest=str(folder / "m.jsonl"), model=str(model))) as (index, resolved):
+    with resolved_rows(Job(manifest=str(folder / "m.jsonl"), model=str(model))) as (index, resolved):
         (shard,) = make_shards(index.pending(100), [(group.key, group.total) for group in index.groups()], sizing)
     if damage is not None:
         damage.write_bytes(b"no longer what it was")

@@ -8,8 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
-from enum import StrEnum
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -163,8 +162,7 @@ def validate(source: str, as_json: bool, **flags: Any) -> None:
     from batchgen.manifest.problems import ProblemLog
 
     try:
-        with check(_job(source, flags)) as (index, resolved):
-            rows = index.counts().total
+        checked = check(_job(source, flags))
     except InputError as error:
         log = error.log if isinstance(error, ManifestProblems) else ProblemLog.of(source, str(error))
         if as_json:
@@ -177,11 +175,12 @@ def validate(source: str, as_json: bool, **flags: Any) -> None:
             click.echo(f"{log.total:,} problem{'s' * (log.total > 1)} in {source}", err=True)
         sys.exit(error.exit_code)
     if as_json:
-        click.echo(json.dumps({"ok": True, "rows": rows, "files": resolved.files, "notices": resolved.notices}))
+        click.echo(json.dumps({"ok": True} | asdict(checked)))
         return
-    for line in resolved.notices:
+    for line in checked.notices:
         click.echo(line, err=True)
-    click.echo(f"{rows:,} rows in {len(resolved.files)} file{'s' * (len(resolved.files) > 1)}, no problem found")
+    files = len(checked.files)
+    click.echo(f"{checked.rows:,} rows in {files} file{'s' * (files > 1)}, no problem found")
 
 
 @main.command()
@@ -308,15 +307,10 @@ def explain(
 def _job(source: str, flags: dict[str, Any]) -> "Job":
     """The job that SOURCE names, with the flags that were given laid over it."""
     from batchgen.job import load_job
-    from batchgen.options import Device, Dtype, ImageFormat, Layout
 
-    kinds: dict[str, type[StrEnum]] = {"layout": Layout, "format": ImageFormat, "dtype": Dtype, "device": Device}
-    given: dict[str, Any] = {
-        name: kinds[name](value) if name in kinds else value for name, value in flags.items() if value is not None
-    }
-    if given.get("output") == "":
+    if flags.get("output") == "":
         raise InputError("--output is empty; is a variable unset?")
-    return replace(load_job(source), **given)
+    return load_job(source, **flags)
 
 
 def _print_plan(job: "Job", *, as_json: bool) -> None:
