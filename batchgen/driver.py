@@ -21,7 +21,7 @@ from batchgen.diffusion.kind import generation
 from batchgen.diffusion.settings import WorkerSettings
 from batchgen.engine.loop import Control, drive, signals
 from batchgen.engine.queue import WorkQueue
-from batchgen.errors import Interrupted, ManifestProblems
+from batchgen.errors import ErrorClass, InputError, Interrupted, ManifestProblems
 from batchgen.estimate import Measured, PlanSummary, summarize
 from batchgen.index import Committed, Counts, Index
 from batchgen.job import Job
@@ -173,15 +173,20 @@ def retry(uri: str, classes: Collection[str]) -> int:
 
     Args:
         uri: the output.
-        classes: error classes; all where empty.
+        classes: error classes, or what earlier versions called them and this output holds; all where empty.
 
     Raises:
-        InputError: there is no output.
+        InputError: there is no output, or no such error class.
         OutputBusy: a run is writing to it.
     """
     dataset = Dataset.open(open_store(uri))
     with Lease(dataset.store, new_run_name(time.time())):
         receipts = list(read_receipts(dataset, repair=True))
+        recorded = {row.error_class for receipt in receipts for row in receipt.failures}
+        for name in classes:
+            if name not in recorded | set(ErrorClass):
+                known = ", ".join([*ErrorClass, *sorted(recorded - set(ErrorClass))])
+                raise InputError(f"no error class {name!r}; known are {known}")
         return sum(reopen_rows(dataset, receipt, classes) for receipt in receipts if receipt.failed)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from batchgen.errors import BatchgenError, InfrastructureError, InputError, Interrupted
+from batchgen.errors import BatchgenError, ErrorClass, InfrastructureError, InputError, Interrupted
 from batchgen.version import __version__
 
 if TYPE_CHECKING:
@@ -250,7 +250,13 @@ def verify(output: str, deep: bool, clean: bool, as_json: bool) -> None:
 
 @main.command()
 @click.argument("output")
-@click.option("--class", "classes", multiple=True, metavar="C", help="Only rows of this error class; may be repeated.")
+@click.option(
+    "--class",
+    "classes",
+    multiple=True,
+    metavar="C",
+    help=f"Only rows of this error class; may be repeated. Classes: {', '.join(ErrorClass)}.",
+)
 def retry(output: str, classes: tuple[str, ...]) -> None:
     """Open failed rows again for the next run.
 
