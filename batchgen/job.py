@@ -51,7 +51,7 @@ class WorkerResources:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """Everything a run is told; the command line's flags replace the file's keys of the same name."""
+    """All settings of a run; the command line's flags replace the file's keys of the same name."""
 
     manifest: str
     output: str | None = None

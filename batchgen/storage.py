@@ -94,7 +94,7 @@ def open_store(uri: str, options: Mapping[str, Any] | None = None, *, quick: boo
     Args:
         uri: a local folder, s3://bucket/prefix, or a URI of another protocol that fsspec knows.
         options: passed to the fsspec file system over what the environment says.
-        quick: give up within seconds when the store cannot be reached, instead of riding out bad weather.
+        quick: give up within seconds when the store cannot be reached, instead of retrying for minutes.
     """
     if is_remote(uri):
         return _FsspecStore(uri.rstrip("/"), dict(options or {}), quick=quick)
@@ -270,8 +270,8 @@ def _filesystem(protocol: str, options: _Frozen, quick: bool) -> Any:
 
     if f"{protocol}://" not in _S3:
         return fsspec.filesystem(protocol, **options)
-    weather = {"config_kwargs": _QUICK if quick else _PATIENT, "use_listings_cache": False}
-    fs = fsspec.filesystem(protocol, skip_instance_cache=True, **(weather | options))
+    timeouts = {"config_kwargs": _QUICK if quick else _PATIENT, "use_listings_cache": False}
+    fs = fsspec.filesystem(protocol, skip_instance_cache=True, **(timeouts | options))
     if quick:
         fs.retries = 2  # s3fs retries on top of botocore: 5 times by default, 11 s at a closed port
     return fs
