@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from batchgen.dataset.layouts import find_layout
 from batchgen.index import Group
 from batchgen.options import ImageFormat, Layout
-from batchgen.plan import Sizing, key_model, key_size
 from batchgen.rows import Receipt
+from batchgen.sharding import Sizing, key_model, key_size
 
 __all__ = ["Measured", "PlanSummary", "summarize"]
 

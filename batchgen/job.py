@@ -51,7 +51,7 @@ class WorkerResources:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """Everything that a run is given; the command line's flags replace the file's keys of the same name."""
+    """All settings of a run; the command line's flags replace the file's keys of the same name."""
 
     manifest: str
     output: str | None = None
@@ -99,14 +99,35 @@ class Job:
         return self.output
 
 
-def load_job(source: str) -> Job:
+def load_job(source: str, **settings: Any) -> Job:
     """The job that a command line's SOURCE names: a `.toml` file, or a manifest with every setting at its default.
+
+    Args:
+        source: the file; paths in a job file start from its own folder.
+        settings: keys of a job file, with values as one has them, laid over those of the file; None leaves a key as it
+            is. Paths start from the current folder.
 
     Raises:
         InputError: unreadable, not TOML, unknown keys, or values of the wrong type; all at once, with the file's name.
     """
-    if not source.endswith(".toml"):
-        return Job(manifest=source)
+    wrong: list[str] = []
+    given = _settings({name: value for name, value in settings.items() if value is not None}, wrong)
+    read = _read_job(source, wrong) if source.endswith(".toml") else {"manifest": source}
+    if wrong:
+        raise InputError("\n".join(f"job {source}: {line}" for line in wrong))
+    return Job(**{**read, **given})
+
+
+def _settings(table: Mapping[str, Any], wrong: list[str]) -> dict[str, Any]:
+    """The keys of a job as arguments of `Job`; complaints go to `wrong`."""
+    settings = _checked(Job, table, "", wrong)
+    if "defaults" in table:
+        settings["defaults"] = _checked_defaults(table["defaults"], wrong)
+    return settings
+
+
+def _read_job(source: str, wrong: list[str]) -> dict[str, Any]:
+    """The settings of a job file, with its paths seen from its folder; complaints go to `wrong`."""
     path = Path(source).expanduser()
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -114,22 +135,18 @@ def load_job(source: str) -> Job:
         raise InputError(f"job {source}: no such file") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"job {source}: {error}") from error
-    wrong: list[str] = []
-    settings = _checked(Job, table, "", wrong)
+    settings = _settings(table, wrong)
     if "manifest" not in table:
         wrong.append("key 'manifest' is missing; name the table of prompts")
-    settings["defaults"] = _checked_defaults(table.get("defaults", {}), wrong)
-    if wrong:
-        raise InputError("\n".join(f"job {source}: {line}" for line in wrong))
     for name in ("manifest", "output", "model", "model_config", "lora_folder"):
         if settings.get(name):
             settings[name] = _resolved(name, settings[name], path.parent)
-    for name, value in settings["defaults"].items():
+    for name, value in settings.get("defaults", {}).items():
         if name in ("model", "refiner"):
             settings["defaults"][name] = _resolved("model", value, path.parent)
         elif COLUMNS[name].kind is Kind.ADAPTER:
             settings["defaults"][name] = _resolved_adapter(value, path.parent)
-    return Job(**settings)
+    return settings
 
 
 def _resolved(name: str, value: str, folder: Path) -> str:
@@ -173,7 +190,7 @@ def _typed(hint: Any, value: Any, name: str, wrong: list[str]) -> Any:
         ValueError: it is not of that type; the text says what is wanted.
     """
     if get_origin(hint) is tuple:
-        if not isinstance(value, list):
+        if not isinstance(value, (list, tuple)):
             raise ValueError("wants a list of whole numbers")
         return tuple(_typed(get_args(hint)[0], one, name, wrong) for one in value)
     accepted = [option for option in get_args(hint) if option is not type(None)] or [hint]

@@ -27,8 +27,8 @@ from batchgen.manifest.files import Record, folder_of, manifest_files, records
 from batchgen.manifest.problems import ProblemLog
 from batchgen.models.adapters import ADAPTERS, Finder
 from batchgen.models.catalog import Model, find_model
-from batchgen.plan import batch_key
 from batchgen.rows import ImageRef, Row
+from batchgen.sharding import batch_key
 from batchgen.storage import join, read_input
 
 __all__ = ["Resolved", "resolve"]

@@ -24,7 +24,7 @@ class FailureKind(StrEnum):
 
     PERMANENT = "permanent"  # the next would fail alike
     TRANSIENT = "transient"  # the next may succeed
-    LOST = "lost"  # the worker died; which of its units did it is not known
+    LOST = "lost"  # the worker died or is out of reach; what caused it is not known
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +55,7 @@ def failure_of(error: Exception) -> Failure:
 
 
 def lost(message: str) -> Failure:
-    """The failure of a unit whose worker died."""
+    """The failure of a unit whose worker died or is out of reach."""
     return Failure(kind=FailureKind.LOST, error_class=ErrorClass.WORKER, message=message)
 
 

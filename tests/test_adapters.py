@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from batchgen.driver import resolved_rows
 from batchgen.errors import ManifestProblems
 from batchgen.job import Job
-from batchgen.run import check
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def complaints(root: Path, cells: Mapping[str, Any], **job: Any) -> list[str]:
     (root / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with (
         pytest.raises(ManifestProblems) as caught,
-        check(Job(manifest=str(root / "m.jsonl"), model=str(root / "sd1"), **job)),
+        resolved_rows(Job(manifest=str(root / "m.jsonl"), model=str(root / "sd1"), **job)),
     ):
         pass
     return str(caught.value).splitlines()
@@ -361,7 +361,7 @@ def test_scales_and_paths_decide_what_is_done(root: Path) -> None:
     (root / "n.jsonl").write_text(
         "\n".join(json.dumps({"id": str(i), "prompt": "a", "seed": 1} | c) for i, c in enumerate(cells))
     )
-    with check(Job(manifest=str(root / "n.jsonl"), model=str(root / "sd1"))) as (index, _):
+    with resolved_rows(Job(manifest=str(root / "n.jsonl"), model=str(root / "sd1"))) as (index, _):
         prints = {row.id: row.fingerprint for _, row in index.pending(None)}
     assert prints["0"] == prints["1"]
     assert len(set(prints.values())) == 3

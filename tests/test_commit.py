@@ -33,8 +33,8 @@ from batchgen.dataset.verify import verify_output
 from batchgen.errors import Damaged, ErrorClass, NotFound, StoreError
 from batchgen.images import encode
 from batchgen.options import ImageFormat, Layout
-from batchgen.plan import batch_key
 from batchgen.rows import Receipt, Shard, failed_row
+from batchgen.sharding import batch_key
 from batchgen.storage import Entry, Store, open_store
 
 NAME = "0123456789abcdef"

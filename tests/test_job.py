@@ -166,3 +166,25 @@ def test_the_repositorys_jobs_load(path: Path) -> None:
 def test_there_are_jobs() -> None:
     """Issue 2, point 3: at least these two."""
     assert {"nightly.toml", "smoke.toml"} <= {path.name for path in JOBS}
+
+
+def test_settings_are_laid_over_a_file(tmp_path: Path) -> None:
+    """Keys of a job file as arguments: checked alike, seen from the current folder, None leaves the file's."""
+    (tmp_path / "job.toml").write_text('manifest = "m.csv"\noutput = "out"\nworkers = 2\nlayout = "parquet"')
+    job = load_job(
+        str(tmp_path / "job.toml"), output="here", workers=None, format="webp", defaults={"steps": 9}, save_steps=(1, 2)
+    )
+    assert (job.manifest, job.output, job.workers) == (str(tmp_path / "m.csv"), "here", 2)
+    assert (job.layout, job.format) == (Layout.PARQUET, ImageFormat.WEBP)
+    assert (job.defaults, job.save_steps) == ({"num_inference_steps": 9}, (1, 2))
+
+
+def test_wrong_settings_are_all_named() -> None:
+    with pytest.raises(InputError) as error:
+        load_job("m.csv", outptu="x", layout="tar", workers=0, defaults={"num_inference_step": 3})
+    assert str(error.value).splitlines() == [
+        "job m.csv: unknown key 'outptu'; did you mean 'output'?",
+        "job m.csv: key 'layout' is 'tar'; one of files, parquet",
+        "job m.csv: key 'workers' is 0; wants more than 0",
+        "job m.csv: [defaults] takes no 'num_inference_step'; did you mean 'num_inference_steps'?",
+    ]

@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from batchgen.dataset.kept import PLANS, keep_resolved, take_resolved
+from batchgen.driver import resolved_rows
 from batchgen.index import Index
 from batchgen.job import Job
 from batchgen.manifest.problems import ProblemLog
 from batchgen.resolve import Resolved, resolve
 from batchgen.rows import ImageRef, Row, decode_row, encode_row
-from batchgen.run import check
 from batchgen.storage import Store, open_store
 
 YESTERDAY = time.time() - 86400
@@ -190,9 +190,9 @@ def test_resuming_decodes_no_image_again(tiny_model: Path, batchgen: RunCli, ray
     first = batchgen(*command, "--limit", 2, "--address", ray_address)
     assert first.returncode == 0, first.stderr
     job = Job(manifest=str(tmp_path / "rows.jsonl"), model=str(tiny_model), output=str(tmp_path / "out"))
-    with check(job, open_store(str(tmp_path / "out"))) as (index, _):
+    with resolved_rows(job, open_store(str(tmp_path / "out"))) as (index, _):
         kept = list(index.rows())
-    with check(job) as (index, _):
+    with resolved_rows(job) as (index, _):
         assert kept == list(index.rows())
     second = batchgen(*command, "--address", ray_address)
     assert second.returncode == 0, second.stderr

@@ -14,11 +14,11 @@ from tiny_models import build_sd1
 
 from batchgen.diffusion.host import PipelineHost
 from batchgen.diffusion.noise import draw_in_float32, randn_tensor
+from batchgen.driver import resolved_rows
 from batchgen.generation.samplers import OPTIONS
 from batchgen.generation.tasks import TASKS
 from batchgen.job import Job
-from batchgen.plan import Sizing, make_shards
-from batchgen.run import check
+from batchgen.sharding import Sizing, make_shards
 
 CLASSES = sorted(
     {*OPTIONS, *(name for task in TASKS.values() for name in (*task.pipelines.values(), *task.controlled.values()))}
@@ -67,7 +67,7 @@ def test_a_row_is_one_image_in_every_precision(
     row = {"prompt": "a castle", "seed": 7, "width": 40, "height": 40, "steps": 4, "scheduler": "Euler a", **cells}
     (tmp_path / "m.jsonl").write_text(json.dumps(row))
     sizing = Sizing(device="cpu", workers=1, batch_size=1, shard_rows=1)
-    with check(Job(manifest=str(tmp_path / "m.jsonl"), model=str(model))) as (index, resolved):
+    with resolved_rows(Job(manifest=str(tmp_path / "m.jsonl"), model=str(model))) as (index, resolved):
         (shard,) = make_shards(index.pending(1), [(group.key, group.total) for group in index.groups()], sizing)
     (batch,) = shard.micro_batches()
     inputs = [{"image": init} if cells else {}]

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from batchgen.generation.tasks import TASKS
 from batchgen.identity import canonical, derive_seed, fingerprint, row_id, shard_id
 from batchgen.index import Committed, Counts, Index
-from batchgen.plan import Sizing, batch_key, key_model, key_size, make_shards
 from batchgen.rows import Row, Shard, Status
+from batchgen.sharding import Sizing, batch_key, key_model, key_size, make_shards
 
 VALUES: dict[str, Any] = {
     "prompt": "a red cube",
@@ -293,6 +293,6 @@ def test_superseded_once_the_new_one_is_done() -> None:
 
 def test_plan_is_pure() -> None:
     """DESIGN: plan is pure data and imports neither Ray, torch nor fsspec; nor does what it needs."""
-    script = "import sys, batchgen.plan; print(*{m.split('.')[0] for m in sys.modules})"
+    script = "import sys, batchgen.sharding; print(*{m.split('.')[0] for m in sys.modules})"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
     assert not {"ray", "torch", "fsspec", "s3fs", "diffusers", "pyarrow", "click"} & set(found)

@@ -258,7 +258,7 @@ def test_a_row_that_breaks_the_pipeline_is_isolated(
     assert again.returncode == 1, again.stderr
     status = json.loads(batchgen("status", output, "--json").stdout)
     assert (status["done"], status["failed"], status["left"]) == (5, 1, 0)
-    assert "0 rows" in batchgen("retry", output, "--class", "no-such-class").stderr
+    assert "0 rows" in batchgen("retry", output, "--class", "nan").stderr
     assert "1 row will" in batchgen("retry", output).stderr
     once_more = batchgen("run", manifest, "--model", tiny_model, "--output", output, "--address", ray_address)
     assert once_more.returncode == 1 and "1 of 6 rows to make, 5 done before" in once_more.stderr, once_more.stderr

@@ -5,6 +5,7 @@ import json
 import subprocess
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +20,15 @@ from batchgen.dataset.commit import drop_rows
 from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.lease import Lease
 from batchgen.dataset.progress import fold_receipts, read_done, read_receipts
-from batchgen.dataset.receipts import RECEIPTS
+from batchgen.dataset.receipts import RECEIPTS, write_books
 from batchgen.dataset.snapshots import list_snapshots
+from batchgen.driver import retry
 from batchgen.engine.queue import WorkQueue
-from batchgen.errors import ClusterError, ImageError, InputError, OutOfDeviceMemory, OutputBusy
+from batchgen.errors import ClusterError, ErrorClass, ImageError, InputError, OutOfDeviceMemory, OutputBusy
 from batchgen.images import decode, fit
 from batchgen.index import Committed, Index
-from batchgen.plan import batch_key
 from batchgen.rows import Status
+from batchgen.sharding import batch_key
 from batchgen.storage import Store, open_store
 from batchgen.work import failure_of
 
@@ -59,6 +61,21 @@ def test_a_damaged_receipt_is_rebuilt(begun: Dataset, content: bytes) -> None:
     (found,) = read_receipts(begun, repair=True)
     assert (found.done, found.failures) == (3, whole.failures)
     assert json.loads(begun.store.read(f"{RECEIPTS}/{whole.shard}.json"))["shard"] == whole.shard
+
+
+def test_retry_takes_known_error_classes(begun: Dataset) -> None:
+    """A class of the closed set, or one that an earlier version recorded here; a misspelt one is no silent nothing."""
+    whole = attempt(begun, make_shard(), failed=(1, 2))
+    first, second = whole.failures
+    older = [replace(first, error_class="OSError"), replace(second, error_class="nan")]
+    write_books(begun, replace(whole, failures=older))
+    with pytest.raises(InputError, match=r"no error class 'OsError'; known are .*out-of-memory.*, OSError$"):
+        retry(begun.uri, ["nan", "OsError"])
+    assert retry(begun.uri, [ErrorClass.BLANK]) == 0
+    assert retry(begun.uri, ["OSError"]) == 1
+    (left,) = read_receipts(begun, repair=False)
+    assert [row.error_class for row in left.failures] == ["nan"]
+    assert retry(begun.uri, []) == 1
 
 
 def test_a_removed_shard_can_be_made_again(begun: Dataset, tmp_path: Path) -> None:

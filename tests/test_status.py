@@ -15,9 +15,9 @@ from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.receipts import RECEIPTS, receipt_to_json
 from batchgen.dataset.runs import RunRecord, write_run
 from batchgen.errors import ErrorClass
-from batchgen.plan import batch_key
 from batchgen.report.status import read_status
 from batchgen.rows import Receipt, failed_row
+from batchgen.sharding import batch_key
 from batchgen.storage import open_store
 
 BENCH = Path(__file__).parents[1] / "jobs" / "bench"

@@ -332,8 +332,8 @@ def test_objects_are_written_in_one_request(s3_bucket: str, s3_server: S3Server)
 
 @pytest.mark.slow
 @pytest.mark.s3
-def test_bad_weather_is_ridden_out(s3_bucket: str, s3_server: S3Server) -> None:
-    """A patient store outlasts a few refusals and resets, for reads and for writes."""
+def test_a_patient_store_outlasts_faults(s3_bucket: str, s3_server: S3Server) -> None:
+    """It outlasts a few refusals and resets, for reads and for writes."""
     faults = [Fault(kind=Kind.UNAVAILABLE, times=2), Fault(kind=Kind.RESET, times=2)]
     with fault_proxy(s3_server, faults) as proxy:
         store = open_store(s3_bucket, {"endpoint_url": proxy.server.endpoint})

@@ -92,12 +92,12 @@ ORDER = """
     __init__ __main__
     cli
     report
-    run
+    driver
     estimate engine
     diffusion
     dataset
     resolve
-    plan index job
+    sharding index job
     generation
     models
     manifest
@@ -148,7 +148,7 @@ def test_the_package_is_cheap_to_import() -> None:
 
 def test_the_driver_loads_no_torch() -> None:
     """What a run and its reports need in the driver comes without the libraries of the workers."""
-    found = loaded_by("import batchgen.run, batchgen.report.status, batchgen.dataset.verify")
+    found = loaded_by("import batchgen.driver, batchgen.report.status, batchgen.dataset.verify")
     assert not {"torch", "diffusers", "transformers", "ray"} & found
 
 

@@ -18,12 +18,12 @@ from PIL import Image
 from batchgen.diffusion.classifier import load_classifier
 from batchgen.diffusion.host import PipelineHost
 from batchgen.diffusion.loading import Loading
+from batchgen.driver import resolved_rows
 from batchgen.generation.tasks import TASKS
 from batchgen.images import fit
 from batchgen.job import Job
 from batchgen.manifest.columns import image_column
 from batchgen.rows import MicroBatch, Row
-from batchgen.run import check
 
 pytestmark = pytest.mark.slow
 
@@ -49,7 +49,7 @@ class Workshop:
         """The rows of a manifest with those cells, in its order."""
         manifest = self.root / "manifest.jsonl"
         manifest.write_text("".join(json.dumps({"id": str(i)} | dict(c)) + "\n" for i, c in enumerate(cells)))
-        with check(Job(manifest=str(manifest), **job)) as (index, resolved):
+        with resolved_rows(Job(manifest=str(manifest), **job)) as (index, resolved):
             found = {row.id: row for _, row in index.pending(None)}
             self.models.clear()
             self.models.update(resolved.models)

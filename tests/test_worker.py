@@ -19,12 +19,12 @@ from batchgen.diffusion.device import device_errors
 from batchgen.diffusion.host import Pictures, PipelineHost
 from batchgen.diffusion.settings import WorkerSettings
 from batchgen.diffusion.worker import ALIKE, GenerationWorker
+from batchgen.driver import resolved_rows
 from batchgen.errors import DeviceLost, OutOfDeviceMemory
 from batchgen.job import Job
 from batchgen.options import ImageFormat, Layout
-from batchgen.plan import Sizing, make_shards
 from batchgen.rows import Receipt
-from batchgen.run import check
+from batchgen.sharding import Sizing, make_shards
 from batchgen.storage import open_store
 
 
@@ -53,7 +53,7 @@ def run(
     """Check the rows, damage a file, and run them as one shard of micro-batches of 4: the receipt and the ledger."""
     (folder / "m.jsonl").write_text("\n".join(json.dumps({"width": 64, "height": 64, "steps": 2, **r}) for r in rows))
     sizing = Sizing(device="cpu", workers=1, batch_size=4, shard_rows=100)
-    with check(Job(manifest=str(folder / "m.jsonl"), model=str(model))) as (index, resolved):
+    with resolved_rows(Job(manifest=str(folder / "m.jsonl"), model=str(model))) as (index, resolved):
         (shard,) = make_shards(index.pending(100), [(group.key, group.total) for group in index.groups()], sizing)
     if damage is not None:
         damage.write_bytes(b"no longer what it was")
@@ -123,7 +123,7 @@ def test_hires_fix_knows_the_size_of_a_latent(tmp_path: Path) -> None:
     row = {"prompt": "a", "seed": 1, "width": 32, "height": 32, "steps": 2, "hires_scale": 2.0}
     row |= {"controlnet": str(control), "control_image": "edges.png"}
     (tmp_path / "m.jsonl").write_text(json.dumps(row))
-    with check(Job(manifest=str(tmp_path / "m.jsonl"), model=str(model))) as (index, resolved):
+    with resolved_rows(Job(manifest=str(tmp_path / "m.jsonl"), model=str(model))) as (index, resolved):
         (shard,) = make_shards(
             index.pending(1), [(group.key, group.total) for group in index.groups()], Sizing(device="cpu", workers=1)
         )

@@ -8,13 +8,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from batchgen.errors import BatchgenError, InfrastructureError, InputError, Interrupted
+from batchgen.errors import BatchgenError, ErrorClass, InfrastructureError, InputError, Interrupted
 from batchgen.options import Device, Dtype, ImageFormat, Layout
 from batchgen.version import __version__
 
@@ -136,8 +136,8 @@ def run(source: str, limit: int | None, dry_run: bool, **flags: Any) -> None:
       batchgen run jobs/nightly.toml --output s3://bucket/2026-11-21 --workers 8
       batchgen run prompts.csv --output out/prompts --model ./my-model --limit 100
     """
+    from batchgen.driver import run as run_job
     from batchgen.report.display import RunDisplay
-    from batchgen.run import run as run_job
 
     job = _job(source, flags)
     if dry_run:
@@ -164,13 +164,12 @@ def validate(source: str, as_json: bool, **flags: Any) -> None:
       batchgen validate prompts.csv
       batchgen validate jobs/nightly.toml --json
     """
+    from batchgen.driver import check
     from batchgen.errors import ManifestProblems
     from batchgen.manifest.problems import ProblemLog
-    from batchgen.run import check
 
     try:
-        with check(_job(source, flags)) as (index, resolved):
-            rows = index.counts().total
+        checked = check(_job(source, flags))
     except InputError as error:
         log = error.log if isinstance(error, ManifestProblems) else ProblemLog.of(source, str(error))
         if as_json:
@@ -183,11 +182,12 @@ def validate(source: str, as_json: bool, **flags: Any) -> None:
             click.echo(f"{log.total:,} problem{'s' * (log.total > 1)} in {source}", err=True)
         sys.exit(error.exit_code)
     if as_json:
-        click.echo(json.dumps({"ok": True, "rows": rows, "files": resolved.files, "notices": resolved.notices}))
+        click.echo(json.dumps({"ok": True} | asdict(checked)))
         return
-    for line in resolved.notices:
+    for line in checked.notices:
         click.echo(line, err=True)
-    click.echo(f"{rows:,} rows in {len(resolved.files)} file{'s' * (len(resolved.files) > 1)}, no problem found")
+    files = len(checked.files)
+    click.echo(f"{checked.rows:,} rows in {files} file{'s' * (files > 1)}, no problem found")
 
 
 @main.command()
@@ -257,7 +257,13 @@ def verify(output: str, deep: bool, clean: bool, as_json: bool) -> None:
 
 @main.command()
 @click.argument("output")
-@click.option("--class", "classes", multiple=True, metavar="C", help="Only rows of this error class; may be repeated.")
+@click.option(
+    "--class",
+    "classes",
+    multiple=True,
+    metavar="C",
+    help=f"Only rows of this error class; may be repeated. Classes: {', '.join(ErrorClass)}.",
+)
 def retry(output: str, classes: tuple[str, ...]) -> None:
     """Open failed rows again for the next run.
 
@@ -266,7 +272,7 @@ def retry(output: str, classes: tuple[str, ...]) -> None:
       batchgen retry out/quickstart
       batchgen retry s3://bucket/dataset --class worker-died --class conditioning
     """
-    from batchgen.run import retry as retry_rows
+    from batchgen.driver import retry as retry_rows
 
     rows = retry_rows(output, classes)
     click.echo(f"{rows:,} row{'s' * (rows != 1)} will be tried again by the next run", err=True)
@@ -314,20 +320,15 @@ def explain(
 def _job(source: str, flags: dict[str, Any]) -> "Job":
     """The job that SOURCE names, with the flags that were given laid over it."""
     from batchgen.job import load_job
-    from batchgen.options import Device, Dtype, ImageFormat, Layout
 
-    kinds: dict[str, type[StrEnum]] = {"layout": Layout, "format": ImageFormat, "dtype": Dtype, "device": Device}
-    given: dict[str, Any] = {
-        name: kinds[name](value) if name in kinds else value for name, value in flags.items() if value is not None
-    }
-    if given.get("output") == "":
+    if flags.get("output") == "":
         raise InputError("--output is empty; is a variable unset?")
-    return replace(load_job(source), **given)
+    return load_job(source, **flags)
 
 
 def _print_plan(job: "Job", *, as_json: bool) -> None:
+    from batchgen.driver import plan as plan_job
     from batchgen.report.display import plan_table
-    from batchgen.run import plan as plan_job
 
     summary = plan_job(job)
     if as_json:

@@ -13,7 +13,7 @@ __all__ = ["generation"]
 
 
 def generation(settings: WorkerSettings) -> Work:
-    """The work of workers with these settings."""
+    """The work of workers that share these settings."""
     return Work(make_worker=partial(_make_worker, settings), on_gpu=settings.device == "cuda")
 
 

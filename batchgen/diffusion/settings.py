@@ -1,4 +1,4 @@
-"""The settings of a run's workers. Apart from the worker itself, so that the driver need not import torch."""
+"""Settings of the generation worker, apart from the worker itself: the driver makes them and must not import torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ __all__ = ["WorkerSettings"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerSettings:
-    """What a run's workers are given; small and picklable, without secrets (a worker reads its own environment)."""
+    """Settings that all workers of a run share; small, picklable, without secrets (workers read their environment)."""
 
     run: str
     store: str

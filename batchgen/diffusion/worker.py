@@ -35,8 +35,8 @@ from batchgen.manifest.columns import image_column
 from batchgen.manifest.files import embedded_bytes
 from batchgen.models.catalog import Model
 from batchgen.options import Memory, Safety
-from batchgen.plan import key_model
 from batchgen.rows import FailedRow, ImageRef, MicroBatch, Receipt, Row, Shard, Status, failed_row
+from batchgen.sharding import key_model
 from batchgen.storage import open_store, read_input
 from batchgen.work import Failure, failure_of
 

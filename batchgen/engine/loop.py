@@ -4,6 +4,7 @@ Knows a pool by what it does, not by what it is made of, and nothing of what the
 """
 
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -93,8 +94,12 @@ def drive(
 def signals(control: Control, notice: Callable[[str], None]) -> Iterator[None]:
     """Ctrl-C and SIGTERM let what is in work finish; a second one raises KeyboardInterrupt at once.
 
-    To be entered after Ray has started, which installs a handler of its own.
+    To be entered after Ray has started, which installs a handler of its own. Python gives signals to the main thread
+    alone; in any other one this does nothing.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def handle(number: int, _frame: FrameType | None) -> None:
         if control.signal is not None:

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from batchgen.driver import resolved_rows
 from batchgen.generation.tasks import TASKS
 from batchgen.job import Job
 from batchgen.models.catalog import Model
-from batchgen.plan import Sizing, make_shards
 from batchgen.rows import MicroBatch, Row, Shard
-from batchgen.run import check
+from batchgen.sharding import Sizing, make_shards
 
 __all__ = ["Sample", "reordered", "sample"]
 
@@ -80,7 +80,7 @@ def sample(
     manifest = scratch / "manifest.jsonl"
     manifest.write_text("\n".join(map(json.dumps, rows)) + "\n")
     sizing = Sizing(device=device, workers=1, batch_size=batch_size, shard_rows=count)
-    with check(Job(manifest=str(manifest), model=str(model))) as (index, resolved):
+    with resolved_rows(Job(manifest=str(manifest), model=str(model))) as (index, resolved):
         totals = [(group.key, group.total) for group in index.groups()]
         (shard,) = make_shards(index.pending(count), totals, sizing)
     assert len(shard.rows) == count

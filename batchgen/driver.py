@@ -2,7 +2,7 @@
 
 import socket
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -21,20 +21,20 @@ from batchgen.diffusion.kind import generation
 from batchgen.diffusion.settings import WorkerSettings
 from batchgen.engine.loop import Control, drive, signals
 from batchgen.engine.queue import WorkQueue
-from batchgen.errors import Interrupted, ManifestProblems
+from batchgen.errors import ErrorClass, InputError, Interrupted, ManifestProblems
 from batchgen.estimate import Measured, PlanSummary, summarize
 from batchgen.index import Committed, Counts, Index
 from batchgen.job import Job
 from batchgen.machine import cores, gpus
 from batchgen.manifest.problems import ProblemLog
 from batchgen.options import Device, Dtype
-from batchgen.plan import Sizing, make_shards
 from batchgen.resolve import Resolved, resolve
 from batchgen.rows import Receipt, Shard, Status, failed_row
+from batchgen.sharding import Sizing, make_shards
 from batchgen.storage import Store, open_store, probe
 from batchgen.work import Failure
 
-__all__ = ["Reporter", "check", "plan", "retry", "run"]
+__all__ = ["CheckedJob", "Reporter", "check", "plan", "resolved_rows", "retry", "run"]
 
 
 _DTYPES: Mapping[Dtype, Literal["float16", "bfloat16", "float32"]] = {
@@ -45,7 +45,7 @@ _DTYPES: Mapping[Dtype, Literal["float16", "bfloat16", "float32"]] = {
 
 
 class Reporter(Protocol):
-    """Receives the progress of a run."""
+    """Reports how a run goes."""
 
     def notice(self, line: str) -> None:
         """Something worth a line."""
@@ -60,8 +60,28 @@ class Reporter(Protocol):
         """No more will come."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckedJob:
+    """What a job without problems asks for."""
+
+    rows: int  # images to make
+    files: Sequence[str]  # of the manifest
+    notices: Sequence[str]  # lines that are worth reading: columns by another name, what was filled in
+
+
+def check(job: Job) -> CheckedJob:
+    """Check every row of a job; no model is loaded and nothing is written.
+
+    Raises:
+        ManifestProblems: rows that cannot be made; all of them are in it.
+        InputError: the job or the manifest as a whole cannot be used.
+    """
+    with resolved_rows(job) as (index, resolved):
+        return CheckedJob(rows=index.counts().total, files=resolved.files, notices=resolved.notices)
+
+
 @contextmanager
-def check(job: Job, output: Store | None = None) -> Iterator[tuple[Index, Resolved]]:
+def resolved_rows(job: Job, output: Store | None = None) -> Iterator[tuple[Index, Resolved]]:
     """The job's rows in an index on disk.
 
     Args:
@@ -86,7 +106,7 @@ def check(job: Job, output: Store | None = None) -> Iterator[tuple[Index, Resolv
 def plan(job: Job) -> PlanSummary:
     """What `run` would do, counted up; nothing is written and no model is loaded."""
     store = None if job.output is None else _reach(job)
-    with check(job, store) as (index, resolved):
+    with resolved_rows(job, store) as (index, resolved):
         measured = Measured()
         if store is not None:
             dataset = Dataset.begin(store, _wanted(job, resolved), create=False)
@@ -104,7 +124,7 @@ def run(job: Job, *, source: str, limit: int | None, reporter: Reporter) -> Coun
         job: what to make.
         source: what the user named, for the record.
         limit: make at most so many images in this run.
-        reporter: receives its progress.
+        reporter: reports how it goes.
 
     Returns:
         Where the manifest's rows stand now.
@@ -118,7 +138,7 @@ def run(job: Job, *, source: str, limit: int | None, reporter: Reporter) -> Coun
     store = _reach(job)
     hours = job.limits.max_hours
     control = Control(None if hours is None else time.monotonic() + hours * 3600)
-    with check(job, store) as (index, resolved):
+    with resolved_rows(job, store) as (index, resolved):
         for line in resolved.notices:
             reporter.notice(line)
         wanted = _wanted(job, resolved)
@@ -153,15 +173,20 @@ def retry(uri: str, classes: Collection[str]) -> int:
 
     Args:
         uri: the output.
-        classes: error classes; all where empty.
+        classes: error classes, or what earlier versions called them and this output holds; all where empty.
 
     Raises:
-        InputError: there is no output.
+        InputError: there is no output, or no such error class.
         OutputBusy: a run is writing to it.
     """
     dataset = Dataset.open(open_store(uri))
     with Lease(dataset.store, new_run_name(time.time())):
         receipts = list(read_receipts(dataset, repair=True))
+        recorded = {row.error_class for receipt in receipts for row in receipt.failures}
+        for name in classes:
+            if name not in recorded | set(ErrorClass):
+                known = ", ".join([*ErrorClass, *sorted(recorded - set(ErrorClass))])
+                raise InputError(f"no error class {name!r}; known are {known}")
         return sum(reopen_rows(dataset, receipt, classes) for receipt in receipts if receipt.failed)
 
 
