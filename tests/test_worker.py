@@ -18,7 +18,7 @@ from batchgen.dataset.format import new_format
 from batchgen.diffusion.device import device_errors
 from batchgen.diffusion.host import Pictures, PipelineHost
 from batchgen.diffusion.settings import WorkerSettings
-from batchgen.diffusion.worker import ALIKE, GenerationWorker
+from batchgen.diffusion.worker import ALIKE, PROBES, GenerationWorker
 from batchgen.driver import resolved_rows
 from batchgen.errors import DeviceLost, OutOfDeviceMemory
 from batchgen.job import Job
@@ -75,7 +75,7 @@ def test_an_error_of_the_key_is_found_out_with_few_calls(model: Path, calls: lis
         tmp_path, model, [{"prompt": "a", "seed": n, "steps": 2, "scheduler": "PNDMScheduler"} for n in range(30)]
     )
     assert (receipt.done, receipt.failed, len(ledger)) == (0, 30, 30)
-    assert calls == [4, *[1] * ALIKE]
+    assert calls == [4, *[1] * (ALIKE + PROBES)]
     assert {row["error_class"] for row in ledger} == {"generation"}
     assert len({row["error"] for row in ledger}) == 1
 
@@ -91,6 +91,18 @@ def test_one_bad_row_does_not_harm_its_mates(model: Path, calls: list[int], tmp_
     assert calls == [4, 4, 1, 1, 1, 1]
     assert [row["error_class"] for row in ledger] == ["input"]
     assert "ring.safetensors" in ledger[0]["error"]
+
+
+def test_many_rows_that_fail_alike_do_not_harm_the_rest(model: Path, calls: list[int], tmp_path: Path) -> None:
+    """Incident: after four rows that listed one damaged embedding, rows without it were recorded untried."""
+    embedding = tmp_path / "ring.safetensors"
+    save_file({"emb_params": torch.zeros(1, 32)}, embedding)
+    bad = {"embeddings": [{"path": str(embedding), "token": "ring"}]}
+    rows = [{"prompt": "a ring", "seed": n, **(bad if n < 14 else {})} for n in range(20)]
+    receipt, ledger = run(tmp_path, model, rows, damage=embedding)
+    assert (receipt.done, receipt.failed) == (6, 14)
+    assert len({row["id"] for row in ledger}) == 14
+    assert sum(calls) <= 20 + 16  # each row once, and those of the four micro-batches that failed whole a second time
 
 
 @pytest.mark.parametrize(

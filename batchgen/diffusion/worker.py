@@ -3,9 +3,9 @@
 Two shards may be in work at once: while one is on the device, the conditioning images of the next are fetched and
 those before are encoded and stored. One lock around the device makes that overlap, and its bound, plain to see.
 
-Where a call fails, its rows are tried alone: those that fail again are recorded, their mates are unharmed. Where every
-row fails alike, the error is the batch key's (an adapter that does not load, an option that a scheduler refuses), and
-the rest of the shard is recorded without being tried.
+Where a call fails, its rows are tried alone: those that fail again are recorded, their mates are unharmed. Where rows
+in a row and a sample of the whole shard fail alike, the error is the batch key's (an adapter that does not load, an
+option that a scheduler refuses), and the rest of the shard is recorded without being tried.
 """
 
 import threading
@@ -44,7 +44,8 @@ __all__ = ["GenerationWorker"]
 
 ENCODERS = 4  # threads; zlib and HTTP release the GIL. A 512x512 PNG takes 21 ms and a PUT up to 100: 30 a second
 FETCHERS = 8  # threads that read conditioning images
-ALIKE = 4  # rows that fail alone, one after the other, with the same error: the key's, since they share nothing else
+ALIKE = 4  # rows that fail alone, one after the other, with the same error: it may be the key's
+PROBES = 8  # more rows, spread over the rest of the shard, that must fail so too: neighbours often share what is wrong
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,11 +60,23 @@ class _Made:
 class _ShardWork:
     """What has become of a shard's rows so far, by id."""
 
+    rows: Sequence[Row]
     pending: dict[str, Future[_Made]] = field(default_factory=dict)
     failed: dict[str, FailedRow] = field(default_factory=dict)
     seconds: float = 0.0
     last_failure: Failure | None = None  # of a row in a call of its own
     alike: int = 0  # rows that failed so, one after the other
+    key_failure: Failure | None = None  # of all rows of the batch key
+
+    def left(self, rows: Sequence[Row]) -> list[Row]:
+        """Those of the rows of which nothing has become yet."""
+        return [row for row in rows if row.id not in self.pending and row.id not in self.failed]
+
+    def sample(self, count: int) -> list[Row]:
+        """At most so many rows that are left, spread evenly over them, with the last one."""
+        left = self.left(self.rows)
+        count = min(count, len(left))
+        return [left[(number + 1) * len(left) // count - 1] for number in range(count)]
 
     def fail(self, row: Row, error_class: ErrorClass, error: str) -> None:
         self.failed[row.id] = failed_row(row, error_class, error)
@@ -105,7 +118,7 @@ class GenerationWorker:
             DeviceLost: the process cannot use the device any more.
         """
         attempt = Attempt(self._dataset, shard, self._settings.run)
-        work = _ShardWork()
+        work = _ShardWork(rows=shard.rows)
         inputs = self._fetch(shard.rows, work)
         good = Shard(
             id=shard.id,
@@ -159,23 +172,37 @@ class GenerationWorker:
         attempt: Attempt,
         work: _ShardWork,
     ) -> None:
-        """Make a micro-batch; where that fails, each of its rows in a call of its own, padded to the same size."""
-        if work.last_failure is not None and work.alike >= ALIKE:
-            for row in batch.rows:
-                work.fail_alone(row, work.last_failure)
+        """Make the rows of a micro-batch that are left; where that fails, each in a call padded to the same size."""
+        rows = work.left(batch.rows)
+        if work.key_failure is not None:
+            for row in rows:
+                work.fail(row, work.key_failure.error_class, work.key_failure.message)
+        if not work.left(rows):
             return
         try:
-            self._generate(model, batch, [inputs[row.id] for row in batch.rows], attempt, work)
+            self._generate(model, replace(batch, rows=rows), [inputs[row.id] for row in rows], attempt, work)
         except InfrastructureError:
             raise
         except Exception as error:  # whatever a pipeline raises
-            if len(batch.rows) == 1:
-                work.fail_alone(batch.rows[0], failure_of(error))
+            if len(rows) == 1:
+                work.fail_alone(rows[0], failure_of(error))
+                if work.alike == ALIKE:
+                    self._probe(model, batch.size, inputs, attempt, work)
                 return
-            for row in batch.rows:
+            for row in rows:
                 self._generate_or_isolate(model, replace(batch, rows=[row]), inputs, attempt, work)
         else:
             work.last_failure, work.alike = None, 0
+
+    def _probe(
+        self, model: Model, size: int, inputs: Mapping[str, Mapping[str, Image]], attempt: Attempt, work: _ShardWork
+    ) -> None:
+        """Find out by some rows whether all that are left would fail as the last ones did."""
+        for row in work.sample(PROBES):
+            self._generate_or_isolate(model, MicroBatch(rows=[row], size=size), inputs, attempt, work)
+            if work.alike <= ALIKE:  # it was made, or failed in another way
+                return
+        work.key_failure = work.last_failure
 
     def _generate(
         self,
