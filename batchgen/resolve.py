@@ -15,7 +15,8 @@ from typing import Any
 import pyarrow as pa
 
 from batchgen.errors import ImageError, InputError, StoreError
-from batchgen.generation.parameters import Defaults, RowProblems, apply_arguments, choose_task
+from batchgen.generation.parameters import ImageRef, Parameters, decisive_cells
+from batchgen.generation.rules import Defaults, RowProblems, apply_rules, choose_task
 from batchgen.generation.tasks import Task
 from batchgen.identity import canonical, derive_seed, fingerprint, row_id
 from batchgen.images import decode
@@ -25,9 +26,9 @@ from batchgen.manifest.cells import CellSorter, Parsed
 from batchgen.manifest.columns import COLUMNS, MAX_SEED, WORDING, Kind, input_name
 from batchgen.manifest.files import Record, folder_of, manifest_files, records
 from batchgen.manifest.problems import ProblemLog
-from batchgen.models.adapters import ADAPTERS, Finder
+from batchgen.models.adapters import Finder
 from batchgen.models.catalog import Model, find_model
-from batchgen.rows import ImageRef, Row
+from batchgen.rows import Row
 from batchgen.sharding import batch_key
 from batchgen.storage import join, read_input
 
@@ -159,31 +160,28 @@ class _RowBuilder:
             self._note_all(parsed.record, row_problems)
             return
         task = choose_task(parsed, model, row_problems)
-        values = apply_arguments(parsed, task, model, inputs, self._defaults_for(parsed.record), row_problems)
+        cells = apply_rules(parsed, task, model, inputs, self._defaults_for(parsed.record), row_problems)
         copies = parsed.cells.get("num_images_per_prompt") or self._job.defaults.get("num_images_per_prompt", 1)
-        if (values.get("seed") or 0) + copies - 1 > MAX_SEED:
-            row_problems.add("seed", f"is {values['seed']}, and {copies} images would count it past {MAX_SEED}")
+        if (cells.get("seed") or 0) + copies - 1 > MAX_SEED:
+            row_problems.add("seed", f"is {cells['seed']}, and {copies} images would count it past {MAX_SEED}")
         self._note_all(parsed.record, row_problems)
         if row_problems or parsed.spoiled:
             return
         for copy in range(copies):
-            self._add_row(parsed, task, model, values, inputs, copy if copies > 1 else None)
+            self._add_row(parsed, task, model, cells, inputs, copy if copies > 1 else None)
 
     def _add_row(
         self,
         parsed: Parsed,
         task: Task,
         model: Model,
-        shared: Mapping[str, Any],
+        cells: Mapping[str, Any],
         inputs: Mapping[str, ImageRef],
         copy: int | None,
     ) -> None:
         id_ = parsed.cells.get("id")
-        decisive = {
-            name: self._decisive(name, value)
-            for name, value in shared.items()
-            if name != "model" and not COLUMNS[name].is_neutral(value)
-        }
+        refiner = cells.get("refiner")
+        decisive = decisive_cells(cells, refiner=None if refiner is None else self.model(refiner).fingerprint)
         prints = {name: ref.sha256 for name, ref in inputs.items()}
         if "seed" in decisive:
             decisive["seed"] += copy or 0
@@ -196,29 +194,20 @@ class _RowBuilder:
             id=row_id(print_) if id_ is None else id_ if copy is None else f"{id_}-{copy}",
             fingerprint=print_,
             task=task.name,
-            values={**shared, "seed": decisive["seed"]},
+            parameters=Parameters.from_cells({**cells, "seed": decisive["seed"]}),
             inputs=inputs,
             carried=parsed.carried,
             sample_index=copy or 0,
             file=parsed.record.file,
             number=parsed.record.number,
         )
-        key = batch_key(row, model.fingerprint)
+        key = batch_key(row, model)
         holder = self._index.add(key, row)
         if holder is not None and id_ is None:
             # an entirely equal row: it counts as a row of its own all the same
             holder = self._index.add(key, replace(row, id=row_id(print_, self._index.occurrence(print_) + 1)))
         if holder is not None:
             self._note(parsed.record, "id", f"{row.id!r} names {holder[0]}, row {holder[1]}, too; make ids unique")
-
-    def _decisive(self, name: str, value: Any) -> Any:
-        """A value without what only names a thing and does not decide the pixels."""
-        if name == "refiner" and value is not None:
-            return self.model(value).fingerprint
-        if name in ADAPTERS and value is not None:
-            listed = value if isinstance(value, tuple) else (value,)
-            return [{key: part for key, part in one.items() if key != "path"} for one in listed]
-        return value
 
     def _defaults_for(self, record: Record) -> Defaults:
         job = self._job

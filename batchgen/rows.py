@@ -7,11 +7,11 @@ from enum import StrEnum
 from typing import Any
 
 from batchgen.errors import ErrorClass
+from batchgen.generation.parameters import ImageRef, Parameters
 from batchgen.identity import shard_id
 
 __all__ = [
     "FailedRow",
-    "ImageRef",
     "MicroBatch",
     "Receipt",
     "Row",
@@ -32,32 +32,16 @@ class Status(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ImageRef:
-    """A conditioning image that was read and decoded once while the manifest was checked.
-
-    `uri` names an image, or, with `column` and `row`, the manifest file in which that cell holds the bytes.
-    """
-
-    uri: str
-    sha256: str
-    width: int  # pixels
-    height: int  # pixels
-    column: str | None = None
-    row: int | None = None  # 1-based, counted in the file
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
     """One image to make, with every default filled in.
 
-    `values` holds what will be applied under the manifest's column names (diffusers' argument names), `inputs` the
-    conditioning images by column, `carried` the manifest's unknown columns unchanged.
+    `inputs` are the conditioning images by column, `carried` the manifest's unknown columns unchanged.
     """
 
     id: str
     fingerprint: str  # sha256, 64 hexadecimal digits
     task: str
-    values: Mapping[str, Any]
+    parameters: Parameters
     inputs: Mapping[str, ImageRef] = field(default_factory=dict)
     carried: Mapping[str, Any] = field(default_factory=dict)
     sample_index: int = 0  # which of a manifest row's num_images_per_prompt
@@ -70,7 +54,7 @@ def encode_row(row: Row) -> str:
     inputs = {name: asdict(image) for name, image in row.inputs.items()}
     own = {"id": row.id, "fingerprint": row.fingerprint, "task": row.task, "sample_index": row.sample_index}
     return json.dumps(
-        {**own, "file": row.file, "number": row.number, "values": _tagged(dict(row.values)), "inputs": inputs},
+        {**own, "file": row.file, "number": row.number, "parameters": row.parameters.to_cells(), "inputs": inputs},
         separators=(",", ":"),
     )
 
@@ -82,26 +66,9 @@ def decode_row(text: str, carried: Mapping[str, Any]) -> Row:
         ValueError, TypeError, KeyError: the text is none of `encode_row`.
     """
     content = json.loads(text)
-    content["values"] = _untagged(content["values"])
+    content["parameters"] = Parameters.from_cells(content["parameters"])
     content["inputs"] = {name: ImageRef(**image) for name, image in content["inputs"].items()}
     return Row(**content, carried=carried)
-
-
-def _tagged(value: Any) -> Any:
-    """A value as JSON has it; lists begin with what they are, since JSON knows no tuples."""
-    if isinstance(value, dict):
-        return {name: _tagged(part) for name, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return ["tuple" if isinstance(value, tuple) else "list", *map(_tagged, value)]
-    return value
-
-
-def _untagged(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _untagged(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return {"tuple": tuple, "list": list}[value[0]](map(_untagged, value[1:]))
-    return value
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

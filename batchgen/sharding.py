@@ -7,12 +7,13 @@ does not depend on its mates, on the shard size or on what was left to do.
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
-from typing import Any
 
 from batchgen.generation.tasks import TASKS
 from batchgen.identity import canonical
-from batchgen.manifest.columns import COLUMNS, Column
+from batchgen.manifest.columns import COLUMNS
+from batchgen.models.catalog import Family, Model
 from batchgen.rows import Row, Shard, make_shard
 
 __all__ = ["KeySize", "Sizing", "batch_key", "key_model", "key_size", "make_shards"]
@@ -24,12 +25,8 @@ __all__ = ["KeySize", "Sizing", "batch_key", "key_model", "key_size", "make_shar
 _CALL_PIXELS = {"cuda": 16 * 512 * 512, "cpu": 4 * 128 * 128}
 _SHARD_PIXELS = {"cuda": 1024 * 512 * 512, "cpu": 64 * 128 * 128}
 _MAX_BATCH = 64
-# The shared columns of the first release, whose nulls are in the keys that receipts of existing outputs name.
-_ALWAYS_IN_KEYS = frozenset(
-    "width height num_inference_steps guidance_rescale eta scheduler scheduler_kwargs model refiner vae pose_estimator "
-    "person_detector controlnet controlnet_conditioning_scale control_guidance_start control_guidance_end ip_adapter "
-    "ip_adapter_scale loras hypernetwork denoising_start denoising_end hires_scale hires_strength noise_level "
-    "classifier".split()
+_NULLS_IN_KEYS = frozenset(  # of the first release: their nulls are in the keys that existing outputs' receipts name
+    "guidance_rescale vae loras hypernetwork refiner denoising_start denoising_end person_detector".split()
 )
 _SHARDS_A_WORKER = 2  # at least, while there are rows enough: what is left to do at the end then is half a share
 
@@ -77,17 +74,31 @@ class Sizing:
         return max(1, -(-wanted // batch)) * batch
 
 
-def batch_key(row: Row, model_fingerprint: str) -> str:
+def batch_key(row: Row, model: Model) -> str:
     """Canonical JSON of all that the rows of a micro-batch must share, what is costliest to switch first."""
-    shared = {name: value for name, value in row.values.items() if name != "model" and _in_key(COLUMNS[name], value)}
-    guided = row.values.get("guidance_scale", 0) > 1  # at or below 1 the pipeline skips the unconditional pass
-    extra = TASKS[row.task].key(row.values)
-    return canonical([row.values["model"], model_fingerprint, row.task, shared, guided, extra, sorted(row.inputs)])
+    parameters = row.parameters
+    shared = {
+        name: value
+        for name, value in parameters.to_cells().items()
+        if (column := COLUMNS[name]).shared and name != "model" and not column.is_neutral(value)
+    }
+    control = parameters.control
+    is_posed = control is not None and "pose" in control.control_preprocess
+    nulls = _nulls(row.task, model.family, control is not None, is_posed)
+    guided = parameters.prompting is not None and parameters.prompting.is_guided
+    extra = TASKS[row.task].key(parameters)
+    return canonical(
+        [parameters.model, model.fingerprint, row.task, {**nulls, **shared}, guided, extra, sorted(row.inputs)]
+    )
 
 
-def _in_key(column: Column, value: Any) -> bool:
-    """Whether a value is part of the batch key; one that changes nothing is so for columns that always were."""
-    return column.shared and (column.name in _ALWAYS_IN_KEYS or not column.is_neutral(value))
+@lru_cache
+def _nulls(task: str, family: Family, is_controlled: bool, is_posed: bool) -> dict[str, None]:
+    """Columns that rows take and that stand in their keys also where they are null."""
+    taken = TASKS[task].columns_for(family) & _NULLS_IN_KEYS
+    if is_controlled:
+        taken -= set(TASKS[task].uncontrolled.get(family, ()))
+    return dict.fromkeys(taken if is_posed else taken - {"person_detector"})
 
 
 def key_model(key: str) -> str:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from s3_faults import Fault, Kind, fault_proxy
 from s3_server import S3Server
-from test_plan import make_row
+from test_plan import key_of, make_row
 
 from batchgen.dataset import progress
 from batchgen.dataset.commit import Attempt, commit_failures, drop_rows
@@ -34,7 +34,6 @@ from batchgen.errors import Damaged, ErrorClass, NotFound, StoreError
 from batchgen.images import encode
 from batchgen.options import ImageFormat, Layout
 from batchgen.rows import Receipt, Shard, failed_row
-from batchgen.sharding import batch_key
 from batchgen.storage import Entry, Store, open_store
 
 NAME = "0123456789abcdef"
@@ -46,7 +45,7 @@ def make_shard(rows: int = 4, name: str = NAME, first: int = 0) -> Shard:
         replace(make_row(number), carried={"split": "train", "tags": ["a", "ü"]})
         for number in range(first, first + rows)
     )
-    return Shard(id=name, key=batch_key(made[0], "model"), batch_size=2, rows=made)
+    return Shard(id=name, key=key_of(made[0]), batch_size=2, rows=made)
 
 
 def make_format(layout: str = Layout.FILES) -> OutputFormat:

@@ -21,6 +21,7 @@ from tiny_models import build_sd1, build_single_file
 from batchgen.diffusion.host import Pictures, PipelineHost
 from batchgen.diffusion.loaded import LoadedModel
 from batchgen.errors import InputError, ModelLoadError
+from batchgen.generation.parameters import Parameters
 from batchgen.generation.samplers import NAMES, OPTIONS
 from batchgen.generation.tasks import TASKS
 from batchgen.models.catalog import Family, Model, find_model
@@ -33,7 +34,9 @@ SIDE = 64  # pixels
 SIZE = 4  # rows of a micro-batch
 
 DEFAULTS: Mapping[str, Any] = {
+    "model": "tiny",
     "prompt": "a castle",
+    "prompt_syntax": "plain",
     "negative_prompt": "",
     "seed": 0,
     "width": SIDE,
@@ -55,7 +58,7 @@ MIXED: Sequence[Mapping[str, Any]] = (
 
 
 def make_row(task: str = "text-to-image", **values: Any) -> Row:
-    return Row(id="r", fingerprint="0" * 64, task=task, values={**DEFAULTS, **values})
+    return Row(id="r", fingerprint="0" * 64, task=task, parameters=Parameters.from_cells({**DEFAULTS, **values}))
 
 
 def make_inputs(task: str, number: int) -> dict[str, Image.Image]:

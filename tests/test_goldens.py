@@ -10,14 +10,18 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from batchgen.dataset.schema import applied_cells, input_prints, parameters_of
 from batchgen.errors import ManifestProblems
-from batchgen.generation import tasks
+from batchgen.generation import parameters, tasks
+from batchgen.generation.parameters import Sampling, decisive_cells
 from batchgen.generation.tasks import TASKS
+from batchgen.identity import fingerprint
 from batchgen.index import Index
 from batchgen.job import load_job
 from batchgen.manifest.columns import ALIASES, COLUMNS, Column, Kind
@@ -107,7 +111,7 @@ def changes(row: Row, golden: Json) -> list[str]:
 
 def named_by_content(row: Row) -> Json:
     """What is applied to a row as JSON, without nulls and without what names a thing by its place."""
-    applied = json.loads(json.dumps({name: value for name, value in row.values.items() if value is not None}))
+    applied = json.loads(json.dumps(row.parameters.to_cells()))
     for name, value in applied.items():
         listed = value if isinstance(value, list) else [value]
         if isinstance(listed[0], dict) and "sha256" in listed[0]:
@@ -120,8 +124,27 @@ def test_fingerprints_ids_and_seeds_are_frozen(name: str, files: Path, monkeypat
     """They decide what an existing output has done already; where one changes, the columns at fault are listed."""
     monkeypatch.chdir(files)
     for (_, row), golden in zip(resolved(CASES[name], files), CASES[name]["rows"], strict=True):
-        found = {"id": row.id, "seed": row.values["seed"], "fingerprint": row.fingerprint}
+        found = {"id": row.id, "seed": row.parameters.sampling.seed, "fingerprint": row.fingerprint}
         assert found == {key: golden[key] for key in found}, "\n".join([CHANGED, *changes(row, golden)])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_row_is_made_again_from_its_metadata(name: str, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells as a Parquet reader gives them: lists, not tuples; the size is that of the finished image."""
+    monkeypatch.chdir(files)
+    for (_, row), golden in zip(resolved(CASES[name], files), CASES[name]["rows"], strict=True):
+        model = find_model(row.parameters.model)
+        cells = json.loads(json.dumps(applied_cells(row)))
+        scale = model.enlarges * (row.parameters.hires.hires_scale if row.parameters.hires else 1)
+        factor = model.latent_factor or 8 if row.parameters.hires else 1
+        for side in ("width", "height"):
+            cells[side] = round(cells[side] // factor * scale) * factor
+        again = parameters_of(cells, model)
+        assert again == row.parameters
+        refiner = again.refining.refiner
+        decisive = decisive_cells(again.to_cells(), refiner=refiner and find_model(refiner).fingerprint)
+        print_ = fingerprint(cells["task"], decisive, model.fingerprint, input_prints(cells))
+        assert print_ == row.fingerprint == golden["fingerprint"]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -130,6 +153,13 @@ def test_batch_keys_are_frozen(name: str, files: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(files)
     found = [json.loads(key) for key, _ in resolved(CASES[name], files)]
     assert found == [row["batch_key"] for row in CASES[name]["rows"]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _FreeU(Sampling):
+    """Sampling with a column that is new."""
+
+    freeu_scale: float | None = None
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -141,10 +171,12 @@ def test_a_column_that_is_added_has_nothing_made_again(
     added = Column(name="freeu_scale", kind=Kind.NUMBER, default=default, neutral=0.0, shared=shared)
     monkeypatch.setitem(cast(Json, COLUMNS), added.name, added)
     monkeypatch.setattr(tasks, "COMMON", tasks.COMMON | {added.name})
+    monkeypatch.setitem(parameters._GROUPS, "sampling", parameters._group(_FreeU))
+    monkeypatch.setitem(parameters._GROUP_OF, added.name, "sampling")
     monkeypatch.chdir(files)
     for case in CASES.values():
         for (key, row), golden in zip(resolved(case, files), case["rows"], strict=True):
-            assert row.values[added.name] == default
+            assert row.parameters.to_cells().get(added.name) == default
             assert (row.id, row.fingerprint, json.loads(key)) == (
                 golden["id"],
                 golden["fingerprint"],

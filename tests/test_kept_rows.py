@@ -17,6 +17,7 @@ from conftest import RunCli, write_model_configs
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from test_parameters import rows
 
 from batchgen.dataset.kept import PLANS, keep_resolved, take_resolved
 from batchgen.driver import resolved_rows
@@ -24,29 +25,16 @@ from batchgen.index import Index
 from batchgen.job import Job
 from batchgen.manifest.problems import ProblemLog
 from batchgen.resolve import Resolved, resolve
-from batchgen.rows import ImageRef, Row, decode_row, encode_row
+from batchgen.rows import Row, decode_row, encode_row
 from batchgen.storage import Store, open_store
 
 YESTERDAY = time.time() - 86400
 
-scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
-values = st.recursive(
-    scalars,
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.lists(inner, max_size=3).map(tuple) | st.dictionaries(st.text(), inner)
-    ),
-    max_leaves=8,
-)
 
-
-@given(st.dictionaries(st.text(), values), st.dictionaries(st.text(), st.binary() | st.dates()))
-def test_a_row_comes_back_as_it_was(applied: Mapping[str, Any], carried: Mapping[str, Any]) -> None:
+@given(rows(), st.dictionaries(st.text(), st.binary() | st.dates()))
+def test_a_row_comes_back_as_it_was(row: Row, carried: Mapping[str, Any]) -> None:
     """Tuples stay tuples, numbers keep their bits; carried cells go beside, in Arrow's types."""
-    image = ImageRef(uri="a.png", sha256="f" * 64, width=3, height=4, column="image", row=7)
-    row = Row(
-        id="r", fingerprint="0" * 64, task="text-to-image", values=applied, inputs={"image": image},
-        carried=carried, sample_index=2, file="m.csv", number=9,
-    )  # fmt: skip
+    row = replace(row, carried=carried)
     again = decode_row(encode_row(row), carried)
     assert again == row
     assert repr(again) == repr(row)

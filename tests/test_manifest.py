@@ -63,8 +63,8 @@ def test_every_format_gives_the_same_rows(name: str, write_manifest: WriteManife
     found, _ = read(write_manifest(name, rows), model_configs)
     expected, _ = read(write_manifest("expected.jsonl", rows), model_configs)
     assert [replace(row, file="") for row in found] == [replace(row, file="") for row in expected]
-    assert [row.values["prompt"] for row in found] == [row["prompt"] for row in rows]
-    assert found[0].values["scheduler_kwargs"] == {"steps_offset": 1}
+    assert [row.parameters.to_cells()["prompt"] for row in found] == [row["prompt"] for row in rows]
+    assert found[0].parameters.sampling.scheduler_kwargs == {"steps_offset": 1}
     assert [row.number for row in found] == list(range(1, len(rows) + 1))
 
 
@@ -72,7 +72,7 @@ def test_every_format_gives_the_same_rows(name: str, write_manifest: WriteManife
 def test_hard_prompts_arrive_unchanged(name: str, write_manifest: WriteManifest, model_configs: Path) -> None:
     """Quotes, newlines, unicode, very long and empty prompts (an empty prompt is a prompt where there is null, too)."""
     found, _ = read(write_manifest(name, [{"prompt": prompt} for prompt in HARD_PROMPTS]), model_configs)
-    assert [row.values["prompt"] for row in found] == HARD_PROMPTS
+    assert [row.parameters.to_cells()["prompt"] for row in found] == HARD_PROMPTS
 
 
 @pytest.mark.parametrize("name", ["m.parquet", "m.csv", "m.jsonl"])
@@ -86,8 +86,8 @@ def test_null_is_the_default(name: str, write_manifest: WriteManifest, model_con
     ]
     found, _ = read(write_manifest(name, rows), model_configs, defaults={"num_inference_steps": 11})
     names = ("num_inference_steps", "guidance_scale", "width", "height", "negative_prompt", "scheduler", "eta")
-    assert [found[0].values[n] for n in names] == [7, 2.0, 128, 64, "n", "DDIMScheduler", 0.0]
-    assert [found[1].values[n] for n in names] == [11, 7.5, 64, 64, "", "DDIMScheduler", 0.0]
+    assert [found[0].parameters.to_cells()[n] for n in names] == [7, 2.0, 128, 64, "n", "DDIMScheduler", 0.0]
+    assert [found[1].parameters.to_cells()[n] for n in names] == [11, 7.5, 64, 64, "", "DDIMScheduler", 0.0]
 
 
 def test_a_struct_of_nulls_is_null(write_manifest: WriteManifest, model_configs: Path) -> None:
@@ -106,7 +106,7 @@ def test_whole_numbers_as_pandas_writes_them(write_manifest: WriteManifest, mode
     for name in ("m.parquet", "m.csv"):
         rows: list[dict[str, Any]] = [{"prompt": "a", "seed": 12.0}, {"prompt": "b", "seed": None}]
         found, _ = read(write_manifest(name, rows), model_configs)
-        assert found[0].values["seed"] == 12
+        assert found[0].parameters.sampling.seed == 12
 
 
 @pytest.mark.parametrize(("alias", "column"), sorted(ALIASES.items()))
@@ -121,7 +121,9 @@ def test_aliases(alias: str, column: str, write_manifest: WriteManifest, model_c
     if column == "image":
         assert set(first.inputs) == {"image"}
     else:
-        assert first.values[column] == ("EulerAncestralDiscreteScheduler" if column == "scheduler" else value)
+        assert first.parameters.to_cells()[column] == (
+            "EulerAncestralDiscreteScheduler" if column == "scheduler" else value
+        )
 
 
 def test_unknown_columns_are_carried_with_their_types(write_manifest: WriteManifest, model_configs: Path) -> None:
@@ -183,7 +185,7 @@ def test_folders_and_globs(write_manifest: WriteManifest, model_configs: Path, t
     write_manifest("d/sub/c.jsonl", [{"prompt": "3"}])
     (tmp_path / "d/notes.txt").write_text("x")
     rows, resolved = read(tmp_path / "d", model_configs)
-    assert [row.values["prompt"] for row in rows] == ["1", "2", "3"]
+    assert [row.parameters.to_cells()["prompt"] for row in rows] == ["1", "2", "3"]
     assert [Path(file).name for file in resolved.files] == ["a.parquet", "b.csv", "c.jsonl"]
     rows, _ = read(tmp_path / "d/[ab].*", model_configs)
     assert len(rows) == 2
@@ -222,7 +224,7 @@ def test_images_beside_the_manifest_and_inside_it(
     binary, _ = read(write_manifest("sub/n.parquet", [{**rows[0], "image": png()}], image=pa.binary()), model_configs)
     assert len({row.fingerprint for row in [*embedded, *beside, *binary]}) == 1
     assert {row.task for row in [*embedded, *beside, *binary]} == {"image-to-image"}
-    assert (embedded[0].values["width"], embedded[0].values["height"]) == (16, 8)
+    assert (embedded[0].parameters.canvas.width, embedded[0].parameters.canvas.height) == (16, 8)
     ref = embedded[0].inputs["image"]
     assert (ref.uri, ref.column, ref.row) == (str(tmp_path / "sub/m.parquet"), "image", 1)
     assert embedded_bytes(ref.uri, "image", [1]) == {1: png()}
@@ -262,7 +264,9 @@ def test_tasks_are_inferred_or_said(write_manifest: WriteManifest, model_configs
 def by_prompt(rows: Sequence[Row]) -> Mapping[str, list[tuple[int, str, str]]]:
     found: dict[str, list[tuple[int, str, str]]] = {}
     for row in rows:
-        found.setdefault(row.values["prompt"], []).append((row.values["seed"], row.id, row.fingerprint))
+        found.setdefault(row.parameters.to_cells()["prompt"], []).append(
+            (row.parameters.sampling.seed, row.id, row.fingerprint)
+        )
     return {prompt: sorted(cells) for prompt, cells in found.items()}
 
 
@@ -271,7 +275,7 @@ def test_derived_seeds_survive_shuffle_and_append(write_manifest: WriteManifest,
     rows: list[dict[str, Any]] = [{"prompt": prompt} for prompt in ["a", "b", "a", "c", "a", "b"]]
     first, _ = read(write_manifest("m.jsonl", rows), model_configs)
     assert len({row.fingerprint for row in first}) == len({row.id for row in first}) == 6
-    assert all(0 <= row.values["seed"] < 2**32 for row in first)
+    assert all(0 <= row.parameters.sampling.seed < 2**32 for row in first)
     for chance in range(5):
         shuffled = random.Random(chance).sample(rows, len(rows))
         again, _ = read(write_manifest("m.jsonl", shuffled), model_configs)
@@ -286,8 +290,10 @@ def test_named_rows_keep_their_seed_wherever_they_stand(write_manifest: WriteMan
     rows: list[dict[str, Any]] = [{"prompt": "a", "id": name} for name in "xyz"]
     first, _ = read(write_manifest("m.jsonl", rows), model_configs)
     again, _ = read(write_manifest("m.jsonl", rows[::-1]), model_configs)
-    assert {row.id: row.values["seed"] for row in first} == {row.id: row.values["seed"] for row in again}
-    assert len({row.values["seed"] for row in first}) == 3
+    assert {row.id: row.parameters.sampling.seed for row in first} == {
+        row.id: row.parameters.sampling.seed for row in again
+    }
+    assert len({row.parameters.sampling.seed for row in first}) == 3
 
 
 def test_equal_rows_with_equal_seeds_are_rows_of_their_own(write_manifest: WriteManifest, model_configs: Path) -> None:
@@ -306,7 +312,7 @@ def test_several_images_a_prompt(write_manifest: WriteManifest, model_configs: P
     ]
     found, _ = read(write_manifest("m.jsonl", rows), model_configs)
     assert [row.id for row in found if row.number == 1] == ["x-0", "x-1", "x-2"]
-    assert [row.values["seed"] for row in found if row.number == 1] == [5, 6, 7]
+    assert [row.parameters.sampling.seed for row in found if row.number == 1] == [5, 6, 7]
     assert [row.sample_index for row in found] == [0, 1, 2, 0, 1, 0]
     assert found[-1].id == "y"
     assert len({row.fingerprint for row in found}) == 6

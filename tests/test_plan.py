@@ -13,14 +13,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from batchgen.generation.parameters import Parameters
 from batchgen.generation.tasks import TASKS
 from batchgen.identity import canonical, derive_seed, fingerprint, row_id, shard_id
 from batchgen.index import Committed, Counts, Index
+from batchgen.models.catalog import Model, Source
 from batchgen.rows import Row, Shard, Status
 from batchgen.sharding import Sizing, batch_key, key_model, key_size, make_shards
 
 VALUES: dict[str, Any] = {
     "prompt": "a red cube",
+    "prompt_syntax": "plain",
     "negative_prompt": "",
     "seed": 1,
     "width": 64,
@@ -38,11 +41,25 @@ VALUES: dict[str, Any] = {
 
 def make_row(number: int, task: str = "text-to-image", **values: Any) -> Row:
     applied = {**VALUES, "seed": number, **values}
-    return Row(id=f"row-{number}", fingerprint=f"{number:064x}", task=task, values=applied, file="m.csv", number=number)
+    parameters = Parameters.from_cells(applied)
+    return Row(
+        id=f"row-{number}", fingerprint=f"{number:064x}", task=task, parameters=parameters, file="m.csv", number=number
+    )
+
+
+def with_cells(row: Row, **cells: Any) -> Row:
+    return replace(row, parameters=Parameters.from_cells({**row.parameters.to_cells(), **cells}))
+
+
+def make_model(name: str, fingerprint: str) -> Model:
+    return Model(
+        name=name, source=Source.FOLDER, location=name, fingerprint=fingerprint, width=64, height=64,
+        scheduler="DDIMScheduler",
+    )  # fmt: skip
 
 
 def key_of(row: Row) -> str:
-    return batch_key(row, f"fingerprint of {row.values['model']}")
+    return batch_key(row, make_model(row.parameters.model, f"fingerprint of {row.parameters.model}"))
 
 
 def fill(index: Index, rows: Sequence[Row]) -> None:
@@ -175,14 +192,14 @@ def test_batch_key_parts() -> None:
         "guidance_scale": 3.0,
         "clip_skip": 2,
     }.items():
-        assert key_of(replace(base, values={**base.values, name: value})) == key, name
+        assert key_of(with_cells(base, **{name: value})) == key, name
     for name, value in {
         "width": 128, "height": 128, "num_inference_steps": 5, "guidance_scale": 1.0, "eta": 0.5,
         "scheduler": "PNDMScheduler", "scheduler_kwargs": {"steps_offset": 1}, "model": "other",
         "guidance_rescale": 0.3,
     }.items():  # fmt: skip
-        assert key_of(replace(base, values={**base.values, name: value})) != key, name
-    assert batch_key(base, "another fingerprint") != batch_key(base, "fingerprint")
+        assert key_of(with_cells(base, **{name: value})) != key, name
+    assert batch_key(base, make_model("builtin", "another fingerprint")) != key
 
 
 def test_strengths_that_denoise_the_same_steps_share_a_batch() -> None:
@@ -193,7 +210,7 @@ def test_strengths_that_denoise_the_same_steps_share_a_batch() -> None:
     }
     assert keys[0.8] == keys[0.85]
     assert len(set(keys.values())) == 3
-    assert TASKS["image-to-image"].key({"strength": 0.0, "num_inference_steps": 10}) == (0, False)
+    assert TASKS["image-to-image"].key(make_row(0, strength=0.0, num_inference_steps=10).parameters) == (0, False)
 
 
 BASE = {name: value for name, value in VALUES.items() if name != "model" and value is not None}

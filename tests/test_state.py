@@ -13,7 +13,7 @@ import pytest
 from conftest import RunCli, WriteManifest
 from PIL import Image
 from test_commit import attempt, make_format, make_shard
-from test_plan import make_row
+from test_plan import key_of, make_row
 
 from batchgen.dataset import lease, progress
 from batchgen.dataset.commit import drop_rows
@@ -28,7 +28,6 @@ from batchgen.errors import ClusterError, ErrorClass, ImageError, InputError, Ou
 from batchgen.images import decode, fit
 from batchgen.index import Committed, Index
 from batchgen.rows import Status
-from batchgen.sharding import batch_key
 from batchgen.storage import Store, open_store
 from batchgen.work import failure_of
 
@@ -103,7 +102,7 @@ def test_a_row_in_two_shards_counts_once_and_is_dropped_from_one() -> None:
     """Two runs that did not see each other's lease and cut their shards differently."""
     row = make_row(1)
     with Index() as index:
-        index.add(batch_key(row, "model"), row)
+        index.add(key_of(row), row)
         index.mark(
             Committed(id=row.id, fingerprint=row.fingerprint, shard=shard, status=Status.DONE) for shard in ("b", "a")
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 from conftest import BIN
 from test_commit import attempt, make_format, make_shard
-from test_plan import make_row
+from test_plan import key_of, make_row
 
 from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.receipts import RECEIPTS, receipt_to_json
@@ -17,7 +17,6 @@ from batchgen.dataset.runs import RunRecord, write_run
 from batchgen.errors import ErrorClass
 from batchgen.report.status import read_status
 from batchgen.rows import Receipt, failed_row
-from batchgen.sharding import batch_key
 from batchgen.storage import open_store
 
 BENCH = Path(__file__).parents[1] / "jobs" / "bench"
@@ -73,7 +72,7 @@ def test_status_of_a_million_rows_is_quick_and_small(tmp_path: Path) -> None:
             run=RUN,
             done=1000,
             failures=[failed_row(make_row(number), ErrorClass("nan"), "not a number")],
-            key=batch_key(make_row(1), "f" * 64),
+            key=key_of(make_row(1)),
             device="cpu",
             seconds=100.0,
             finished=time.time(),

@@ -98,10 +98,11 @@ ORDER = """
     dataset
     resolve
     sharding index job
+    rows
     generation
     models
     manifest
-    work rows
+    work
     identity images machine storage builtin
     options
     errors version

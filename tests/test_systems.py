@@ -134,16 +134,16 @@ def host() -> PipelineHost:
 
 
 def load_inputs(row: Row) -> dict[str, Image.Image]:
-    size = row.values["width"], row.values["height"]
+    size = row.parameters.canvas.width, row.parameters.canvas.height
     modes = TASKS[row.task].modes
     return {name: fit(Image.open(ref.uri), modes[image_column(name)], *size) for name, ref in row.inputs.items()}
 
 
 def generate(host: PipelineHost, shop: Workshop, rows: Sequence[Row]) -> npt.NDArray[np.uint8]:
     batch = MicroBatch(rows=rows, size=SIZE)
-    refiner = rows[0].values.get("refiner")
+    refiner = rows[0].parameters.refining.refiner
     pictures = host.generate(
-        shop.models[rows[0].values["model"]],
+        shop.models[rows[0].parameters.model],
         batch,
         [load_inputs(row) for row in rows],
         refiner=None if refiner is None else shop.models[refiner],
@@ -381,7 +381,7 @@ def test_row_does_not_depend_on_its_mates(name: str, host: PipelineHost, shop: W
 def test_saved_steps_are_the_rows_own(host: PipelineHost, shop: Workshop) -> None:
     """The picture after the last step is the row's own, those before are not, and none depends on mates."""
     rows = shop.rows([_cells(shop, SYSTEMS["sd1 text-to-image"], number) for number in range(3)])
-    model, inputs = shop.models[rows[0].values["model"]], [load_inputs(row) for row in rows]
+    model, inputs = shop.models[rows[0].parameters.model], [load_inputs(row) for row in rows]
     pictures = host.generate(model, MicroBatch(rows=rows, size=SIZE), inputs, save_steps=(1, STEPS, 99))
     assert pictures.steps.keys() == {1, STEPS}
     assert np.array_equal(pictures.steps[STEPS], pictures.pixels)

@@ -127,7 +127,7 @@ def test_two_names_for_one_column(write_manifest: WriteManifest, model_configs: 
     assert "so does" in found.message
     assert problems(write_manifest("b.csv", [{"prompt": "a", "cfg": 3, "cfg_scale": 4}]), model_configs)
     ((row,), resolved) = read(write_manifest("c.csv", [{"prompt": "a", "caption": "b"}]), model_configs)
-    assert (row.values["prompt"], row.carried) == ("a", {"caption": "b"})
+    assert (row.parameters.to_cells()["prompt"], row.carried) == ("a", {"caption": "b"})
     assert len(resolved.notices) == 1
 
 
@@ -137,7 +137,7 @@ def test_no_prompt(write_manifest: WriteManifest, model_configs: Path) -> None:
         (found,) = problems(write_manifest("m.csv", [{column: "a"}]), model_configs)
         assert (found.column, hint in found.message) == ("prompt", True)
     ((row,), _) = read(write_manifest("m.csv", [{"words": "a"}]), model_configs, defaults={"prompt": "b"})
-    assert row.values["prompt"] == "b"
+    assert row.parameters.to_cells()["prompt"] == "b"
 
 
 def test_duplicate_ids_name_both_places(write_manifest: WriteManifest, model_configs: Path) -> None:

@@ -34,7 +34,7 @@ from batchgen.version import __version__
 __all__ = ["PLANS", "keep_resolved", "take_resolved"]
 
 PLANS = ".batchgen/plan"
-FORMAT = 1  # raised when older files would be read wrong
+FORMAT = 2  # raised when older files would be read wrong
 PART_ROWS = 50_000  # of one file: about 20 MB before compression
 LOOKERS = 16  # files looked at side by side: at 20 ms each on an object store, 800 a second
 CLOCKS_APART = 2.0  # seconds by which a store's clock and this one may differ
@@ -164,9 +164,10 @@ def _read_files(index: Index) -> set[str]:
     found: set[str] = set()
     for _, row in index.rows():
         found.update(image.uri for image in row.inputs.values() if image.row is None)
-        for name in ADAPTERS:
-            value = row.values.get(name)
-            found.update(one["path"] for one in (value if isinstance(value, tuple) else (value,)) if one)
+        cells = row.parameters.to_cells()
+        for name in ADAPTERS.keys() & cells.keys():
+            listed = cells[name] if isinstance(cells[name], tuple) else (cells[name],)
+            found.update(one["path"] for one in listed)
     return found
 
 

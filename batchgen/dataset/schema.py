@@ -12,13 +12,24 @@ from typing import Any
 import pyarrow as pa
 
 from batchgen.dataset.layouts.layout import DatasetLayout
+from batchgen.generation.parameters import APPLIED, Parameters
 from batchgen.generation.tasks import TASKS
 from batchgen.identity import canonical
 from batchgen.manifest.cells import carried_cell
-from batchgen.manifest.columns import COLUMNS, Column, Kind, image_column
+from batchgen.manifest.columns import COLUMNS, Column, Kind, image_column, input_name
+from batchgen.models.catalog import Model
 from batchgen.rows import FailedRow, Row, Status
 
-__all__ = ["FAILURES", "VERSION", "applied_cells", "failures_table", "metadata_schema", "metadata_table"]
+__all__ = [
+    "FAILURES",
+    "VERSION",
+    "applied_cells",
+    "failures_table",
+    "input_prints",
+    "metadata_schema",
+    "metadata_table",
+    "parameters_of",
+]
 
 VERSION = 3  # of the metadata; raised when a column is added or changes
 
@@ -97,9 +108,8 @@ def _applied_columns(column: Column) -> list[tuple[str, pa.DataType]]:
 def applied_cells(row: Row) -> dict[str, Any]:
     """What was applied to a row, as cells of the metadata; several images of one column become JSON lists."""
     cells: dict[str, Any] = {"task": row.task, "sample_index": row.sample_index}
-    for name, value in row.values.items():
-        as_json = COLUMNS[name].kind in _AS_JSON and value is not None
-        cells[name] = canonical(value) if as_json else value
+    for name, value in row.parameters.to_cells().items():
+        cells[name] = canonical(value) if COLUMNS[name].kind in _AS_JSON else value
     images: dict[str, list[tuple[str, str]]] = {}
     for name, image in row.inputs.items():
         place = image.uri if image.row is None else f"{image.uri}#row={image.row}&column={image.column}"
@@ -108,6 +118,37 @@ def applied_cells(row: Row) -> dict[str, Any]:
         for part, texts in zip(("uri", "sha256"), zip(*found, strict=True), strict=True):
             cells[f"{column}_{part}"] = texts[0] if len(texts) == 1 else canonical(list(texts))
     return cells
+
+
+def parameters_of(cells: Mapping[str, Any], model: Model) -> Parameters:
+    """What was applied to a row, from its cells of the metadata and the model that they name.
+
+    The metadata says how large the image is; the size that the row asked for follows from what enlarged it.
+
+    Raises:
+        KeyError, TypeError, ValueError: cells of no row.
+    """
+    applied = {
+        name: json.loads(cells[name]) if COLUMNS[name].kind in _AS_JSON else cells[name]
+        for name in APPLIED
+        if cells.get(name) is not None
+    }
+    scale = model.enlarges * applied.get("hires_scale", 1)
+    step = model.latent_factor or 8 if "hires_scale" in applied else 1  # the hires fix rounds to whole latents
+    for side in ("width", "height"):
+        applied[side] = round(applied[side] / (step * scale)) * step
+    return Parameters.from_cells(applied)
+
+
+def input_prints(cells: Mapping[str, Any]) -> dict[str, str]:
+    """The sha256 of a row's conditioning images by their names, from its cells of the metadata."""
+    prints = {}
+    for column in COLUMNS.values():
+        text = cells.get(f"{column.name}_sha256") if column.kind is Kind.IMAGE else None
+        if text is not None:
+            found = json.loads(text) if text.startswith("[") else [text]
+            prints.update({input_name(column.name, place): one for place, one in enumerate(found)})
+    return prints
 
 
 def metadata_table(schema: pa.Schema, cells: Sequence[Mapping[str, Any]]) -> pa.Table:

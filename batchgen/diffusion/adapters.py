@@ -22,13 +22,11 @@ from batchgen.diffusion.pose import PoseReader
 from batchgen.diffusion.prompts import PromptEncoder
 from batchgen.diffusion.weights import read_weights
 from batchgen.errors import InputError
+from batchgen.generation.parameters import Adapter, Control, ImagePrompt, Parameters
 from batchgen.models.adapters import image_encoder
 from batchgen.models.catalog import Family, Model
 
 __all__ = ["Adapters"]
-
-Adapter = Mapping[str, Any]
-"""As `adapters.find_adapters` gives it: `path`, `sha256`, and `scale` or `token`."""
 
 _KEPT_LORAS = 16
 _KEPT_MODULES = 4  # ControlNets (0.7 GB in float16 for SD 1.5), autoencoders, hypernetworks: of each so many
@@ -61,17 +59,17 @@ class Adapters:
         )
 
     @contextmanager
-    def on(self, values: Mapping[str, Any]) -> Iterator[None]:
-        """Put on what the values name; while it lasts, the model makes rows with those values.
+    def on(self, shared: Parameters) -> Iterator[None]:
+        """Put on what the parameters name; while it lasts, the model makes rows with those.
 
         Raises:
             InputError: a file that cannot be loaded, or does not fit the model.
         """
         with ExitStack() as stack:
-            self._put_on_ip_adapter(values.get("ip_adapter"), values.get("ip_adapter_scale"))
-            if values.get("loras"):
-                stack.enter_context(self._loras_on(values["loras"]))
-            if (chosen := values.get("hypernetwork")) is not None:
+            self._put_on_ip_adapter(shared.image_prompt)
+            if shared.adapters.loras:
+                stack.enter_context(self._loras_on(shared.adapters.loras))
+            if (chosen := shared.adapters.hypernetwork) is not None:
                 hypernetwork = self._keep(Hypernetwork, chosen, self._read_hypernetwork)
                 stack.enter_context(hypernetwork.on(self._unet, chosen["scale"]))
             yield
@@ -97,10 +95,14 @@ class Adapters:
         """The ControlNets that the rows name, in their order."""
         return [self._keep(ControlNetModel, one, self._read_controlnet) for one in chosen or ()]
 
-    def pose_reader(self, values: Mapping[str, Any]) -> PoseReader:
+    def pose_reader(self, control: Control) -> PoseReader:
         """What finds poses by the estimator and the detector that the rows name."""
-        estimator, detector = values["pose_estimator"], values.get("person_detector")
-        both = {"sha256": estimator["sha256"] + (detector["sha256"] if detector else ""), "path": estimator["path"]}
+        estimator, detector = control.pose_estimator, control.person_detector
+        assert estimator is not None, "the manifest's check asks for one with poses"
+        both: Adapter = {
+            "sha256": estimator["sha256"] + (detector["sha256"] if detector else ""),
+            "path": estimator["path"],
+        }
         people = Path(detector["path"]) if detector else None
         return self._keep(PoseReader, both, lambda folder: PoseReader(folder, people, self._device))
 
@@ -146,8 +148,8 @@ class Adapters:
             if module is not None:
                 module.to(self._device).eval().requires_grad_(False)
 
-    def _put_on_ip_adapter(self, chosen: Adapter | None, scale: float | None) -> None:
-        wanted = None if chosen is None else str(chosen["path"])
+    def _put_on_ip_adapter(self, prompt: ImagePrompt | None) -> None:
+        wanted = None if prompt is None else prompt.ip_adapter["path"]
         if wanted != self._ip_adapter:
             if self._ip_adapter is not None:
                 self._loader.unload_ip_adapter()
@@ -157,8 +159,8 @@ class Adapters:
             if wanted is not None:
                 self._load_ip_adapter(Path(wanted))
                 self._ip_adapter = wanted
-        if wanted is not None:
-            self._loader.set_ip_adapter_scale(scale)
+        if prompt is not None:
+            self._loader.set_ip_adapter_scale(prompt.ip_adapter_scale)
 
     def _load_ip_adapter(self, weights: Path) -> None:
         if self._slices:  # an IP-Adapter's processors are built from those it finds, and cannot be from these

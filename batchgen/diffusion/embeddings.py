@@ -10,9 +10,10 @@ import torch
 from batchgen.diffusion.adapters import Adapters
 from batchgen.diffusion.pipelines import RowScale
 from batchgen.diffusion.prompts import Encoded, Prompt, PromptEncoder
+from batchgen.generation.parameters import Prompting
 from batchgen.rows import Row
 
-__all__ = ["RowPrompts", "sized"]
+__all__ = ["RowPrompts", "prompting_of", "sized"]
 
 _LIKED, _DISLIKED = 6.0, 2.5  # aesthetic scores that a refiner is asked for and away from: its authors' defaults
 
@@ -40,39 +41,48 @@ class RowPrompts:
         The rows' LoRAs must be on: they change the text encoders, too.
         """
         count = max(self.chunks(row) for row in rows)
-        state = json.dumps([[one["sha256"], one["scale"]] for one in rows[0].values.get("loras") or ()])
+        state = json.dumps([[one["sha256"], one["scale"]] for one in rows[0].parameters.adapters.loras or ()])
         encoded = [self._encoder.encode(self._prompt(row), chunks=count, state=state) for row in rows]
         made = _joined(encoded, "", dtype)
         like: torch.Tensor = made["prompt_embeds"]
-        made["guidance_scale"] = RowScale([row.values["guidance_scale"] for row in rows], like)
-        if "image_guidance_scale" in rows[0].values:
-            made["image_guidance_scale"] = RowScale([row.values["image_guidance_scale"] for row in rows], like)
+        made["guidance_scale"] = RowScale([prompting_of(row).guidance_scale for row in rows], like)
+        edits = [row.parameters.editing.image_guidance_scale for row in rows if row.parameters.editing is not None]
+        if edits:
+            made["image_guidance_scale"] = RowScale(edits, like)
         if guided:
             pairs = zip(rows, encoded, strict=True)
             made |= _joined([self._encode_negative(row, one, count, state) for row, one in pairs], "negative_", dtype)
         return made
 
     def _encode_negative(self, row: Row, like: Encoded, count: int, state: str) -> Encoded:
-        if row.values.get("negative_prompt") is None and self._zeros_for_missing:
+        if prompting_of(row).negative_prompt is None and self._zeros_for_missing:
             return self._encoder.zeros_like(like)
         return self._encoder.encode(self._negative(row), chunks=count, state=state)
 
     def _prompt(self, row: Row) -> Prompt:
+        prompting = prompting_of(row)
         return Prompt(
-            text=row.values["prompt"],
-            text_2=row.values.get("prompt_2"),
-            clip_skip=row.values.get("clip_skip"),
-            weighted=row.values.get("prompt_syntax") == "a1111",
-            tokens=self._adapters.tokens(row.values.get("embeddings")),
+            text=prompting.prompt,
+            text_2=prompting.prompt_2,
+            clip_skip=prompting.clip_skip,
+            weighted=prompting.prompt_syntax == "a1111",
+            tokens=self._adapters.tokens(row.parameters.adapters.embeddings),
         )
 
     def _negative(self, row: Row) -> Prompt:
+        prompting = prompting_of(row)
         return Prompt(  # as in diffusers, clip_skip is for the prompt only
-            text=row.values.get("negative_prompt") or "",
-            text_2=row.values.get("negative_prompt_2"),
-            weighted=row.values.get("prompt_syntax") == "a1111",
-            tokens=self._adapters.tokens(row.values.get("embeddings")),
+            text=prompting.negative_prompt or "",
+            text_2=prompting.negative_prompt_2,
+            weighted=prompting.prompt_syntax == "a1111",
+            tokens=self._adapters.tokens(row.parameters.adapters.embeddings),
         )
+
+
+def prompting_of(row: Row) -> Prompting:
+    """The prompts of a row whose task reads text."""
+    assert row.parameters.prompting is not None
+    return row.parameters.prompting
 
 
 def _joined(encoded: Sequence[Encoded], prefix: str, dtype: torch.dtype) -> dict[str, Any]:
@@ -113,12 +123,9 @@ def _size_ids(rows: Sequence[Row], *, scored: bool, guided: bool) -> torch.Tenso
 
     def ids(score: float) -> list[list[float]]:
         return [
-            [
-                *row.values["original_size"],
-                *row.values["crops_coords_top_left"],
-                *((score,) if scored else row.values["target_size"]),
-            ]
-            for row in rows
+            [*size.original_size, *size.crops_coords_top_left, *((score,) if scored else size.target_size)]
+            for size in (row.parameters.sizes for row in rows)
+            if size is not None
         ]
 
     return torch.tensor([*ids(_DISLIKED), *ids(_LIKED)] if guided else ids(_LIKED))

@@ -130,7 +130,7 @@ class PipelineHost:
             seen: dict[int, torch.Tensor] = {}
             made, sound = self._make(loaded, rows, images, batch.size, _keeper(seen, save_steps))
             for step, latents in seen.items():
-                after, _ = loaded.decode(latents[: len(rows)], rows[0].values.get("vae"))
+                after, _ = loaded.decode(latents[: len(rows)], rows[0].parameters.adapters.vae)
                 steps.setdefault(step, {}).update(zip(places, after, strict=True))
             pixels.update(zip(places, made, strict=True))
             finite.update(zip(places, sound, strict=True))
@@ -157,9 +157,9 @@ class PipelineHost:
         """
         loaded = self._load(model, None)
         seen: list[torch.Tensor] = []
-        generators = [torch.Generator("cpu").manual_seed(row.values["seed"])]
+        generators = [torch.Generator("cpu").manual_seed(row.parameters.sampling.seed)]
         loaded.denoise([row], [inputs], generators, after_step=lambda _step, latents: seen.append(latents))
-        return [loaded.decode(latents, row.values.get("vae"))[0][0] for latents in seen]
+        return [loaded.decode(latents, row.parameters.adapters.vae)[0][0] for latents in seen]
 
     def _make(
         self,
@@ -172,12 +172,12 @@ class PipelineHost:
         """Pictures (n, H, W, 3) of at most `size` rows, and which of them are finite."""
         padding = size - len(rows)
         padded = [*rows, *[rows[-1]] * padding]
-        generators = [torch.Generator("cpu").manual_seed(row.values["seed"]) for row in padded]
+        generators = [torch.Generator("cpu").manual_seed(row.parameters.sampling.seed) for row in padded]
         latents = loaded.denoise(padded, [*inputs, *[inputs[-1]] * padding], generators, after_step)
         last = loaded
         if self._refiner is not None:
             latents, last = self._refiner.refine(latents, padded, generators), self._refiner
-        vae = None if self._refiner is not None else rows[0].values.get("vae")
+        vae = None if self._refiner is not None else rows[0].parameters.adapters.vae
         return last.decode(latents[: len(rows)], vae)
 
     def _load(self, model: Model, refiner: Model | None) -> _Loaded:
@@ -219,7 +219,7 @@ def _alike(numbers: Sequence[int]) -> Iterator[list[int]]:
 
 def _unmasked_kept(picture: npt.NDArray[np.uint8], row: Row, inputs: Mapping[str, Image]) -> npt.NDArray[np.uint8]:
     """The picture with the init image's own pixels where the mask repaints nothing, if the row asks for that."""
-    if not row.values.get("keep_unmasked"):
+    if not row.parameters.init.keep_unmasked:
         return picture
     repainted = np.asarray(inputs["mask_image"])[..., None] >= _REPAINTED
     return np.where(repainted, picture, np.asarray(inputs["image"]))

@@ -47,16 +47,17 @@ def inspect_row(model: Model, row: Row) -> Inspection:
     """
     # Nothing is computed with the weights: half precision halves the memory they take.
     parts = load_components(model, device=torch.device("cpu"), dtype=torch.float16).parts
-    values = row.values
+    prompting, sampling = row.parameters.prompting, row.parameters.sampling
+    assert prompting is not None, "explained rows have a prompt"
     encoder = PromptEncoder(parts)
-    prompt = Prompt(text=values["prompt"], weighted=values["prompt_syntax"] == "a1111")
+    prompt = Prompt(text=prompting.prompt, weighted=prompting.prompt_syntax == "a1111")
     tokens = tuple(encoder.token_table(prompt))
     held = Counter(token.chunk for token in tokens)
-    scheduler = make_scheduler(values["scheduler"], values["scheduler_kwargs"], parts["scheduler"].config)
+    scheduler = make_scheduler(sampling.scheduler, sampling.scheduler_kwargs, parts["scheduler"].config)
     return Inspection(
         tokens=tokens,
         chunks=tuple(held[chunk] for chunk in range(encoder.chunks(prompt))),
-        schedule=noise_levels(scheduler, values["num_inference_steps"]),
+        schedule=noise_levels(scheduler, sampling.num_inference_steps),
     )
 
 

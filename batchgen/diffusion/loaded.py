@@ -14,13 +14,14 @@ from PIL.Image import Image, fromarray
 
 from batchgen.diffusion.adapters import Adapters
 from batchgen.diffusion.control import ControlMaker
-from batchgen.diffusion.embeddings import RowPrompts, sized
+from batchgen.diffusion.embeddings import RowPrompts, prompting_of, sized
 from batchgen.diffusion.loading import Components
 from batchgen.diffusion.pipelines import make_pipeline
 from batchgen.diffusion.prompts import PromptEncoder
 from batchgen.diffusion.schedulers import make_scheduler, seed_scheduler
 from batchgen.errors import InputError
-from batchgen.generation.tasks import Task, batch_strength, denoised_steps, find_task
+from batchgen.generation.parameters import Adapter, Control, Hires, Parameters, RowAdapters
+from batchgen.generation.tasks import Task, batch_strength, find_task
 from batchgen.models.catalog import Family, Model, latent_factor
 from batchgen.rows import Row
 
@@ -71,34 +72,32 @@ class LoadedModel:
         after_step: AfterStep | None = None,
     ) -> torch.Tensor:
         """Latents of rows that share everything a call has one value for: (B, 4, H/8, W/8)."""
-        shared = rows[0].values
-        task = find_task(rows[0].task)
+        shared = rows[0].parameters
+        task, refining = find_task(rows[0].task), shared.refining
         pipeline = self._pipeline(task, shared)
         arguments = self._tensors(task.arguments(shared, inputs))
-        if "strength" in arguments and shared.get("denoising_start") is None and denoised_steps(shared) == 0:
+        if arguments.get("strength") == 0 and refining.denoising_start is None:  # no step is left to run
             return self._encode(pipeline, arguments["image"], generators)
-        arguments |= self._control_arguments(task.name, shared, inputs)
-        arguments |= {
-            name: shared[name] for name in ("denoising_start", "denoising_end") if shared.get(name) is not None
-        }
+        arguments |= self._control_arguments(task.name, shared.control, inputs)
+        part = {"denoising_start": refining.denoising_start, "denoising_end": refining.denoising_end}
+        arguments |= {name: place for name, place in part.items() if place is not None}
         if after_step is not None and task.name == "upscaling":  # its pipelines know the older way only
             arguments["callback"] = lambda step, _timestep, latents: after_step(step + 1, latents.clone())
         elif after_step is not None:
             arguments["callback_on_step_end"] = _told(after_step)
         latents = self._call(pipeline, rows, inputs, generators, arguments)
-        if shared.get("hires_scale"):
-            latents = self._enlarge(latents, rows, inputs, generators)
+        if shared.hires is not None:
+            latents = self._enlarge(latents, rows, inputs, generators, shared.hires)
         return latents
 
     def refine(self, latents: torch.Tensor, rows: Sequence[Row], generators: list[torch.Generator]) -> torch.Tensor:
         """Latents that a base model left at `denoising_end`, denoised to the end by this refiner."""
-        shared = rows[0].values
-        pipeline = self._pipeline(find_task("image-to-image"), {**shared, "controlnet": None, "vae": None})
-        arguments = {"image": latents, "denoising_start": shared["denoising_end"]}
         own = [_without_adapters(row) for row in rows]
+        pipeline = self._pipeline(find_task("image-to-image"), own[0].parameters)
+        arguments = {"image": latents, "denoising_start": rows[0].parameters.refining.denoising_end}
         return self._call(pipeline, own, [{} for _ in own], generators, arguments)
 
-    def decode(self, latents: torch.Tensor, vae: Mapping[str, Any] | None) -> tuple[Any, tuple[bool, ...]]:
+    def decode(self, latents: torch.Tensor, vae: Adapter | None) -> tuple[Any, tuple[bool, ...]]:
         """Pictures, uint8 (B, H, W, 3), and which of them are finite.
 
         Pictures are decoded one at a time: with more, their bits would depend on how many there are.
@@ -133,43 +132,48 @@ class LoadedModel:
         generators: list[torch.Generator],
         arguments: Mapping[str, Any],
     ) -> torch.Tensor:
-        shared = rows[0].values
-        guided = shared["guidance_scale"] > 1
-        seed_scheduler(pipeline.scheduler, [row.values["seed"] for row in rows])
+        shared = rows[0].parameters
+        guided = prompting_of(rows[0]).is_guided
+        seed_scheduler(pipeline.scheduler, [row.parameters.sampling.seed for row in rows])
         is_xl = self.model.family in (Family.SDXL, Family.REFINER)
         sizes = sized(pipeline, rows, self._options, guided=guided) if is_xl else nullcontext()
         with self._adapters.on(shared), sizes:
             own = self._prompts.arguments(rows, guided=guided, dtype=self._parts["unet"].dtype)
             arguments = {**arguments, **own}
-            if shared.get("ip_adapter") is not None:
+            if shared.image_prompt is not None:
                 images = [one["ip_adapter_image"] for one in inputs]
                 arguments["ip_adapter_image_embeds"] = self._adapters.embed_images(images, guided=guided)
-            if "eta" in shared:
-                arguments["eta"] = shared["eta"]
+            if shared.sampling.eta is not None:
+                arguments["eta"] = shared.sampling.eta
             latents: torch.Tensor = pipeline(
                 **arguments,
-                num_inference_steps=shared["num_inference_steps"],
+                num_inference_steps=shared.sampling.num_inference_steps,
                 generator=generators,
                 output_type="latent",
             ).images
         return latents
 
     def _enlarge(
-        self, latents: torch.Tensor, rows: Sequence[Row], inputs: Inputs, generators: list[torch.Generator]
+        self,
+        latents: torch.Tensor,
+        rows: Sequence[Row],
+        inputs: Inputs,
+        generators: list[torch.Generator],
+        hires: Hires,
     ) -> torch.Tensor:
         """The hires fix of A1111's web UI: enlarge the latents, then image-to-image at the larger size."""
-        shared = rows[0].values
-        size = [round(side * shared["hires_scale"]) for side in latents.shape[-2:]]
+        shared = rows[0].parameters
+        size = [round(side * hires.hires_scale) for side in latents.shape[-2:]]
         larger = torch.nn.functional.interpolate(latents.float(), size=size, mode="bilinear", antialias=False)
         task = find_task("image-to-image")
-        values = {**shared, "strength": shared["hires_strength"]}
-        if denoised_steps(values) == 0:
+        strength = batch_strength(shared.sampling.num_inference_steps, hires.hires_strength)
+        if strength == 0:
             return larger.to(latents.dtype)
-        pipeline = self._pipeline(task, values)
-        arguments = {"image": larger.to(latents.dtype), "strength": batch_strength(values)}
+        pipeline = self._pipeline(task, shared)
+        arguments = {"image": larger.to(latents.dtype), "strength": strength}
         width, height = size[1] * self._factor, size[0] * self._factor
         enlarged = [{name: image.resize((width, height)) for name, image in one.items()} for one in inputs]
-        arguments |= self._control_arguments(task.name, shared, enlarged)
+        arguments |= self._control_arguments(task.name, shared.control, enlarged)
         return self._call(pipeline, rows, inputs, generators, arguments)
 
     def _tensors(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,18 +184,16 @@ class LoadedModel:
             made["depth_map"] = torch.from_numpy(np.stack(maps))
         return made
 
-    def _control_arguments(self, task: str, shared: Mapping[str, Any], inputs: Inputs) -> dict[str, Any]:
-        if shared.get("controlnet") is None:
+    def _control_arguments(self, task: str, control: Control | None, inputs: Inputs) -> dict[str, Any]:
+        if control is None:
             return {}
         name = "image" if task == "text-to-image" else "control_image"
-        images = self._controls.tensors(
-            inputs, shared["control_preprocess"], lambda: self._adapters.pose_reader(shared)
-        )
-        values = {
+        images = self._controls.tensors(inputs, control.control_preprocess, lambda: self._adapters.pose_reader(control))
+        values: dict[str, Any] = {
             name: images,
-            "controlnet_conditioning_scale": list(shared["controlnet_conditioning_scale"]),
-            "control_guidance_start": list(shared["control_guidance_start"]),
-            "control_guidance_end": list(shared["control_guidance_end"]),
+            "controlnet_conditioning_scale": list(control.controlnet_conditioning_scale),
+            "control_guidance_start": list(control.control_guidance_start),
+            "control_guidance_end": list(control.control_guidance_end),
         }
         return values if len(images) > 1 else {key: listed[0] for key, listed in values.items()}
 
@@ -207,17 +209,17 @@ class LoadedModel:
         scaled: torch.Tensor = torch.cat(latents) * vae.config.scaling_factor
         return scaled
 
-    def _pipeline(self, task: Task, values: Mapping[str, Any]) -> Any:
+    def _pipeline(self, task: Task, shared: Parameters) -> Any:
         """The task's pipeline with the rows' scheduler and modules; kept, since some schedulers take 0.5 s to build."""
-        nets, vae = values.get("controlnet") or (), values.get("vae")
+        sampling, vae = shared.sampling, shared.adapters.vae
+        nets = () if shared.control is None else shared.control.controlnet
         class_name = task.pipeline(self.model.family, controlled=bool(nets))
         if class_name is None or self._parts["unet"].config.in_channels not in task.unet_channels:
             raise InputError(f"model {self.model.name!r} cannot do {task.name}")
-        kwargs = values["scheduler_kwargs"] or {}
         key = (
             class_name,
-            values["scheduler"],
-            json.dumps(kwargs, sort_keys=True),
+            sampling.scheduler,
+            json.dumps(sampling.scheduler_kwargs, sort_keys=True),
             vae["sha256"] if vae else "",
             *(net["sha256"] for net in nets),
         )
@@ -226,7 +228,8 @@ class LoadedModel:
             loaded = self._adapters.controlnets(nets)
             modules["controlnet"] = loaded[0] if len(loaded) == 1 else MultiControlNetModel(loaded)
         if key not in self._pipelines:
-            modules["scheduler"] = make_scheduler(values["scheduler"], kwargs, self._parts["scheduler"].config)
+            config = self._parts["scheduler"].config
+            modules["scheduler"] = make_scheduler(sampling.scheduler, sampling.scheduler_kwargs, config)
             parts = {**self._parts, **modules, **_NO_TEXT}
             self._pipelines[key] = make_pipeline(class_name, parts, self._options)
         pipeline = self._pipelines[key]
@@ -246,8 +249,7 @@ def _told(after_step: AfterStep) -> Callable[..., dict[str, Any]]:
 
 def _without_adapters(row: Row) -> Row:
     """The row as a refiner reads it: the base's adapters are none of its own."""
-    dropped = ("loras", "embeddings", "hypernetwork", "ip_adapter", "controlnet", "vae")
-    return replace(row, values={**row.values, **dict.fromkeys(dropped)})
+    return replace(row, parameters=replace(row.parameters, adapters=RowAdapters(), control=None, image_prompt=None))
 
 
 def _unscaled(latent: torch.Tensor, vae: Any) -> torch.Tensor:

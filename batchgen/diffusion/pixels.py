@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from batchgen.diffusion.classifier import Classifier, load_classifier
 from batchgen.diffusion.loading import Components
 from batchgen.diffusion.noise import randn_tensor
 from batchgen.diffusion.schedulers import make_scheduler, seed_scheduler
+from batchgen.generation.parameters import ClassGuidance
 from batchgen.models.catalog import Model
 from batchgen.rows import Row
 
@@ -51,18 +52,19 @@ class PixelModel:
         after_step: Callable[[int, torch.Tensor], None] | None = None,
     ) -> torch.Tensor:
         """Pictures (B, C, H, W), in [-1, 1] where the model keeps to it, by the scheduler's own numbers."""
-        shared = rows[0].values
-        scheduler = self._make_scheduler(shared["scheduler"], shared["scheduler_kwargs"] or {})
-        seed_scheduler(scheduler, [row.values["seed"] for row in rows])
+        shared = rows[0].parameters
+        sampling, canvas = shared.sampling, shared.canvas
+        scheduler = self._make_scheduler(sampling.scheduler, sampling.scheduler_kwargs)
+        seed_scheduler(scheduler, [row.parameters.sampling.seed for row in rows])
         device = self._unet.device
-        scheduler.set_timesteps(shared["num_inference_steps"], device=device)
+        scheduler.set_timesteps(sampling.num_inference_steps, device=device)
         channels = self._unet.config.in_channels
-        shape = (len(rows), channels, shared["height"], shared["width"])
+        shape = (len(rows), channels, canvas.height, canvas.width)
         noise = randn_tensor(shape, generator=generators, device=device, dtype=self._dtype)
         samples: torch.Tensor = noise * scheduler.init_noise_sigma
         guide = self._guide(rows, scheduler)
         labels = _labels(rows, device) if self.model.classes else None
-        extra = _step_arguments(scheduler, shared, generators)
+        extra = _step_arguments(scheduler, sampling.eta, generators)
         for number, timestep in enumerate(scheduler.timesteps):
             seen = scheduler.scale_model_input(samples, timestep)
             predicted = self._unet(seen, timestep, class_labels=labels).sample
@@ -94,14 +96,15 @@ class PixelModel:
 
     def _guide(self, rows: Sequence[Row], scheduler: Any) -> Callable[..., torch.Tensor] | None:
         """A function that bends a prediction towards the rows' classes (algorithm 2 of Dhariwal & Nichol 2021)."""
-        found = rows[0].values.get("classifier")
+        shared = rows[0].parameters.classes
+        found = None if shared is None else shared.classifier
         if found is None:
             return None
         if found["sha256"] not in self._classifiers:
             self._classifiers[found["sha256"]] = load_classifier(Path(found["path"]), self._unet.device)
         classifier = self._classifiers[found["sha256"]]
         labels = _labels(rows, self._unet.device)
-        scales = torch.tensor([row.values["classifier_scale"] for row in rows], device=labels.device).view(-1, 1, 1, 1)
+        scales = torch.tensor([one.classifier_scale for one in _classes(rows)], device=labels.device).view(-1, 1, 1, 1)
         alphas = scheduler.alphas_cumprod.to(labels.device)
         kind = scheduler.config.prediction_type
 
@@ -121,7 +124,13 @@ class PixelModel:
 
 
 def _labels(rows: Sequence[Row], device: torch.device) -> torch.Tensor:
-    return torch.tensor([row.values["class_label"] for row in rows], device=device)
+    return torch.tensor([one.class_label for one in _classes(rows)], device=device)
+
+
+def _classes(rows: Sequence[Row]) -> Iterator[ClassGuidance]:
+    for row in rows:
+        assert row.parameters.classes is not None, "the manifest's check asks for a label"
+        yield row.parameters.classes
 
 
 def _takes_variance(scheduler: Any) -> bool:
@@ -130,7 +139,7 @@ def _takes_variance(scheduler: Any) -> bool:
     return knows and str(scheduler.config.variance_type).startswith("learned")
 
 
-def _step_arguments(scheduler: Any, shared: Mapping[str, Any], generators: list[torch.Generator]) -> dict[str, Any]:
+def _step_arguments(scheduler: Any, eta: float | None, generators: list[torch.Generator]) -> dict[str, Any]:
     taken = inspect.signature(scheduler.step).parameters.keys()
-    given = {"eta": shared.get("eta") or 0.0, "generator": generators}
+    given = {"eta": eta or 0.0, "generator": generators}
     return {name: value for name, value in given.items() if name in taken}

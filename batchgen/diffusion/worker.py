@@ -28,6 +28,7 @@ from batchgen.diffusion.host import Environment, PipelineHost
 from batchgen.diffusion.loading import Loading
 from batchgen.diffusion.settings import WorkerSettings
 from batchgen.errors import ErrorClass, ImageError, InfrastructureError, NotFound, StoreError
+from batchgen.generation.parameters import ImageRef
 from batchgen.generation.tasks import TASKS
 from batchgen.generation.watermark import capacity, embed
 from batchgen.images import decode, encode, fit
@@ -35,7 +36,7 @@ from batchgen.manifest.columns import image_column
 from batchgen.manifest.files import embedded_bytes
 from batchgen.models.catalog import Model
 from batchgen.options import Memory, Safety
-from batchgen.rows import FailedRow, ImageRef, MicroBatch, Receipt, Row, Shard, Status, failed_row
+from batchgen.rows import FailedRow, MicroBatch, Receipt, Row, Shard, Status, failed_row
 from batchgen.sharding import key_model
 from batchgen.storage import open_store, read_input
 from batchgen.work import Failure, failure_of
@@ -213,7 +214,7 @@ class GenerationWorker:
         work: _ShardWork,
     ) -> None:
         started = time.perf_counter()
-        refiner = batch.rows[0].values.get("refiner")
+        refiner = batch.rows[0].parameters.refining.refiner
         with device_errors(batch.size):
             pictures = self._host.generate(
                 model,
@@ -236,7 +237,7 @@ class GenerationWorker:
                 work.fail(row, ErrorClass.SAFETY, "the model's safety checker objects; another seed or prompt may pass")
             else:
                 steps = {step: after[number] for step, after in pictures.steps.items()}
-                mark = row.values["watermark"]
+                mark = row.parameters.watermark
                 if pictures.flagged[number] and self._settings.safety is Safety.BLANK:
                     pixels, steps = np.zeros_like(pixels), {step: np.zeros_like(after) for step, after in steps.items()}
                     mark = None
@@ -312,7 +313,7 @@ def _marked_if_it_fits(pixels: npt.NDArray[np.uint8], text: str) -> npt.NDArray[
 
 def _conditioning(row: Row, embedded: Mapping[tuple[str, str, int], bytes]) -> Mapping[str, Image]:
     modes = TASKS[row.task].modes
-    size = row.values["width"], row.values["height"]
+    size = row.parameters.canvas.width, row.parameters.canvas.height
     return {
         name: fit(decode(_bytes_of(image, embedded)), modes[image_column(name)], *size)
         for name, image in row.inputs.items()

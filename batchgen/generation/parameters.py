@@ -1,376 +1,312 @@
-"""What is applied to a row: its task, every argument of the task by column name, and the rules between them.
+"""What is applied to a row, typed and by group. A field is a column of the manifest and has its name.
 
-A value comes from the row's cell, else the job's [defaults], else the column contract, else the model. No model is
-loaded; adapters are looked up and held against the model by the headers of their files.
+`Parameters.from_cells` and `to_cells` are inverse, for cells of a resolved row as for those that come back from an
+output's metadata. None stands for a null cell: the column is not applied, or means nothing to the row; a group is None
+where all its columns are. Knows nothing of tasks, models and libraries.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
+from typing import Any, NotRequired, Self, TypedDict, get_args, get_type_hints
 
-from batchgen.errors import CellError, InputError, LoraTagError, UnknownSampler
-from batchgen.generation.prompt_syntax import parse_loras
-from batchgen.generation.samplers import OPTIONS, find_sampler, option_problems
-from batchgen.generation.tasks import CONTROL, IMAGE_PROMPT, TASKS, Task, find_task, infer_task
-from batchgen.generation.watermark import capacity
-from batchgen.manifest.cells import Parsed, missing_prompt
-from batchgen.manifest.columns import COLUMNS, MAX_SIDE, Kind, image_column, input_name
-from batchgen.models.adapters import ADAPTERS, Finder, find_adapters
-from batchgen.models.catalog import Family, Model
-from batchgen.models.compatibility import read_classifier
-from batchgen.rows import ImageRef
+from batchgen.manifest.columns import COLUMNS, Kind
 
-__all__ = ["Defaults", "RowProblems", "apply_arguments", "choose_task"]
-
-_NOT_APPLIED = frozenset({"id", "task", "num_images_per_prompt"})  # columns of a task that are no argument of it
-_IMAGE_COLUMNS = frozenset(column.name for column in COLUMNS.values() if column.kind is Kind.IMAGE)
-_LISTED_CONTROL = (
-    "control_preprocess",
-    "controlnet_conditioning_scale",
-    "control_guidance_start",
-    "control_guidance_end",
-)
-_HANDOFF = 0.8  # of the noise schedule: where SDXL's authors let the refiner take over (Podell et al. 2023)
-_LEAST_SIDE = 8  # pixels
-_ENLARGED: Mapping[Family, int] = {Family.UPSCALER: 4, Family.LATENT_UPSCALER: 2}
-
-Values = dict[str, Any]
+__all__ = [
+    "APPLIED",
+    "Adapter",
+    "Canvas",
+    "ClassGuidance",
+    "Control",
+    "Editing",
+    "Hires",
+    "ImagePrompt",
+    "ImageRef",
+    "InitImage",
+    "Parameters",
+    "Prompting",
+    "Refining",
+    "RowAdapters",
+    "Sampling",
+    "SizeConditioning",
+    "Upscaling",
+    "decisive_cells",
+]
 
 
-class RowProblems(list[tuple[str, str]]):
-    """Columns and what is wrong with their cells in one row."""
+class Adapter(TypedDict):
+    """An adapter that was found, as it is applied and recorded."""
 
-    def add(self, column: str, message: str) -> None:
-        self.append((column, message))
+    path: str
+    sha256: str
+    scale: NotRequired[float]  # of LoRAs and hypernetworks
+    token: NotRequired[str]  # of embeddings: the word of the prompt that stands for it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Defaults:
-    """What the job brings to every row: values of columns, where adapters are looked for, and how models are found.
+class ImageRef:
+    """A conditioning image that was read and decoded once while the manifest was checked.
 
-    `find_model` raises InputError when there is no such model.
+    `uri` names an image, or, with `column` and `row`, the manifest file in which that cell holds the bytes.
     """
 
-    values: Mapping[str, Any]
-    adapters: Finder
-    find_model: Callable[[str], Model]
+    uri: str
+    sha256: str
+    width: int  # pixels
+    height: int  # pixels
+    column: str | None = None
+    row: int | None = None  # 1-based, counted in the file
 
 
-def choose_task(parsed: Parsed, model: Model, problems: RowProblems) -> Task:
-    """The task a row names, or the one that its columns ask for and the model can do."""
-    given = parsed.cells.keys() | parsed.spoiled
-    task = infer_task(given, model.family, model.unet_channels)
-    if "task" in parsed.cells:
-        try:
-            task = find_task(parsed.cells["task"])
-        except LookupError as error:
-            problems.add("task", str(error.args[0]))
-            return task
-    for name in task.needs:
-        if name not in given:
-            problems.add(name, f"is null, but {task.name} needs it")
-    for name in parsed.cells:
-        if name not in task.columns:
-            problems.add(name, _not_taken(name, task))
-        elif name not in task.columns_for(model.family):
-            problems.add(name, f"means nothing to {model.name!r}, which is a {model.family}; leave it null")
-    if not _able(task, model):
-        able = [other.name for other in TASKS.values() if _able(other, model)]
-        problems.add(
-            "task", f"{model.name!r} cannot do {task.name}; it is made for {' or '.join(able) or 'another program'}"
-        )
-    return task
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Canvas:
+    """The size in pixels at which a row is sampled; upscalers and the hires fix give larger images."""
+
+    width: int
+    height: int
 
 
-def _able(task: Task, model: Model) -> bool:
-    return model.family in task.pipelines and model.unet_channels in task.unet_channels
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """The scheduler, its steps and the noise."""
+
+    num_inference_steps: int
+    scheduler: str  # class name of diffusers
+    scheduler_kwargs: Mapping[str, Any]
+    seed: int
+    eta: float | None = None
 
 
-def _not_taken(name: str, task: Task) -> str:
-    other = next(other for other in TASKS.values() if name in other.columns)
-    need = " and ".join(repr(n) for n in other.needs if n != name)
-    remedy = f"leave it null, or make the row {other.name}" + (f" by giving it {need}" if need else "")
-    return f"means nothing to {task.name}; {remedy}"
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompting:
+    """Prompts, how they are read, and how strongly they guide."""
+
+    prompt: str
+    prompt_syntax: str
+    guidance_scale: float  # above 1 guidance is on
+    guidance_rescale: float | None = None
+    negative_prompt: str | None = None
+    prompt_2: str | None = None
+    negative_prompt_2: str | None = None
+    clip_skip: int | None = None
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether there is an unconditional pass."""
+        return self.guidance_scale > 1
 
 
-def apply_arguments(
-    parsed: Parsed,
-    task: Task,
-    model: Model,
-    inputs: Mapping[str, ImageRef],
-    defaults: Defaults,
-    problems: RowProblems,
-) -> Values:
-    """Every argument of the task by column name; what breaks a rule goes to `problems`."""
-    values: Values = {}
-    for name in sorted(task.columns_for(model.family) - _NOT_APPLIED - _IMAGE_COLUMNS):
-        value = parsed.cells.get(name)
-        if value is None or (COLUMNS[name].kind is Kind.ADAPTER and value in ([], ())):
-            value = defaults.values.get(name, COLUMNS[name].default)
-        values[name] = value
-    values["model"] = model.name
-    values["width"], values["height"] = _size(values, model, inputs, problems)
-    values["scheduler"], values["scheduler_kwargs"] = _scheduler(values, model, problems)
-    if task.reads_text:
-        _apply_prompts(values, parsed, model, defaults, problems)
-    _apply_control(values, parsed, task, model, inputs, problems)
-    _apply_image_prompt(values, parsed, inputs, problems)
-    _apply_adapters(values, model, defaults, problems)
-    _apply_refiner(values, model, defaults, problems)
-    _apply_class(values, parsed, model, problems)
-    _apply_hires(values, parsed, problems)
-    _check_images(values, task, model, inputs, problems)
-    _check_watermark(values, model, problems)
-    return values
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InitImage:
+    """What becomes of the image that a row starts from."""
+
+    strength: float | None = None
+    keep_unmasked: bool | None = None
 
 
-def _drop(values: Values, names: Iterable[str], parsed: Parsed, reason: str, problems: RowProblems) -> None:
-    """Take out columns that mean nothing to this row; a cell that was given all the same is a problem."""
-    for name in names:
-        values.pop(name, None)
-        if name in parsed.cells:
-            problems.add(name, f"{reason}; leave it null")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Editing:
+    """How strongly an edit keeps to its image."""
+
+    image_guidance_scale: float
 
 
-def _size(
-    values: Mapping[str, Any], model: Model, inputs: Mapping[str, ImageRef], problems: RowProblems
-) -> tuple[int, int]:
-    """Width and height in pixels: as asked, else the init image's (cut to what the model takes), else the model's."""
-    native, step = (model.width, model.height), _side_step(model)
-    for name in ("width", "height"):
-        if values[name] and values[name] % step:
-            problems.add(name, f"is {values[name]}; {model.name!r} takes multiples of {step}")
-    if (image := inputs.get("image")) is not None:
-        if image.width < step or image.height < step:
-            problems.add("image", f"is {_wh(image)}; at least {step}x{step}")
-        native = (max(step, image.width // step * step), max(step, image.height // step * step))
-        for name, given, side in (("width", values["width"], native[0]), ("height", values["height"], native[1])):
-            if given is None and side > MAX_SIDE:
-                problems.add(name, f"is null, and the image is {_wh(image)}; give a {name} of at most {MAX_SIDE}")
-    return values["width"] or native[0], values["height"] or native[1]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Upscaling:
+    """How much noise the x4 upscaler's image gets."""
+
+    noise_level: int
 
 
-def _side_step(model: Model) -> int:
-    """What a side must be a multiple of: two kinds of nets halve what they see at each level but the last, evenly.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Control:
+    """ControlNets, and for each its scale, the part of the steps it guides, and what is made of its image first."""
 
-    The latent upscaler sees latents of twice the picture's size: 4 pixels a latent.
+    controlnet: tuple[Adapter, ...]
+    control_preprocess: tuple[str, ...]
+    controlnet_conditioning_scale: tuple[float, ...]
+    control_guidance_start: tuple[float, ...]
+    control_guidance_end: tuple[float, ...]
+    pose_estimator: Adapter | None = None
+    person_detector: Adapter | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImagePrompt:
+    """An IP-Adapter and its weight."""
+
+    ip_adapter: Adapter
+    ip_adapter_scale: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowAdapters:
+    """What else a row adds to its model."""
+
+    loras: tuple[Adapter, ...] | None = None
+    embeddings: tuple[Adapter, ...] | None = None
+    hypernetwork: Adapter | None = None
+    vae: Adapter | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hires:
+    """The hires fix: how much larger the latents become, and how strongly they are denoised again."""
+
+    hires_scale: float
+    hires_strength: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refining:
+    """The part of the noise schedule that the model takes, and the model that takes the rest."""
+
+    refiner: str | None = None
+    denoising_start: float | None = None
+    denoising_end: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SizeConditioning:
+    """The sizes, (height, width) in pixels, that SDXL is conditioned on."""
+
+    original_size: tuple[int, int]
+    crops_coords_top_left: tuple[int, int]
+    target_size: tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassGuidance:
+    """The class of an image, and the classifier whose gradient leads there."""
+
+    class_label: int
+    classifier: Adapter | None = None
+    classifier_scale: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parameters:
+    """All that is applied to a row besides its conditioning images."""
+
+    model: str
+    watermark: str | None = None
+    canvas: Canvas
+    sampling: Sampling
+    init: InitImage = InitImage()  # shared by all rows without one: it cannot change
+    adapters: RowAdapters = RowAdapters()
+    refining: Refining = Refining()
+    prompting: Prompting | None = None
+    sizes: SizeConditioning | None = None
+    control: Control | None = None
+    image_prompt: ImagePrompt | None = None
+    hires: Hires | None = None
+    editing: Editing | None = None
+    upscaling: Upscaling | None = None
+    classes: ClassGuidance | None = None
+    _cells: Mapping[str, Any] | None = field(default=None, init=False, repr=False, compare=False)  # it was made of
+
+    @classmethod
+    def from_cells(cls, cells: Mapping[str, Any]) -> Self:
+        """The parameters of a row's cells by column; null is as good as absent, a list as a tuple.
+
+        Raises:
+            KeyError: a column that is not applied to rows.
+            TypeError: a group that has some of its columns lacks others.
+        """
+        kept: dict[str, Any] = {}
+        own: dict[str, Any] = {}
+        groups: dict[str, dict[str, Any]] = {}
+        for name, value in cells.items():
+            if value is None:
+                continue
+            if type(value) is list and name in _TUPLES:
+                value = tuple(value)
+            kept[name] = value
+            group = _GROUP_OF[name]
+            if group is None:
+                own[name] = value
+            else:
+                groups.setdefault(group, {})[name] = value
+        for group, found in groups.items():
+            own[group] = _GROUPS[group].kind(**found)
+        made = cls(**own)
+        object.__setattr__(made, "_cells", kept)
+        return made
+
+    def to_cells(self) -> dict[str, Any]:
+        """What is applied, by column, without nulls."""
+        return self._read_cells() if self._cells is None else dict(self._cells)
+
+    def _read_cells(self) -> dict[str, Any]:
+        cells: dict[str, Any] = {}
+        for group, layout in _GROUPS.items():
+            part = getattr(self, group)
+            if part is not None:
+                cells.update(zip(layout.names, layout.values(part), strict=True))
+        cells.update(model=self.model, watermark=self.watermark)
+        return {name: value for name, value in cells.items() if value is not None}
+
+    def __reduce__(self) -> tuple[Callable[[Mapping[str, Any]], "Parameters"], tuple[dict[str, Any]]]:
+        """Pickled as cells, which is smaller and faster than a dozen objects."""
+        return _from_cells, (self.to_cells(),)
+
+
+def _from_cells(cells: Mapping[str, Any]) -> Parameters:
+    return Parameters.from_cells(cells)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Group:
+    """How a group of columns is made and read."""
+
+    kind: Callable[..., Any]
+    names: tuple[str, ...]
+    values: Callable[[Any], tuple[Any, ...]]
+
+
+def _groups() -> dict[str, _Group]:
+    made = {}
+    for name, hint in get_type_hints(Parameters).items():
+        kind = next((one for one in (hint, *get_args(hint)) if hasattr(one, "__dataclass_fields__")), None)
+        if kind is not None:
+            made[name] = _group(kind)
+    return made
+
+
+def _group(kind: Any) -> _Group:
+    names = tuple(one.name for one in fields(kind))
+    get = attrgetter(*names)
+    return _Group(kind=kind, names=names, values=get if len(names) > 1 else lambda part: (get(part),))
+
+
+_GROUPS = _groups()
+_GROUP_OF: dict[str, str | None] = {
+    **{one.name: None for one in fields(Parameters) if one.init and one.name not in _GROUPS},
+    **{name: group for group, layout in _GROUPS.items() for name in layout.names},
+}
+"""The group of each column that is applied; None for those of a row as a whole."""
+APPLIED = frozenset(_GROUP_OF)
+"""Every column that is applied to rows; images are not, they are inputs of rows."""
+
+_TUPLES = frozenset(column.name for column in COLUMNS.values() if column.listed or column.kind is Kind.SIZE)
+
+
+def decisive_cells(cells: Mapping[str, Any], *, refiner: str | None) -> dict[str, Any]:
+    """What of a row's applied cells is part of its identity: all that decides pixels, without what only names things.
+
+    Neutral values are left out, the path of an adapter, and the name of the model, whose fingerprint stands for it.
+
+    Args:
+        cells: as `Parameters.to_cells` has them; a row that gets its seed from its identity has none yet.
+        refiner: fingerprint of the refiner that the cells name, if any.
     """
-    halved = 1 << max(0, len(model.unet_widths) - 1)
-    steps = {Family.LATENT_UPSCALER: 4 * halved, Family.PIXELS: halved}
-    return max(_LEAST_SIDE, steps.get(model.family, _LEAST_SIDE))
-
-
-def _wh(image: ImageRef) -> str:
-    return f"{image.width}x{image.height}"
-
-
-def _scheduler(values: Mapping[str, Any], model: Model, problems: RowProblems) -> tuple[str, dict[str, Any]]:
-    """Scheduler class and options: a sampler's name brings options of its own, `scheduler_kwargs` adds to them."""
-    try:
-        sampler = find_sampler(values["scheduler"] or model.scheduler)
-    except UnknownSampler as error:
-        problems.add("scheduler", str(error))
-        return model.scheduler, {}
-    if model.family is Family.LATENT_UPSCALER and sampler.class_name != "EulerDiscreteScheduler":
-        problems.add("scheduler", f"is {sampler.class_name}; a {model.family} takes EulerDiscreteScheduler only")
-    options = {**sampler.kwargs, **(values["scheduler_kwargs"] or {})}
-    for name in options:
-        if name == "noise_sampler_seed":
-            problems.add("scheduler_kwargs", "noise_sampler_seed follows from the row's seed; leave it out")
-        elif name not in OPTIONS[sampler.class_name]:
-            near = get_close_matches(name, OPTIONS[sampler.class_name], n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "see diffusers' page of the class"
-            problems.add("scheduler_kwargs", f"{sampler.class_name} takes no option {name!r}; {hint}")
-    for problem in option_problems(options):
-        problems.add("scheduler_kwargs", problem)
-    return sampler.class_name, options
-
-
-def _apply_prompts(values: Values, parsed: Parsed, model: Model, defaults: Defaults, problems: RowProblems) -> None:
-    """Size conditioning and the second prompt of SDXL; LoRAs named in a prompt of A1111's syntax."""
-    if values["prompt"] is None and "prompt" not in parsed.spoiled:
-        problems.add("prompt", missing_prompt(parsed.record))
-    if values["clip_skip"] is not None and values["clip_skip"] >= model.text_layers:
-        problems.add("clip_skip", f"is {values['clip_skip']}; {model.name!r} has {model.text_layers} text layers")
-    if model.family in (Family.SDXL, Family.REFINER):
-        size = (values["height"], values["width"])
-        values["original_size"] = values.get("original_size") or size
-        values["target_size"] = values.get("target_size") or size
-        values["crops_coords_top_left"] = values.get("crops_coords_top_left") or (0, 0)
-    elif values["negative_prompt"] is None:
-        values["negative_prompt"] = ""  # the same to one tower; SDXL takes zeros for a missing one
-    if values["prompt_syntax"] != "a1111":
-        return
-    try:
-        values["prompt"], tags = parse_loras(values["prompt"] or "")
-    except LoraTagError as error:
-        problems.add("prompt", str(error))
-        return
-    if tags and "loras" not in values:
-        problems.add("prompt", f"names the LoRA {tags[0].name!r}; a {model.family} takes none")
-    elif tags:
-        listed = values["loras"] or ()
-        listed = listed if isinstance(listed, (list, tuple)) else (listed,)
-        values["loras"] = [*listed, *({"path": defaults.adapters.lora(tag.name), "scale": tag.scale} for tag in tags)]
-
-
-def _apply_control(
-    values: Values,
-    parsed: Parsed,
-    task: Task,
-    model: Model,
-    inputs: Mapping[str, ImageRef],
-    problems: RowProblems,
-) -> None:
-    """As many scales, starts and ends as ControlNets; without ControlNets none of their columns."""
-    if "controlnet" not in values:
-        return
-    nets = values["controlnet"]
-    images = [name for name in inputs if image_column(name) == "control_image"]
-    if nets is None:
-        if images:
-            problems.add("control_image", "is given without a controlnet; name one, or leave it null")
-        idle = [name for name in CONTROL if name != "control_image"]
-        if "controlnet" not in parsed.spoiled:
-            _drop(values, idle, parsed, "means nothing without a controlnet", problems)
-        return
-    if task.pipeline(model.family, controlled=True) is None:
-        problems.add("controlnet", f"cannot be used for {task.name} with a {model.family} model; leave it null")
-    reason = f"cannot be used for {task.name} with a ControlNet"
-    _drop(values, task.uncontrolled.get(model.family, ()), parsed, reason, problems)
-    nets = list(nets) if isinstance(nets, (list, tuple)) else [nets]
-    values["controlnet"] = nets
-    if len(images) != len(nets):
-        wanted = f"{len(nets)} for as many ControlNets" if len(nets) > 1 else "one for the ControlNet"
-        problems.add("control_image", f"holds {len(images) or 'no'} images; give {wanted}")
-    for name in _LISTED_CONTROL:
-        given = values[name] if isinstance(values[name], tuple) else (values[name],)
-        if len(given) == 1:
-            given = given * len(nets)
-        if len(given) != len(nets):
-            problems.add(name, f"holds {len(given)} values for {len(nets)} ControlNets; give one, or one for each")
-        values[name] = given
-    if "pose" not in values["control_preprocess"]:
-        reason = "means nothing without control_preprocess pose"
-        _drop(values, ("pose_estimator", "person_detector"), parsed, reason, problems)
-    elif values["pose_estimator"] is None:
-        problems.add("pose_estimator", "is null, but control_preprocess asks for poses; name a folder of ViTPose")
-    for start, end in zip(values["control_guidance_start"], values["control_guidance_end"], strict=False):
-        if start >= end:
-            problems.add("control_guidance_start", f"is {start:g}, not before control_guidance_end, {end:g}")
-
-
-def _apply_image_prompt(values: Values, parsed: Parsed, inputs: Mapping[str, ImageRef], problems: RowProblems) -> None:
-    if "ip_adapter" not in values:
-        return
-    if values["ip_adapter"] is None:
-        if "ip_adapter_image" in inputs:
-            problems.add("ip_adapter_image", "is given without an ip_adapter; name one, or leave it null")
-        idle = [name for name in IMAGE_PROMPT if name != "ip_adapter_image"]
-        if "ip_adapter" not in parsed.spoiled:
-            _drop(values, idle, parsed, "means nothing without an ip_adapter", problems)
-    elif "ip_adapter_image" not in inputs:
-        problems.add("ip_adapter_image", "is null, but the ip_adapter needs it")
-
-
-def _apply_adapters(values: Values, model: Model, defaults: Defaults, problems: RowProblems) -> None:
-    for column in ADAPTERS.keys() & values.keys():
-        if values[column] is None:
+    decisive = {}
+    for name, value in cells.items():
+        column = COLUMNS[name]
+        if name == "model" or column.is_neutral(value):
             continue
-        try:
-            values[column] = find_adapters(column, values[column], model, defaults.adapters)
-        except CellError as error:
-            problems.add(column, str(error))
-
-
-def _apply_refiner(values: Values, model: Model, defaults: Defaults, problems: RowProblems) -> None:
-    """Where a refiner takes over, and that it is one."""
-    start, end = values.get("denoising_start"), values.get("denoising_end")
-    if start is not None and end is not None and start >= end:
-        problems.add("denoising_start", f"is {start:g}, not before denoising_end, {end:g}")
-    if values.get("refiner") is None:
-        return
-    if end in (0.0, 1.0):
-        problems.add("denoising_end", f"is {end:g}, which leaves one of base and refiner without a step")
-    try:
-        refiner = defaults.find_model(values["refiner"])
-    except InputError as error:
-        problems.add("refiner", str(error))
-        return
-    if refiner.family is not Family.REFINER:
-        problems.add("refiner", f"is {refiner.name!r}, a {refiner.family} model; name a refiner")
-    if model.family is not Family.SDXL:
-        problems.add("refiner", f"cannot follow {model.name!r}, a {model.family} model; leave it null")
-    values["denoising_end"] = _HANDOFF if values["denoising_end"] is None else values["denoising_end"]
-
-
-def _apply_class(values: Values, parsed: Parsed, model: Model, problems: RowProblems) -> None:
-    """A label where the model or a classifier wants one, and one that they know."""
-    wrong = parsed.spoiled | {column for column, _ in problems}
-    if "class_label" not in values or not wrong.isdisjoint({"class_label", "classifier"}):
-        return
-    label, found = values["class_label"], values["classifier"]
-    known = {f"{model.name!r}": model.classes} if model.classes else {}
-    if found is not None:
-        facts = read_classifier(found["path"])
-        known["the classifier"] = facts.classes
-        if {values["width"], values["height"]} != {facts.image_size}:
-            size = f"{values['width']}x{values['height']}"
-            problems.add("classifier", f"reads pictures of {facts.image_size} pixels a side, and the row's is {size}")
-    else:
-        _drop(values, ("classifier", "classifier_scale"), parsed, "means nothing without a classifier", problems)
-    if label is None and known:
-        name, classes = next(iter(known.items()))
-        problems.add("class_label", f"is null, but {name} wants one from 0 to {classes - 1}")
-    elif label is not None and found is None and not known:
-        problems.add("class_label", f"means nothing to {model.name!r}; name a classifier, or leave it null")
-    for name, classes in known.items():
-        if label is not None and label >= classes:
-            problems.add("class_label", f"is {label}; {name} knows 0 to {classes - 1}")
-
-
-def _apply_hires(values: Values, parsed: Parsed, problems: RowProblems) -> None:
-    """Without a scale of more than 1 there is no second pass; with one, the first goes to its end."""
-    if "hires_scale" not in values:
-        return
-    scale = values["hires_scale"]
-    if scale is None:
-        _drop(values, ("hires_scale", "hires_strength"), parsed, "means nothing without a hires_scale", problems)
-    elif scale == 1.0:
-        del values["hires_scale"], values["hires_strength"]
-    else:
-        for name in ("width", "height"):
-            if values[name] * scale > MAX_SIDE:
-                problems.add("hires_scale", f"is {scale:g}, which makes the {name} {values[name] * scale:g} pixels")
-        for name in ("refiner", "denoising_end"):
-            if values.get(name) is not None:
-                problems.add("hires_scale", f"cannot be used together with a {name}; leave one of them null")
-                break
-
-
-def _check_watermark(values: Mapping[str, Any], model: Model, problems: RowProblems) -> None:
-    """That the finished picture has room for it."""
-    if (text := values["watermark"]) is None:
-        return
-    scale = _ENLARGED.get(model.family, 1) * (values.get("hires_scale") or 1)
-    width, height = (round(values[name] * scale) for name in ("width", "height"))
-    most, length = capacity(width, height), len(text.encode())
-    if most == 0:
-        problems.add("watermark", f"has no room in a picture of {width}x{height}; leave it null")
-    elif not 0 < length <= most:
-        problems.add("watermark", f"takes {length} bytes; a picture of {width}x{height} carries 1 to {most}")
-
-
-def _check_images(
-    values: Values, task: Task, model: Model, inputs: Mapping[str, ImageRef], problems: RowProblems
-) -> None:
-    if inputs.keys() >= {"image", "mask_image"} and _wh(inputs["mask_image"]) != _wh(inputs["image"]):
-        mask, image = _wh(inputs["mask_image"]), _wh(inputs["image"])
-        problems.add("mask_image", f"is {mask}, but the image is {image}; make them the same size")
-    if task.name == "depth-to-image" and "depth_map" not in inputs and not model.estimates_depth:
-        problems.add("depth_map", f"is null, and {model.name!r} has no depth estimator; give a depth map")
-    controls = {_wh(inputs[input_name("control_image", place)])
-                for place in range(len(inputs)) if input_name("control_image", place) in inputs}  # fmt: skip
-    if len(controls) > 1:
-        problems.add("control_image", f"holds images of {' and '.join(sorted(controls))}; make them the same size")
+        if column.kind is Kind.ADAPTER:
+            listed = value if isinstance(value, tuple) else (value,)
+            value = [{key: part for key, part in one.items() if key != "path"} for one in listed]
+        decisive[name] = value
+    return decisive if refiner is None else {**decisive, "refiner": refiner}

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
+from batchgen.generation.parameters import Parameters
 from batchgen.models.catalog import Family
 
 if TYPE_CHECKING:
@@ -20,15 +21,11 @@ __all__ = [
     "TASKS",
     "Inputs",
     "Task",
-    "Values",
     "batch_strength",
     "denoised_steps",
     "find_task",
     "infer_task",
 ]
-
-Values = Mapping[str, Any]
-"""What is applied to a row, by column name."""
 
 Inputs = Mapping[str, "Image"]
 """A row's decoded conditioning images, by column name."""
@@ -66,11 +63,11 @@ _MEANINGLESS: Mapping[Family, frozenset[str]] = {
 """Columns that a task takes, but not with such a model; for families not listed, those of two towers."""
 
 
-def _nothing_more(_values: Values) -> tuple[object, ...]:
+def _nothing_more(_shared: Parameters) -> tuple[object, ...]:
     return ()
 
 
-def _no_arguments(_values: Values, _inputs: Sequence[Inputs]) -> dict[str, Any]:
+def _no_arguments(_shared: Parameters, _inputs: Sequence[Inputs]) -> dict[str, Any]:
     return {}
 
 
@@ -80,8 +77,8 @@ class Task:
 
     `pipelines` are diffusers' classes by the family of the model, `controlled` those that take ControlNets besides, and
     `uncontrolled` the columns that these do not take.
-    `key` gives what the batch key adds to the shared columns; `arguments` turns the values that a micro-batch shares
-    (taken from any one of its rows) and the inputs of its rows into arguments of the pipeline call. `modes` are
+    `key` gives what the batch key adds to the shared columns; `arguments` turns the parameters that a micro-batch
+    shares (taken from any one of its rows) and the inputs of its rows into arguments of the pipeline call. `modes` are
     Pillow modes of the conditioning images; `unet_channels` are the UNets that can do it. Tasks that read no text are
     those of models that have no text encoder.
     """
@@ -94,8 +91,8 @@ class Task:
     takes: tuple[str, ...] = ()
     modes: Mapping[str, str] = field(default_factory=dict)
     unet_channels: tuple[int, ...] = (4,)
-    key: Callable[[Values], tuple[object, ...]] = _nothing_more
-    arguments: Callable[[Values, Sequence[Inputs]], dict[str, Any]] = _no_arguments
+    key: Callable[[Parameters], tuple[object, ...]] = _nothing_more
+    arguments: Callable[[Parameters, Sequence[Inputs]], dict[str, Any]] = _no_arguments
     reads_text: bool = True
 
     @property
@@ -114,57 +111,61 @@ class Task:
         return (self.controlled if controlled else self.pipelines).get(family)
 
 
-def denoised_steps(values: Values) -> int:
+def denoised_steps(steps: int, strength: float) -> int:
     """How many of the steps image-to-image runs: diffusers' int(steps * strength), at most all of them."""
-    steps: int = values["num_inference_steps"]
-    return min(int(steps * values["strength"]), steps)
+    return min(int(steps * strength), steps)
 
 
-def _strength_key(values: Values) -> tuple[object, ...]:
-    # Inpainting starts from pure noise only at a strength of exactly 1, whatever the number of steps.
-    return denoised_steps(values), values["strength"] == 1.0
-
-
-def batch_strength(values: Values) -> float:
+def batch_strength(steps: int, strength: float) -> float:
     """One strength that stands for all that run the same steps, so that an image never depends on its mates'.
 
     It is 0 where no step is left to run.
     """
-    steps: int = denoised_steps(values)
-    if steps == 0 or values["strength"] == 1.0:
-        return float(steps > 0)
-    middle: float = (steps + 0.5) / values["num_inference_steps"]
-    return middle
+    run = denoised_steps(steps, strength)
+    if run == 0 or strength == 1.0:
+        return float(run > 0)
+    return (run + 0.5) / steps
 
 
-def _image_arguments(values: Values, inputs: Sequence[Inputs]) -> dict[str, Any]:
-    return {"image": [i["image"] for i in inputs], "strength": batch_strength(values)}
+def _steps_and_strength(shared: Parameters) -> tuple[int, float]:
+    assert shared.init.strength is not None, "the task takes it, and it has a default"
+    return shared.sampling.num_inference_steps, shared.init.strength
 
 
-def _size(values: Values) -> dict[str, Any]:
-    return {"width": values["width"], "height": values["height"]}
+def _strength_key(shared: Parameters) -> tuple[object, ...]:
+    # Inpainting starts from pure noise only at a strength of exactly 1, whatever the number of steps.
+    return denoised_steps(*_steps_and_strength(shared)), shared.init.strength == 1.0
 
 
-def _inpainting_arguments(values: Values, inputs: Sequence[Inputs]) -> dict[str, Any]:
+def _image_arguments(shared: Parameters, inputs: Sequence[Inputs]) -> dict[str, Any]:
+    return {"image": [i["image"] for i in inputs], "strength": batch_strength(*_steps_and_strength(shared))}
+
+
+def _size(shared: Parameters) -> dict[str, Any]:
+    return {"width": shared.canvas.width, "height": shared.canvas.height}
+
+
+def _inpainting_arguments(shared: Parameters, inputs: Sequence[Inputs]) -> dict[str, Any]:
     masks = {"mask_image": [i["mask_image"] for i in inputs]}
-    return _image_arguments(values, inputs) | _size(values) | masks
+    return _image_arguments(shared, inputs) | _size(shared) | masks
 
 
-def _text_arguments(values: Values, _inputs: Sequence[Inputs]) -> dict[str, Any]:
-    return _size(values) | {"guidance_rescale": values.get("guidance_rescale") or 0.0}
+def _text_arguments(shared: Parameters, _inputs: Sequence[Inputs]) -> dict[str, Any]:
+    assert shared.prompting is not None
+    return _size(shared) | {"guidance_rescale": shared.prompting.guidance_rescale or 0.0}
 
 
-def _depth_arguments(values: Values, inputs: Sequence[Inputs]) -> dict[str, Any]:
+def _depth_arguments(shared: Parameters, inputs: Sequence[Inputs]) -> dict[str, Any]:
     maps = [i.get("depth_map") for i in inputs]
-    return _image_arguments(values, inputs) | ({} if maps[0] is None else {"depth_map": maps})
+    return _image_arguments(shared, inputs) | ({} if maps[0] is None else {"depth_map": maps})
 
 
-def _edit_arguments(_values: Values, inputs: Sequence[Inputs]) -> dict[str, Any]:
+def _edit_arguments(_shared: Parameters, inputs: Sequence[Inputs]) -> dict[str, Any]:
     return {"image": [i["image"] for i in inputs]}
 
 
-def _upscaling_arguments(values: Values, inputs: Sequence[Inputs]) -> dict[str, Any]:
-    noise = {"noise_level": values["noise_level"]} if "noise_level" in values else {}
+def _upscaling_arguments(shared: Parameters, inputs: Sequence[Inputs]) -> dict[str, Any]:
+    noise = {} if shared.upscaling is None else {"noise_level": shared.upscaling.noise_level}
     return {"image": [i["image"] for i in inputs]} | noise
 
 

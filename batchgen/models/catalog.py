@@ -90,6 +90,11 @@ class Model:
     revision: str | None = None  # resolved commit of a hub id
     config: str | None = None  # folder or hub id with the layout of a single file
 
+    @property
+    def enlarges(self) -> int:
+        """How many times as wide its images are as the row's size says."""
+        return {Family.UPSCALER: 4, Family.LATENT_UPSCALER: 2}.get(self.family, 1)
+
 
 def find_model(name: str, *, config: str | None = None) -> Model:
     """Look a model up and fingerprint it.

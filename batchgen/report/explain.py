@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from batchgen.errors import InputError
-from batchgen.generation.parameters import Defaults, RowProblems, apply_arguments, choose_task
+from batchgen.generation.parameters import Parameters
+from batchgen.generation.rules import Defaults, RowProblems, apply_rules, choose_task
 from batchgen.images import encode
 from batchgen.machine import gpus
 from batchgen.manifest.cells import CellSorter
@@ -51,11 +52,11 @@ class Explanation:
     @property
     def steps(self) -> str:
         """How many steps, how many calls of the model if that is another number, and the scheduler's options."""
-        steps, calls = self.row.values["num_inference_steps"], len(self.found.schedule)
+        steps, calls = self.row.parameters.sampling.num_inference_steps, len(self.found.schedule)
         counted = f"{steps} step{'s' * (steps != 1)}"
         if calls != steps:
             counted += f" in {calls} calls of the model, each counted as a step here"
-        options = self.row.values["scheduler_kwargs"].items()
+        options = self.row.parameters.sampling.scheduler_kwargs.items()
         return ", ".join([counted, *(f"{name}={json.dumps(value)}" for name, value in options)])
 
     def record(self) -> dict[str, Any]:
@@ -64,7 +65,7 @@ class Explanation:
             "model": self.model.name,
             "model_fingerprint": self.model.fingerprint,
             "task": self.row.task,
-            "applied": {name: value for name, value in sorted(self.row.values.items()) if value is not None},
+            "applied": dict(sorted(self.row.parameters.to_cells().items())),
             **asdict(self.found),
         }
 
@@ -99,7 +100,7 @@ def write_explanation(explanation: Explanation, output: str) -> Iterator[str]:
     yield _write(store, "explain.json", json.dumps(explanation.record(), ensure_ascii=False, indent=2).encode() + b"\n")
     levels = explanation.found.schedule
     chart = draw_log_chart(
-        explanation.row.values["scheduler"],
+        explanation.row.parameters.sampling.scheduler,
         explanation.steps,
         [level.sigma for level in levels],
         x="step",
@@ -129,7 +130,7 @@ def explanation_tables(explanation: Explanation) -> Iterator[RenderableType]:
         sigma, log_snr = _number(level.sigma, ".4f"), _number(level.log_snr, ".3f", "-inf")
         schedule.add_row(str(level.step), f"{level.timestep:.6g}", sigma, log_snr)
     yield schedule
-    yield Text(f"{explanation.row.values['scheduler']}: {explanation.steps}")
+    yield Text(f"{explanation.row.parameters.sampling.scheduler}: {explanation.steps}")
 
 
 def _table(*columns: str, left: str = "") -> Table:
@@ -151,10 +152,10 @@ def _make_row(cells: Mapping[str, Any], model: Model) -> Row:
     row_problems = RowProblems((problem.column or "prompt", problem.message) for problem in problems.shown)
     task = choose_task(parsed, model, row_problems)
     defaults = Defaults(values={"seed": SEED}, adapters=Finder(folder=str(Path.cwd())), find_model=find_model)
-    values = apply_arguments(parsed, task, model, {}, defaults, row_problems)
+    cells_applied = apply_rules(parsed, task, model, {}, defaults, row_problems)
     if row_problems:
         raise InputError("\n".join(f"{_FLAGS.get(name, name.upper())}: {message}" for name, message in row_problems))
-    return Row(id="explained", fingerprint="", task=task.name, values=values)
+    return Row(id="explained", fingerprint="", task=task.name, parameters=Parameters.from_cells(cells_applied))
 
 
 def _watch(explanation: Explanation) -> Any:
