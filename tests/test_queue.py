@@ -299,10 +299,10 @@ def test_a_deadline_stops_as_a_signal_does() -> None:
 def test_signals_stop_gently_and_then_at_once(number: signal.Signals) -> None:
     """The first signal is noted, the second raises, and the handlers that were there come back."""
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    control, told = Control(), list[str]()
-    with pytest.raises(KeyboardInterrupt), signals(control, told.append):
+    control, notices = Control(), list[str]()
+    with pytest.raises(KeyboardInterrupt), signals(control, notices.append):
         os.kill(os.getpid(), number)
         assert control.reason == f"stopped by {number.name}"
-        assert len(told) == 1
+        assert len(notices) == 1
         os.kill(os.getpid(), number)
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
