@@ -5,15 +5,15 @@ loaded; adapters are looked up and held against the model by the headers of thei
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any
 
 from batchgen.errors import CellError, InputError, LoraTagError, UnknownSampler
-from batchgen.generation.parameters import ImageRef
+from batchgen.generation.parameters import Control, ImagePrompt, ImageRef
 from batchgen.generation.prompt_syntax import parse_loras
 from batchgen.generation.samplers import OPTIONS, find_sampler, option_problems
-from batchgen.generation.tasks import CONTROL, IMAGE_PROMPT, TASKS, Task, find_task, infer_task
+from batchgen.generation.tasks import TASKS, Task, find_task, infer_task
 from batchgen.generation.watermark import capacity
 from batchgen.manifest.cells import Parsed, missing_prompt
 from batchgen.manifest.columns import COLUMNS, MAX_SIDE, Kind, image_column, input_name
@@ -111,7 +111,7 @@ def apply_rules(
     values["model"] = model.name
     values["width"], values["height"] = _size(values, model, inputs, problems)
     values["scheduler"], values["scheduler_kwargs"] = _scheduler(values, model, problems)
-    if task.reads_text:
+    if "prompt" in values:
         _apply_prompts(values, parsed, model, defaults, problems)
     _apply_control(values, parsed, task, model, inputs, problems)
     _apply_image_prompt(values, parsed, inputs, problems)
@@ -230,7 +230,7 @@ def _apply_control(
     if nets is None:
         if images:
             problems.add("control_image", "is given without a controlnet; name one, or leave it null")
-        idle = [name for name in CONTROL if name != "control_image"]
+        idle = [one.name for one in fields(Control)]
         if "controlnet" not in parsed.spoiled:
             _drop(values, idle, parsed, "means nothing without a controlnet", problems)
         return
@@ -266,7 +266,7 @@ def _apply_image_prompt(values: Values, parsed: Parsed, inputs: Mapping[str, Ima
     if values["ip_adapter"] is None:
         if "ip_adapter_image" in inputs:
             problems.add("ip_adapter_image", "is given without an ip_adapter; name one, or leave it null")
-        idle = [name for name in IMAGE_PROMPT if name != "ip_adapter_image"]
+        idle = [one.name for one in fields(ImagePrompt)]
         if "ip_adapter" not in parsed.spoiled:
             _drop(values, idle, parsed, "means nothing without an ip_adapter", problems)
     elif "ip_adapter_image" not in inputs:
