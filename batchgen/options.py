@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 
-__all__ = ["Device", "Dtype", "ImageFormat", "Layout", "Memory", "Safety"]
+__all__ = ["Device", "Dtype", "Family", "ImageFormat", "Layout", "Memory", "Safety"]
 
 
 class Layout(StrEnum):
@@ -53,3 +53,14 @@ class ImageFormat(StrEnum):
     PNG = "png"
     WEBP = "webp"
     JPEG = "jpeg"
+
+
+class Family(StrEnum):
+    """Which pipelines of diffusers a model's weights fit."""
+
+    SD = "Stable Diffusion"  # 1.x and 2.x
+    SDXL = "Stable Diffusion XL"
+    REFINER = "Stable Diffusion XL refiner"
+    UPSCALER = "Stable Diffusion x4 upscaler"
+    LATENT_UPSCALER = "Stable Diffusion x2 latent upscaler"
+    PIXELS = "diffusion of pixels"  # no text, no autoencoder: DDPM, ADM

@@ -165,12 +165,17 @@ class _FreeU(Sampling):
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("default", [None, 0.0])
 def test_a_column_that_is_added_has_nothing_made_again(
-    shared: bool, default: float | None, files: Path, monkeypatch: pytest.MonkeyPatch
+    shared: bool,
+    default: float | None,
+    files: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
     """Incident: a new column with a default changed every fingerprint, and made every image of every output again."""
-    added = Column(name="freeu_scale", kind=Kind.NUMBER, default=default, neutral=0.0, shared=shared)
+    added = Column(name="freeu_scale", about="FreeU", kind=Kind.NUMBER, default=default, neutral=0.0, shared=shared)
     monkeypatch.setitem(cast(Json, COLUMNS), added.name, added)
-    monkeypatch.setattr(tasks, "COMMON", tasks.COMMON | {added.name})
+    tasks._taken.cache_clear()
+    request.addfinalizer(tasks._taken.cache_clear)
     monkeypatch.setitem(parameters._GROUPS, "sampling", parameters._group(_FreeU))
     monkeypatch.setitem(parameters._GROUP_OF, added.name, "sampling")
     monkeypatch.chdir(files)

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchgen.dataset.layouts import find_layout
@@ -114,6 +114,7 @@ def test_cells_and_parameters_are_inverse(task: Task, family: Family, data: st.D
     assert Parameters.from_cells(json.loads(json.dumps(cells))) == parameters
 
 
+@settings(deadline=None)  # the first one imports what writes Parquet
 @given(st.sampled_from(COMBINATIONS), st.data())
 def test_metadata_gives_the_same_parameters_and_fingerprint(made: tuple[Task, Family], data: st.DataObject) -> None:
     """A row can be made again from its line of a Parquet shard."""

@@ -4,19 +4,19 @@ A value comes from the row's cell, else the job's [defaults], else the column co
 loaded; adapters are looked up and held against the model by the headers of their files.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any
 
 from batchgen.errors import CellError, InputError, LoraTagError, UnknownSampler
-from batchgen.generation.parameters import ImageRef
+from batchgen.generation.parameters import Control, ImagePrompt, ImageRef
 from batchgen.generation.prompt_syntax import parse_loras
 from batchgen.generation.samplers import OPTIONS, find_sampler, option_problems
-from batchgen.generation.tasks import CONTROL, IMAGE_PROMPT, TASKS, Task, find_task, infer_task
+from batchgen.generation.tasks import TASKS, Task, find_task, infer_task
 from batchgen.generation.watermark import capacity
 from batchgen.manifest.cells import Parsed, missing_prompt
-from batchgen.manifest.columns import COLUMNS, MAX_SIDE, Kind, image_column, input_name
+from batchgen.manifest.columns import COLUMNS, MAX_SIDE, Kind, image_column
 from batchgen.models.adapters import ADAPTERS, Finder, find_adapters
 from batchgen.models.catalog import Family, Model
 from batchgen.models.compatibility import read_classifier
@@ -35,6 +35,10 @@ _HANDOFF = 0.8  # of the noise schedule: where SDXL's authors let the refiner ta
 _LEAST_SIDE = 8  # pixels
 
 Values = dict[str, Any]
+"""Cells of a row while the rules are applied: null where a column is taken and nothing stands for it."""
+
+Problems = Iterator[tuple[str, str]]
+"""Columns and what is wrong with their cells."""
 
 
 class RowProblems(list[tuple[str, str]]):
@@ -101,7 +105,10 @@ def apply_rules(
     defaults: Defaults,
     problems: RowProblems,
 ) -> Values:
-    """Every argument of the task by column name; what breaks a rule goes to `problems`."""
+    """The row's cells with every default filled in; what breaks a rule goes to `problems`.
+
+    Where there are none, `Parameters.from_cells` takes them, once they have a seed.
+    """
     values: Values = {}
     for name in sorted(task.columns_for(model.family) - _NOT_APPLIED - _IMAGE_COLUMNS):
         value = parsed.cells.get(name)
@@ -109,18 +116,21 @@ def apply_rules(
             value = defaults.values.get(name, COLUMNS[name].default)
         values[name] = value
     values["model"] = model.name
-    values["width"], values["height"] = _size(values, model, inputs, problems)
+    problems.extend(_size_problems(values, model, inputs))
+    values["width"], values["height"] = _size(values, model, inputs)
     values["scheduler"], values["scheduler_kwargs"] = _scheduler(values, model, problems)
-    if task.reads_text:
+    if "prompt" in values:
         _apply_prompts(values, parsed, model, defaults, problems)
     _apply_control(values, parsed, task, model, inputs, problems)
     _apply_image_prompt(values, parsed, inputs, problems)
     _apply_adapters(values, model, defaults, problems)
-    _apply_refiner(values, model, defaults, problems)
+    problems.extend(_refiner_problems(values, model, defaults))
+    if values.get("refiner") is not None and values["denoising_end"] is None:
+        values["denoising_end"] = _HANDOFF
     _apply_class(values, parsed, model, problems)
     _apply_hires(values, parsed, problems)
-    _check_images(values, task, model, inputs, problems)
-    _check_watermark(values, model, problems)
+    problems.extend(_image_problems(task, model, inputs))
+    problems.extend(_watermark_problems(values, model))
     return values
 
 
@@ -132,21 +142,26 @@ def _drop(values: Values, names: Iterable[str], parsed: Parsed, reason: str, pro
             problems.add(name, f"{reason}; leave it null")
 
 
-def _size(
-    values: Mapping[str, Any], model: Model, inputs: Mapping[str, ImageRef], problems: RowProblems
-) -> tuple[int, int]:
-    """Width and height in pixels: as asked, else the init image's (cut to what the model takes), else the model's."""
-    native, step = (model.width, model.height), _side_step(model)
+def _size_problems(values: Mapping[str, Any], model: Model, inputs: Mapping[str, ImageRef]) -> Problems:
+    """What is wrong with the size that is asked for, or that the init image brings."""
+    step = _side_step(model)
     for name in ("width", "height"):
         if values[name] and values[name] % step:
-            problems.add(name, f"is {values[name]}; {model.name!r} takes multiples of {step}")
+            yield name, f"is {values[name]}; {model.name!r} takes multiples of {step}"
+    if (image := inputs.get("image")) is None:
+        return
+    if image.width < step or image.height < step:
+        yield "image", f"is {_wh(image)}; at least {step}x{step}"
+    for name, side in (("width", image.width), ("height", image.height)):
+        if values[name] is None and side // step * step > MAX_SIDE:
+            yield name, f"is null, and the image is {_wh(image)}; give a {name} of at most {MAX_SIDE}"
+
+
+def _size(values: Mapping[str, Any], model: Model, inputs: Mapping[str, ImageRef]) -> tuple[int, int]:
+    """Width and height in pixels: as asked, else the init image's (cut to what the model takes), else the model's."""
+    native, step = (model.width, model.height), _side_step(model)
     if (image := inputs.get("image")) is not None:
-        if image.width < step or image.height < step:
-            problems.add("image", f"is {_wh(image)}; at least {step}x{step}")
         native = (max(step, image.width // step * step), max(step, image.height // step * step))
-        for name, given, side in (("width", values["width"], native[0]), ("height", values["height"], native[1])):
-            if given is None and side > MAX_SIDE:
-                problems.add(name, f"is null, and the image is {_wh(image)}; give a {name} of at most {MAX_SIDE}")
     return values["width"] or native[0], values["height"] or native[1]
 
 
@@ -230,7 +245,7 @@ def _apply_control(
     if nets is None:
         if images:
             problems.add("control_image", "is given without a controlnet; name one, or leave it null")
-        idle = [name for name in CONTROL if name != "control_image"]
+        idle = [one.name for one in fields(Control)]
         if "controlnet" not in parsed.spoiled:
             _drop(values, idle, parsed, "means nothing without a controlnet", problems)
         return
@@ -266,7 +281,7 @@ def _apply_image_prompt(values: Values, parsed: Parsed, inputs: Mapping[str, Ima
     if values["ip_adapter"] is None:
         if "ip_adapter_image" in inputs:
             problems.add("ip_adapter_image", "is given without an ip_adapter; name one, or leave it null")
-        idle = [name for name in IMAGE_PROMPT if name != "ip_adapter_image"]
+        idle = [one.name for one in fields(ImagePrompt)]
         if "ip_adapter" not in parsed.spoiled:
             _drop(values, idle, parsed, "means nothing without an ip_adapter", problems)
     elif "ip_adapter_image" not in inputs:
@@ -283,25 +298,24 @@ def _apply_adapters(values: Values, model: Model, defaults: Defaults, problems: 
             problems.add(column, str(error))
 
 
-def _apply_refiner(values: Values, model: Model, defaults: Defaults, problems: RowProblems) -> None:
+def _refiner_problems(values: Mapping[str, Any], model: Model, defaults: Defaults) -> Problems:
     """Where a refiner takes over, and that it is one."""
     start, end = values.get("denoising_start"), values.get("denoising_end")
     if start is not None and end is not None and start >= end:
-        problems.add("denoising_start", f"is {start:g}, not before denoising_end, {end:g}")
+        yield "denoising_start", f"is {start:g}, not before denoising_end, {end:g}"
     if values.get("refiner") is None:
         return
     if end in (0.0, 1.0):
-        problems.add("denoising_end", f"is {end:g}, which leaves one of base and refiner without a step")
+        yield "denoising_end", f"is {end:g}, which leaves one of base and refiner without a step"
     try:
         refiner = defaults.find_model(values["refiner"])
     except InputError as error:
-        problems.add("refiner", str(error))
+        yield "refiner", str(error)
         return
     if refiner.family is not Family.REFINER:
-        problems.add("refiner", f"is {refiner.name!r}, a {refiner.family} model; name a refiner")
+        yield "refiner", f"is {refiner.name!r}, a {refiner.family} model; name a refiner"
     if model.family is not Family.SDXL:
-        problems.add("refiner", f"cannot follow {model.name!r}, a {model.family} model; leave it null")
-    values["denoising_end"] = _HANDOFF if values["denoising_end"] is None else values["denoising_end"]
+        yield "refiner", f"cannot follow {model.name!r}, a {model.family} model; leave it null"
 
 
 def _apply_class(values: Values, parsed: Parsed, model: Model, problems: RowProblems) -> None:
@@ -333,43 +347,45 @@ def _apply_hires(values: Values, parsed: Parsed, problems: RowProblems) -> None:
     """Without a scale of more than 1 there is no second pass; with one, the first goes to its end."""
     if "hires_scale" not in values:
         return
-    scale = values["hires_scale"]
-    if scale is None:
+    if values["hires_scale"] is None:
         _drop(values, ("hires_scale", "hires_strength"), parsed, "means nothing without a hires_scale", problems)
-    elif scale == 1.0:
+    elif values["hires_scale"] == 1.0:
         del values["hires_scale"], values["hires_strength"]
     else:
-        for name in ("width", "height"):
-            if values[name] * scale > MAX_SIDE:
-                problems.add("hires_scale", f"is {scale:g}, which makes the {name} {values[name] * scale:g} pixels")
-        for name in ("refiner", "denoising_end"):
-            if values.get(name) is not None:
-                problems.add("hires_scale", f"cannot be used together with a {name}; leave one of them null")
-                break
+        problems.extend(_hires_problems(values))
 
 
-def _check_watermark(values: Mapping[str, Any], model: Model, problems: RowProblems) -> None:
-    """That the finished picture has room for it."""
+def _hires_problems(values: Mapping[str, Any]) -> Problems:
+    scale = values["hires_scale"]
+    for name in ("width", "height"):
+        if values[name] * scale > MAX_SIDE:
+            yield "hires_scale", f"is {scale:g}, which makes the {name} {values[name] * scale:g} pixels"
+    for name in ("refiner", "denoising_end"):
+        if values.get(name) is not None:
+            yield "hires_scale", f"cannot be used together with a {name}; leave one of them null"
+            return
+
+
+def _watermark_problems(values: Mapping[str, Any], model: Model) -> Problems:
+    """That the finished image has room for it."""
     if (text := values["watermark"]) is None:
         return
     scale = model.enlarges * (values.get("hires_scale") or 1)
     width, height = (round(values[name] * scale) for name in ("width", "height"))
     most, length = capacity(width, height), len(text.encode())
     if most == 0:
-        problems.add("watermark", f"has no room in a picture of {width}x{height}; leave it null")
+        yield "watermark", f"has no room in a picture of {width}x{height}; leave it null"
     elif not 0 < length <= most:
-        problems.add("watermark", f"takes {length} bytes; a picture of {width}x{height} carries 1 to {most}")
+        yield "watermark", f"takes {length} bytes; a picture of {width}x{height} carries 1 to {most}"
 
 
-def _check_images(
-    values: Values, task: Task, model: Model, inputs: Mapping[str, ImageRef], problems: RowProblems
-) -> None:
+def _image_problems(task: Task, model: Model, inputs: Mapping[str, ImageRef]) -> Problems:
+    """Images that are missing, or of other sizes than those that they go with."""
     if inputs.keys() >= {"image", "mask_image"} and _wh(inputs["mask_image"]) != _wh(inputs["image"]):
         mask, image = _wh(inputs["mask_image"]), _wh(inputs["image"])
-        problems.add("mask_image", f"is {mask}, but the image is {image}; make them the same size")
+        yield "mask_image", f"is {mask}, but the image is {image}; make them the same size"
     if task.name == "depth-to-image" and "depth_map" not in inputs and not model.estimates_depth:
-        problems.add("depth_map", f"is null, and {model.name!r} has no depth estimator; give a depth map")
-    controls = {_wh(inputs[input_name("control_image", place)])
-                for place in range(len(inputs)) if input_name("control_image", place) in inputs}  # fmt: skip
+        yield "depth_map", f"is null, and {model.name!r} has no depth estimator; give a depth map"
+    controls = {_wh(image) for name, image in inputs.items() if image_column(name) == "control_image"}
     if len(controls) > 1:
-        problems.add("control_image", f"holds images of {' and '.join(sorted(controls))}; make them the same size")
+        yield "control_image", f"holds images of {' and '.join(sorted(controls))}; make them the same size"

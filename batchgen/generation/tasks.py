@@ -1,4 +1,4 @@
-"""The table of generation tasks: what each takes, what its batch key adds, which pipeline class it calls.
+"""The table of generation tasks: what each needs, what its batch key adds, which pipeline class it calls.
 
 A new task is a new entry of `TASKS`. Conditioning images arrive here decoded (Pillow, RGB or L, already in the row's
 size); nothing in this module touches tensors.
@@ -7,16 +7,17 @@ size); nothing in this module touches tensors.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from batchgen.generation.parameters import Parameters
+from batchgen.manifest.columns import COLUMNS
 from batchgen.models.catalog import Family
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = [
-    "COMMON",
     "SPELLINGS",
     "TASKS",
     "Inputs",
@@ -30,38 +31,6 @@ __all__ = [
 Inputs = Mapping[str, "Image"]
 """A row's decoded conditioning images, by column name."""
 
-COMMON = frozenset(
-    "id task seed num_images_per_prompt width height num_inference_steps eta scheduler scheduler_kwargs model "
-    "watermark".split()
-)
-"""Columns that every task takes."""
-
-TEXT = frozenset(
-    "prompt negative_prompt prompt_syntax guidance_scale clip_skip vae loras embeddings hypernetwork".split()
-)
-"""Columns of the tasks that read a prompt."""
-
-TWO_TOWERS = frozenset(
-    "prompt_2 negative_prompt_2 original_size crops_coords_top_left target_size refiner denoising_start "
-    "denoising_end".split()
-)
-"""Columns that mean something to Stable Diffusion XL only."""
-
-CLASS = ("class_label", "classifier", "classifier_scale")
-CONTROL = tuple(
-    "control_image control_preprocess controlnet controlnet_conditioning_scale control_guidance_start "
-    "control_guidance_end pose_estimator person_detector".split()
-)
-IMAGE_PROMPT = ("ip_adapter", "ip_adapter_image", "ip_adapter_scale")
-
-
-_MEANINGLESS: Mapping[Family, frozenset[str]] = {
-    Family.SDXL: frozenset(),
-    Family.REFINER: frozenset(),
-    Family.LATENT_UPSCALER: TWO_TOWERS | {"noise_level", "eta", "loras", "hypernetwork"},
-}
-"""Columns that a task takes, but not with such a model; for families not listed, those of two towers."""
-
 
 def _nothing_more(_shared: Parameters) -> tuple[object, ...]:
     return ()
@@ -73,14 +42,13 @@ def _no_arguments(_shared: Parameters, _inputs: Sequence[Inputs]) -> dict[str, A
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
-    """One way to generate.
+    """One way to generate; which columns it takes is said by the columns.
 
     `pipelines` are diffusers' classes by the family of the model, `controlled` those that take ControlNets besides, and
     `uncontrolled` the columns that these do not take.
     `key` gives what the batch key adds to the shared columns; `arguments` turns the parameters that a micro-batch
     shares (taken from any one of its rows) and the inputs of its rows into arguments of the pipeline call. `modes` are
-    Pillow modes of the conditioning images; `unet_channels` are the UNets that can do it. Tasks that read no text are
-    those of models that have no text encoder.
+    Pillow modes of the conditioning images; `unet_channels` are the UNets that can do it.
     """
 
     name: str
@@ -88,27 +56,28 @@ class Task:
     controlled: Mapping[Family, str] = field(default_factory=dict)
     uncontrolled: Mapping[Family, tuple[str, ...]] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
-    takes: tuple[str, ...] = ()
     modes: Mapping[str, str] = field(default_factory=dict)
     unet_channels: tuple[int, ...] = (4,)
     key: Callable[[Parameters], tuple[object, ...]] = _nothing_more
     arguments: Callable[[Parameters, Sequence[Inputs]], dict[str, Any]] = _no_arguments
-    reads_text: bool = True
 
     @property
     def columns(self) -> frozenset[str]:
         """Every column that means something to this task, with some family of models."""
-        two_towers = TWO_TOWERS if Family.SDXL in self.pipelines else frozenset()
-        text = TEXT if self.reads_text else frozenset()
-        return COMMON.union(text, self.needs, self.takes, two_towers)
+        return _taken(self.name, None)
 
     def columns_for(self, family: Family) -> frozenset[str]:
         """Every column that means something to this task with that family of models."""
-        return self.columns - _MEANINGLESS.get(family, TWO_TOWERS)
+        return _taken(self.name, family)
 
     def pipeline(self, family: Family, *, controlled: bool) -> str | None:
         """The class in diffusers, or None where there is none."""
         return (self.controlled if controlled else self.pipelines).get(family)
+
+
+@lru_cache
+def _taken(task: str, family: Family | None) -> frozenset[str]:
+    return frozenset(column.name for column in COLUMNS.values() if column.is_taken(task, family))
 
 
 def denoised_steps(steps: int, strength: float) -> int:
@@ -180,7 +149,6 @@ TASKS: Mapping[str, Task] = {
                 Family.SDXL: "StableDiffusionXLControlNetPipeline",
             },
             uncontrolled={Family.SD: ("guidance_rescale",), Family.SDXL: ("guidance_rescale",)},
-            takes=("guidance_rescale", "hires_scale", "hires_strength", *CONTROL, *IMAGE_PROMPT),
             modes={"control_image": "RGB", "ip_adapter_image": "RGB"},
             arguments=_text_arguments,
         ),
@@ -197,7 +165,6 @@ TASKS: Mapping[str, Task] = {
             },
             uncontrolled={Family.SDXL: ("denoising_start", "denoising_end", "refiner")},
             needs=("image",),
-            takes=("strength", *CONTROL, *IMAGE_PROMPT),
             modes={"image": "RGB", "control_image": "RGB", "ip_adapter_image": "RGB"},
             key=_strength_key,
             arguments=_image_arguments,
@@ -210,7 +177,6 @@ TASKS: Mapping[str, Task] = {
                 Family.SDXL: "StableDiffusionXLControlNetInpaintPipeline",
             },
             needs=("image", "mask_image"),
-            takes=("strength", "keep_unmasked", *CONTROL, *IMAGE_PROMPT),
             modes={"image": "RGB", "mask_image": "L", "control_image": "RGB", "ip_adapter_image": "RGB"},
             unet_channels=(4, 9),
             key=_strength_key,
@@ -220,7 +186,6 @@ TASKS: Mapping[str, Task] = {
             name="depth-to-image",
             pipelines={Family.SD: "StableDiffusionDepth2ImgPipeline"},
             needs=("image",),
-            takes=("strength", "depth_map"),
             modes={"image": "RGB", "depth_map": "L"},
             unet_channels=(5,),
             key=_strength_key,
@@ -230,7 +195,6 @@ TASKS: Mapping[str, Task] = {
             name="edit",
             pipelines={Family.SD: "StableDiffusionInstructPix2PixPipeline"},
             needs=("image",),
-            takes=("image_guidance_scale",),
             modes={"image": "RGB"},
             unet_channels=(8,),
             arguments=_edit_arguments,
@@ -242,7 +206,6 @@ TASKS: Mapping[str, Task] = {
                 Family.LATENT_UPSCALER: "StableDiffusionLatentUpscalePipeline",
             },
             needs=("image",),
-            takes=("noise_level",),
             modes={"image": "RGB"},
             unet_channels=(7, 8),
             arguments=_upscaling_arguments,
@@ -250,9 +213,7 @@ TASKS: Mapping[str, Task] = {
         Task(
             name="unconditional",
             pipelines={Family.PIXELS: "DDPMPipeline"},  # whose loop `diffusion.pixels` has, with labels and guidance
-            takes=CLASS,
             unet_channels=(1, 3),
-            reads_text=False,
         ),
     )
 }

@@ -16,6 +16,7 @@ from typing import Any
 
 from batchgen import builtin
 from batchgen.errors import InputError
+from batchgen.options import Family
 
 __all__ = ["Family", "Model", "Source", "find_model", "hash_file", "hash_folder", "hash_text", "latent_factor"]
 
@@ -26,17 +27,6 @@ _SD_PIPELINES = frozenset(
     "StableDiffusionInstructPix2PixPipeline".split()
 )
 _HASH_BLOCK = 1 << 22  # bytes; large enough that sha256, not system calls, takes the time
-
-
-class Family(StrEnum):
-    """Which pipelines of diffusers a model's weights fit."""
-
-    SD = "Stable Diffusion"  # 1.x and 2.x
-    SDXL = "Stable Diffusion XL"
-    REFINER = "Stable Diffusion XL refiner"
-    UPSCALER = "Stable Diffusion x4 upscaler"
-    LATENT_UPSCALER = "Stable Diffusion x2 latent upscaler"
-    PIXELS = "diffusion of pixels"  # no text, no autoencoder: DDPM, ADM
 
 
 _TEXT_ENCODERS: Mapping[Family, tuple[str, ...]] = {
