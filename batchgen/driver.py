@@ -12,7 +12,7 @@ from batchgen.dataset.card import write_card
 from batchgen.dataset.commit import commit_failures, drop_rows, reopen_rows
 from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.format import OutputFormat, new_format
-from batchgen.dataset.kept import keep_resolved, take_resolved
+from batchgen.dataset.kept import forget_resolved, keep_resolved, take_resolved
 from batchgen.dataset.lease import Lease
 from batchgen.dataset.progress import DoneRows, done_rows, fold_receipts, read_done, read_receipts
 from batchgen.dataset.receipts import rebuild_receipt, write_books
@@ -304,6 +304,8 @@ class _Run:
         done = [(row.id, row.fingerprint) for row in shard.rows if row.id not in failed]
         # rows were taken out of it since, where another attempt made it long ago: its marker says which are left
         self.index.mark(_entries(receipt, done if len(done) == receipt.done else done_rows(self.dataset, shard.id)))
+        if any(row.error_class == ErrorClass.CONDITIONING for row in receipt.failures):
+            forget_resolved(self.dataset.store)  # an image changed behind an unchanged look: have it read again
         reporter.committed(receipt)
 
     def _recovered(self, shard: Shard) -> Receipt | None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -186,6 +187,31 @@ def test_resuming_decodes_no_image_again(tiny_model: Path, batchgen: RunCli, ray
     assert second.returncode == 0, second.stderr
     assert "4 of 4 rows done" in second.stderr
     assert batchgen("verify", tmp_path / "out", "--deep").returncode == 0
+
+
+def test_an_image_that_changed_behind_its_look_is_read_again(
+    tiny_model: Path, batchgen: RunCli, ray_address: str, tmp_path: Path
+) -> None:
+    """Same size, same modification time, other bytes: the worker sees it, and the next run takes it as it is now."""
+    image = tmp_path / "init.bmp"  # uncompressed: the size is that of the pixels
+    Image.new("RGB", (64, 64), "red").save(image)
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "a", "image": "init.bmp", "steps": 2}))
+    for file in (image, tmp_path / "rows.jsonl"):
+        os.utime(file, (YESTERDAY, YESTERDAY))
+    command = ("run", tmp_path / "rows.jsonl", "--output", tmp_path / "out", "--model", tiny_model)
+    assert batchgen(*command, "--address", ray_address).returncode == 0
+    output = open_store(str(tmp_path / "out"))
+    assert output.names(PLANS)
+    Image.new("RGB", (64, 64), "blue").save(image)
+    os.utime(image, (YESTERDAY, YESTERDAY))
+    for file in (tmp_path / "out" / "data").iterdir():
+        shutil.rmtree(file)
+    failed = batchgen(*command, "--address", ray_address)
+    assert failed.returncode == 1, failed.stderr
+    assert output.names(PLANS) == []
+    again = batchgen(*command, "--address", ray_address)
+    assert again.returncode == 0, again.stderr
+    assert "1 of 1 rows done" in again.stderr
 
 
 @pytest.mark.s3

@@ -31,7 +31,7 @@ from batchgen.rows import Row, decode_row, encode_row
 from batchgen.storage import Look, Store, is_remote, look_at_input, read_json
 from batchgen.version import __version__
 
-__all__ = ["PLANS", "keep_resolved", "take_resolved"]
+__all__ = ["PLANS", "forget_resolved", "keep_resolved", "take_resolved"]
 
 PLANS = ".batchgen/plan"
 FORMAT = 2  # raised when older files would be read wrong
@@ -79,9 +79,7 @@ def keep_resolved(store: Store, job: Job, index: Index, resolved: Resolved, *, b
         "notices": resolved.notices,
     }
     store.write(f"{PLANS}/{name}.json", json.dumps(record).encode())
-    for older in store.names(PLANS):
-        if not older.startswith(name):
-            store.delete(f"{PLANS}/{older}")
+    forget_resolved(store, but=name)
 
 
 def take_resolved(store: Store, job: Job, index: Index) -> Resolved | None:
@@ -112,6 +110,13 @@ def take_resolved(store: Store, job: Job, index: Index) -> Resolved | None:
         return None  # resolving says what is wrong, or finds that nothing is
     carried = {field.name.removeprefix(_CARRIED): field.type for field in schema if field.name.startswith(_CARRIED)}
     return Resolved(files=names, models=models, carried=carried, notices=list(record["notices"]))
+
+
+def forget_resolved(store: Store, *, but: str | None = None) -> None:
+    """Remove what is kept, or all that is not of the name `but`."""
+    for key in store.names(PLANS):
+        if but is None or not key.startswith(but):
+            store.delete(f"{PLANS}/{key}")
 
 
 _CARRIED = "carried."
