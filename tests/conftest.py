@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import settings
 from s3_server import S3Server, missing_programs, running_server
 
 from batchgen.storage import Store, open_store
@@ -108,6 +109,11 @@ def store(store_uri: str) -> Store:
 
 def _own_options(uri: str) -> dict[str, Any]:
     return {"endpoint_url": os.environ["AWS_ENDPOINT_URL"]} if uri.startswith("s3://") else {}
+
+
+# An example may take as long as it needs: on a busy machine time says nothing of the code.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
