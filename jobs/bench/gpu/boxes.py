@@ -24,6 +24,7 @@ from typing import Any
 __all__ = ["Box", "Journal", "run_boxes"]
 
 LEAST_SECONDS = 4.0  # what a phase needs to begin at all; with less left it is not started
+LONGEST_TRACEBACK = 4000  # characters
 LAST_WORDS = 1.0  # seconds for a process that ran over to write where it was
 
 
@@ -86,12 +87,13 @@ def _run(box: Box, journal: Journal, limit: float, context: BaseContext) -> tupl
     process.join(limit)
     seconds = time.monotonic() - started
     if process.is_alive():
-        status, found = "ran over", _stop(process, where)
+        status, found = "ran over", _stop(process, where)[:LONGEST_TRACEBACK]  # the innermost call comes first
     elif process.exitcode:
-        status, found = "failed", where.read_text(encoding="utf-8") if where.exists() else ""
+        written = where.read_text(encoding="utf-8") if where.exists() else ""
+        status, found = "failed", written[-LONGEST_TRACEBACK:]  # the error comes last
     else:
         status, found = "done", ""
-    failure = {} if status == "done" else {"exit_code": process.exitcode, "traceback": found[-4000:]}
+    failure = {} if status == "done" else {"exit_code": process.exitcode, "traceback": found}
     journal.write(box.name, status=status, seconds=round(seconds, 2), limit=round(limit, 1), **failure)
     where.unlink(missing_ok=True)
     return status, seconds
