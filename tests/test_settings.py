@@ -27,14 +27,14 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(
-    batchgen: RunCli, folder: Path, model: Path, safety: str
+    batchgen: RunCli, address: str, folder: Path, model: Path, safety: str
 ) -> tuple[dict[str, bool | None], dict[str, Path], int]:
     """Flags and pictures by id, and the exit code."""
     (folder / "m.csv").write_text(ROWS)
     (folder / "job.toml").write_text(
         f'manifest = "m.csv"\noutput = "{safety}"\nmodel = "{model}"\nsafety = "{safety}"\n'
     )
-    done = batchgen("run", str(folder / "job.toml"))
+    done = batchgen("run", str(folder / "job.toml"), "--address", address)
     flags: dict[str, bool | None] = {}
     pictures: dict[str, Path] = {}
     for file in (folder / safety / "data").glob("*/metadata.parquet"):
@@ -44,36 +44,38 @@ def run(
     return flags, pictures, done.returncode
 
 
-def test_policies(batchgen: RunCli, judged: Path, tmp_path: Path) -> None:
+def test_policies(batchgen: RunCli, ray_address: str, judged: Path, tmp_path: Path) -> None:
     """Keep flags, blank blackens what is flagged and nothing else, drop records a failure, off asks nobody."""
-    flags, kept, code = run(batchgen, tmp_path, judged, "keep")
+    flags, kept, code = run(batchgen, ray_address, tmp_path, judged, "keep")
     assert code == 0
     assert set(flags.values()) == {True, False}
     flagged = {name for name, flag in flags.items() if flag}
-    _, blanked, _ = run(batchgen, tmp_path, judged, "blank")
+    _, blanked, _ = run(batchgen, ray_address, tmp_path, judged, "blank")
     for name, file in blanked.items():
         pixels = np.asarray(Image.open(file))
         assert (pixels.max() == 0) == (name in flagged)
         if name not in flagged:
             assert np.array_equal(pixels, np.asarray(Image.open(kept[name])))
-    left, _, code = run(batchgen, tmp_path, judged, "drop")
+    left, _, code = run(batchgen, ray_address, tmp_path, judged, "drop")
     assert code == 1
     assert left.keys() == flags.keys() - flagged
     (ledger,) = (tmp_path / "drop" / "failures").glob("*.parquet")
     assert {row["error_class"] for row in pq.read_table(ledger).to_pylist()} == {"safety"}
-    unasked, _, _ = run(batchgen, tmp_path, judged, "off")
+    unasked, _, _ = run(batchgen, ray_address, tmp_path, judged, "off")
     assert set(unasked.values()) == {None}
 
 
 @pytest.mark.parametrize("layout", ["files", "parquet"])
-def test_step_pictures_are_part_of_the_dataset(batchgen: RunCli, judged: Path, tmp_path: Path, layout: str) -> None:
+def test_step_pictures_are_part_of_the_dataset(
+    batchgen: RunCli, ray_address: str, judged: Path, tmp_path: Path, layout: str
+) -> None:
     """They are named or held by the metadata, verified like the rows' own, and no strays."""
     (tmp_path / "m.csv").write_text(ROWS)
     (tmp_path / "job.toml").write_text(
         f'manifest = "m.csv"\noutput = "out"\nmodel = "{judged}"\nlayout = "{layout}"\n'
         'memory = "low"\nsave_steps = [1, 2]\n'
     )
-    assert batchgen("run", str(tmp_path / "job.toml")).returncode == 0
+    assert batchgen("run", str(tmp_path / "job.toml"), "--address", ray_address).returncode == 0
     pattern = "*/metadata.parquet" if layout == "files" else "*.parquet"
     rows = [
         (file, row) for file in (tmp_path / "out" / "data").glob(pattern) for row in pq.read_table(file).to_pylist()
@@ -96,7 +98,7 @@ def test_step_pictures_are_part_of_the_dataset(batchgen: RunCli, judged: Path, t
         assert batchgen("verify", str(tmp_path / "out")).returncode == 1
 
 
-def test_marks_and_precisions(batchgen: RunCli, judged: Path, tmp_path: Path) -> None:
+def test_marks_and_precisions(batchgen: RunCli, ray_address: str, judged: Path, tmp_path: Path) -> None:
     """A watermark for all rows but one, and an autoencoder in a precision of its own; both are recorded."""
     (tmp_path / "m.csv").write_text(
         "id,prompt,seed,watermark,num_inference_steps,width,height\na,rain,1,,2,128,128\nb,rain,1,me,2,128,128\n"
@@ -105,7 +107,7 @@ def test_marks_and_precisions(batchgen: RunCli, judged: Path, tmp_path: Path) ->
         f'manifest = "m.csv"\noutput = "out"\nmodel = "{judged}"\ndtype = "bfloat16"\nsafety = "off"\n'
         'save_steps = [1]\n[dtypes]\nvae = "float32"\n[defaults]\nwatermark = "us"\n'
     )
-    assert batchgen("run", str(tmp_path / "job.toml")).returncode == 0
+    assert batchgen("run", str(tmp_path / "job.toml"), "--address", ray_address).returncode == 0
     found = {}
     for file in (tmp_path / "out" / "data").glob("*/metadata.parquet"):
         for row in pq.read_table(file).to_pylist():
