@@ -151,7 +151,8 @@ def run(job: Job, *, source: str, limit: int | None, reporter: Reporter) -> Coun
         dataset = replace(dataset, store=store)
         this = _Run(job=job, source=source, dataset=dataset, index=index, resolved=resolved)
         with Lease(store, this.name, progress=reporter.notice):
-            keep_resolved(store, job, index, resolved, before=began)
+            if not resolved.kept:
+                keep_resolved(store, job, index, resolved, before=began)
             fold_receipts(dataset)
             _survey(dataset, index, repair=True)
             pending = index.counts().pending
@@ -304,8 +305,8 @@ class _Run:
         done = [(row.id, row.fingerprint) for row in shard.rows if row.id not in failed]
         # rows were taken out of it since, where another attempt made it long ago: its marker says which are left
         self.index.mark(_entries(receipt, done if len(done) == receipt.done else done_rows(self.dataset, shard.id)))
-        if any(row.error_class == ErrorClass.CONDITIONING for row in receipt.failures):
-            forget_resolved(self.dataset.store)  # an image changed behind an unchanged look: have it read again
+        if any(row.error_class in (ErrorClass.CONDITIONING, ErrorClass.INPUT) for row in receipt.failures):
+            forget_resolved(self.dataset.store)  # a file may have changed behind an unchanged look: have all read again
         reporter.committed(receipt)
 
     def _recovered(self, shard: Shard) -> Receipt | None:

@@ -50,6 +50,7 @@ class Resolved:
     models: Mapping[str, Model]  # by name
     carried: Mapping[str, pa.DataType]  # unknown columns and their types
     notices: list[str]  # one line each: aliases used, columns that look misspelt
+    kept: bool = False  # its rows are those that an earlier run resolved
 
 
 def resolve(job: Job, index: Index, problems: ProblemLog) -> Resolved:

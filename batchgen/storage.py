@@ -4,6 +4,7 @@ Knows nothing of rows, shards or models. Everything that leaves here is a `Store
 Credentials, profiles and endpoints are left to s3fs and boto3, which read the environment and the user's config files.
 """
 
+import hashlib
 import json
 import os
 import tempfile
@@ -372,13 +373,15 @@ def look_at_input(uri: str) -> Look:
             return Look(size=int(known.get("size") or 0), version=str(tag), modified=modified)
         path_here = _local(uri)
         files = sorted(path_here.rglob("*")) if path_here.is_dir() else [path_here]
-        facts = [file.stat() for file in files if file.is_file()]
+        facts = [(file, file.stat()) for file in files if file.is_file()]
         if not facts:
             raise FileNotFoundError(uri)
+        # the change time and the inode say what a copied modification time hides; names, what moved within a folder
+        versions = (f"{file.name} {fact.st_ino} {fact.st_mtime_ns} {fact.st_ctime_ns}" for file, fact in facts)
         return Look(
-            size=sum(fact.st_size for fact in facts),
-            version=",".join(str(fact.st_mtime_ns) for fact in facts),
-            modified=max(fact.st_mtime for fact in facts),
+            size=sum(fact.st_size for _, fact in facts),
+            version=hashlib.sha256("\n".join(versions).encode("utf-8", "surrogateescape")).hexdigest(),
+            modified=max(fact.st_mtime for _, fact in facts),
         )
 
 

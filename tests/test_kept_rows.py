@@ -6,11 +6,12 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,6 +19,7 @@ from conftest import RunCli, write_model_configs
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.numpy import save_file
 from test_parameters import rows
 
 from batchgen.dataset.kept import PLANS, keep_resolved, take_resolved
@@ -27,7 +29,7 @@ from batchgen.job import Job
 from batchgen.manifest.problems import ProblemLog
 from batchgen.resolve import Resolved, resolve
 from batchgen.rows import Row, decode_row, encode_row
-from batchgen.storage import Store, open_store
+from batchgen.storage import Store, look_at_input, open_store
 
 YESTERDAY = time.time() - 86400
 
@@ -98,7 +100,7 @@ def test_what_was_kept_is_what_was_resolved(job: Job, store: Store) -> None:
     assert len(rows) == 5
     taken, found = take(store, job)
     assert taken == rows
-    assert found == resolved
+    assert found == replace(resolved, kept=True)
 
 
 def _write_again(file: Path) -> Path:
@@ -159,13 +161,60 @@ def test_what_may_have_changed_meanwhile_is_not_kept(job: Job, store: Store, tmp
     assert store.names(PLANS) == []
 
 
-def test_an_older_plan_makes_room(job: Job, store: Store, tmp_path: Path) -> None:
+def test_an_older_plan_makes_room(job: Job, store: Store) -> None:
     keep(store, job)
     keep(store, replace(job, defaults={"num_inference_steps": 7}))
     assert len(store.names(PLANS)) == 2  # rows and record
     assert take(store, job)[1] is None
     keep(store, job)
     assert take(store, job)[1] is not None
+
+
+def test_a_plan_that_no_longer_counts_is_replaced(job: Job, store: Store, tmp_path: Path) -> None:
+    """Incident: an image with a new modification time made every further start as slow as the first."""
+    keep(store, job)
+    _write_again(tmp_path / "1.png")
+    os.utime(tmp_path / "1.png", (YESTERDAY, YESTERDAY + 1))
+    assert take(store, job)[1] is None
+    keep(store, job)
+    assert take(store, job)[1] is not None
+
+
+@pytest.mark.parametrize("change", ["the same times, other bytes", "a link turned elsewhere"])
+def test_a_changed_adapter_is_found_again(change: str, job: Job, store: Store, tmp_path: Path) -> None:
+    """Incident: a link to a LoRA was turned to another version, and the rest of the rows were made with the old one."""
+    for version in (1, 2):
+        save_file({"emb_params": np.full((1, 8), version, np.float32)}, tmp_path / f"v{version}.safetensors")
+    (tmp_path / "now.safetensors").symlink_to("v1.safetensors")
+    table = pq.read_table(tmp_path / "rows.parquet")
+    named = [json.dumps({"path": "now.safetensors", "token": "castle"})] * len(table)
+    pq.write_table(table.append_column("embeddings", pa.array(named)), tmp_path / "rows.parquet")
+    config = {"num_hidden_layers": 3, "hidden_size": 8}
+    (tmp_path / "model" / "text_encoder" / "config.json").write_text(json.dumps(config))
+    for file in tmp_path.rglob("*"):
+        os.utime(file, (YESTERDAY, YESTERDAY))
+    rows, _ = keep(store, job)
+    assert take(store, job)[0] == rows
+    if change.startswith("a link"):
+        (tmp_path / "now.safetensors").unlink()
+        (tmp_path / "now.safetensors").symlink_to("v2.safetensors")
+    else:
+        (tmp_path / "v1.safetensors").write_bytes((tmp_path / "v2.safetensors").read_bytes())
+        os.utime(tmp_path / "v1.safetensors", (YESTERDAY, YESTERDAY))
+    assert take(store, job)[1] is None
+
+
+def test_large_carried_cells_are_not_stored_twice(job: Job, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Incident: thumbnails carried along took five times their size of the driver's memory, and the disk again."""
+    keep(store, job)
+    assert len(store.names(PLANS)) == 2
+    monkeypatch.setattr("batchgen.dataset.kept.PART_BYTES", 0)
+    keep(store, job)
+    rows, _ = take(store, job)
+    assert len(store.names(PLANS)) > 2 and len(rows) == 5
+    monkeypatch.setattr("batchgen.dataset.kept.MOST_BYTES", 100)
+    keep(store, job)
+    assert store.names(PLANS) == []
 
 
 def test_resuming_decodes_no_image_again(tiny_model: Path, batchgen: RunCli, ray_address: str, tmp_path: Path) -> None:
@@ -192,7 +241,7 @@ def test_resuming_decodes_no_image_again(tiny_model: Path, batchgen: RunCli, ray
 def test_an_image_that_changed_behind_its_look_is_read_again(
     tiny_model: Path, batchgen: RunCli, ray_address: str, tmp_path: Path
 ) -> None:
-    """Same size, same modification time, other bytes: the worker sees it, and the next run takes it as it is now."""
+    """Other bytes that look as before: the worker sees it, and the next run takes them as they are now."""
     image = tmp_path / "init.bmp"  # uncompressed: the size is that of the pixels
     Image.new("RGB", (64, 64), "red").save(image)
     (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "a", "image": "init.bmp", "steps": 2}))
@@ -201,11 +250,14 @@ def test_an_image_that_changed_behind_its_look_is_read_again(
     command = ("run", tmp_path / "rows.jsonl", "--output", tmp_path / "out", "--model", tiny_model)
     assert batchgen(*command, "--address", ray_address).returncode == 0
     output = open_store(str(tmp_path / "out"))
-    assert output.names(PLANS)
+    (record,) = [key for key in output.names(PLANS) if key.endswith(".json")]
     Image.new("RGB", (64, 64), "blue").save(image)
     os.utime(image, (YESTERDAY, YESTERDAY))
-    for file in (tmp_path / "out" / "data").iterdir():
-        shutil.rmtree(file)
+    for folder in (tmp_path / "out" / "data").iterdir():
+        shutil.rmtree(folder)
+    content = json.loads(output.read(f"{PLANS}/{record}"))
+    content["read"] = {str(image): asdict(look_at_input(str(image)))}  # as if nothing could be seen
+    output.write(f"{PLANS}/{record}", json.dumps(content).encode())
     failed = batchgen(*command, "--address", ray_address)
     assert failed.returncode == 1, failed.stderr
     assert output.names(PLANS) == []

@@ -1,9 +1,9 @@
 """What resolving a manifest found, kept in the output, so that resuming need not do it again.
 
 `.batchgen/plan/<name>-<number>.parquet` hold the rows; `<name>.json`, written after them, says what they were resolved
-from. They count as long as nothing that can be seen without reading has changed: the job, the models'
-fingerprints, and size and version of the manifest's files, of every conditioning image and of every adapter. Whoever
-reads a row makes sure of the bytes all the same: a worker compares the hash of each image that it fetches.
+from. They count as long as nothing that can be seen without reading has changed: the job, the models' fingerprints, and
+size and version of the manifest's files, of every conditioning image and of every adapter. Workers compare the hash of
+each image and each adapter that they read, so that what changed behind all that fails, and is never taken for another.
 """
 
 import hashlib
@@ -12,7 +12,8 @@ import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,7 +25,7 @@ from batchgen.job import Job
 from batchgen.manifest.cells import carried_cell
 from batchgen.manifest.columns import COLUMNS
 from batchgen.manifest.files import manifest_files
-from batchgen.models.adapters import ADAPTERS
+from batchgen.models.adapters import ADAPTERS, image_encoder
 from batchgen.models.catalog import find_model
 from batchgen.resolve import Resolved
 from batchgen.rows import Row, decode_row, encode_row
@@ -34,18 +35,27 @@ from batchgen.version import __version__
 __all__ = ["PLANS", "forget_resolved", "keep_resolved", "take_resolved"]
 
 PLANS = ".batchgen/plan"
-FORMAT = 2  # raised when older files would be read wrong
-PART_ROWS = 50_000  # of one file: about 20 MB before compression
+FORMAT = 3  # raised when older files would be read wrong
+PART_ROWS = 20_000  # of one file, at most
+PART_BYTES = 16 << 20  # of one file, about: what the driver holds of it, some times over
+MOST_BYTES = 256 << 20  # carried cells that are larger (thumbnails) are not stored a second time
+READ_ROWS = 500  # at once
 LOOKERS = 16  # files looked at side by side: at 20 ms each on an object store, 800 a second
 CLOCKS_APART = 2.0  # seconds by which a store's clock and this one may differ
 MOST_LOOKS = 200_000  # files; to look at more would take minutes on an object store, and then resolving may as well
 
+_CARRIED = "carried."
+_OWN = [("key", pa.string()), ("row", pa.string())]
+
+_Pair = tuple[str, Row]
+"""A batch key and a row."""
+
 
 def keep_resolved(store: Store, job: Job, index: Index, resolved: Resolved, *, before: float) -> None:
-    """Keep what `index` holds, where it is not kept yet.
+    """Keep what `index` holds, over what may be kept already.
 
-    Nothing is kept where something changed after `before`, when resolving began (it may have been read in between), or
-    cannot be looked at.
+    Nothing is kept where something changed after `before`, when resolving began (it may have been read in between),
+    cannot be looked at, or is too large.
 
     Args:
         store: the output.
@@ -56,18 +66,20 @@ def keep_resolved(store: Store, job: Job, index: Index, resolved: Resolved, *, b
     """
     try:
         files = {file: look_at_input(file) for file in resolved.files}
-        name = _name(job, files)
-        if f"{name}.json" in store.names(PLANS):
-            return
         read = _looks(_read_files(index))
     except StoreError:
         return
     if read is None or not all(_is_settled(look, before) for look in (*files.values(), *read.values())):
         return
-    schema = _schema(resolved.carried)
-    rows, parts = index.rows(), 0
-    while chunk := list(islice(rows, PART_ROWS)):
-        store.write(f"{PLANS}/{name}-{parts:05d}.parquet", _encode(chunk, schema))
+    forget_resolved(store)  # so that no record ever stands over other rows
+    name, schema, parts, size = _name(job, files), _schema(resolved.carried), 0, 0
+    for chunk in _chunks(index.rows()):
+        data = _encode(chunk, schema)
+        size += len(data)
+        if size > MOST_BYTES:
+            forget_resolved(store)
+            return
+        store.write(f"{PLANS}/{name}-{parts:05d}.parquet", data)
         parts += 1
     record = {
         "format": FORMAT,
@@ -79,55 +91,67 @@ def keep_resolved(store: Store, job: Job, index: Index, resolved: Resolved, *, b
         "notices": resolved.notices,
     }
     store.write(f"{PLANS}/{name}.json", json.dumps(record).encode())
-    forget_resolved(store, but=name)
 
 
 def take_resolved(store: Store, job: Job, index: Index) -> Resolved | None:
-    """Fill the index with rows that an earlier run resolved; None, and an index as it was, where they do not count.
-
-    Raises:
-        InputError: the manifest as a whole, or the job's model, cannot be used.
-    """
+    """Fill the index with rows that an earlier run resolved; None, and an index as it was, where they do not count."""
     try:
         names = manifest_files(job.manifest)
         files = {file: look_at_input(file) for file in names}
         name = _name(job, files)
         record = read_json(store, f"{PLANS}/{name}.json")
-        if record["format"] != FORMAT or record["files"] != {file: asdict(look) for file, look in files.items()}:
-            return None
-        models = {known: find_model(known, config=job.model_config) for known in record["models"]}
-        if record["models"] != {model.name: model.fingerprint for model in models.values()}:
-            return None
-        read = _looks(set(record["read"]))
-        if read is None or record["read"] != {file: asdict(look) for file, look in read.items()}:
+        if not _still_counts(record, job, files):
             return None
         schema = pa.ipc.read_schema(pa.BufferReader(bytes.fromhex(record["carried"])))
         for number in range(record["parts"]):
             for key, row in _decode(store.read(f"{PLANS}/{name}-{number:05d}.parquet"), schema):
                 index.add(key, row)
     except (StoreError, InputError, KeyError, TypeError, ValueError, OSError, pa.ArrowException):
-        index.clear()
-        return None  # resolving says what is wrong, or finds that nothing is
+        index.clear()  # whatever is missing or damaged: resolving says what is wrong, or finds that nothing is
+        return None
     carried = {field.name.removeprefix(_CARRIED): field.type for field in schema if field.name.startswith(_CARRIED)}
-    return Resolved(files=names, models=models, carried=carried, notices=list(record["notices"]))
+    models = {known: find_model(known, config=job.model_config) for known in record["models"]}
+    return Resolved(files=names, models=models, carried=carried, notices=list(record["notices"]), kept=True)
 
 
-def forget_resolved(store: Store, *, but: str | None = None) -> None:
-    """Remove what is kept, or all that is not of the name `but`."""
-    for key in store.names(PLANS):
-        if but is None or not key.startswith(but):
-            store.delete(f"{PLANS}/{key}")
+def _still_counts(record: Mapping[str, Any], job: Job, files: Mapping[str, Look]) -> bool:
+    """Whether all that the kept rows were resolved from looks as it did."""
+    if record["format"] != FORMAT or record["files"] != {file: asdict(look) for file, look in files.items()}:
+        return False
+    models = {known: find_model(known, config=job.model_config).fingerprint for known in record["models"]}
+    read = _looks(set(record["read"]))
+    return (
+        record["models"] == models
+        and read is not None
+        and record["read"] == {file: asdict(look) for file, look in read.items()}
+    )
 
 
-_CARRIED = "carried."
-_OWN = [("key", pa.string()), ("row", pa.string())]
+def forget_resolved(store: Store) -> None:
+    """Remove what is kept, its record first."""
+    for key in sorted(store.names(PLANS), key=lambda key: not key.endswith(".json")):
+        store.delete(f"{PLANS}/{key}")
+
+
+def _chunks(pairs: Iterator[_Pair]) -> Iterator[list[_Pair]]:
+    """Rows by the files that they go to."""
+    chunk: list[_Pair] = []
+    size = 0
+    for pair in pairs:
+        chunk.append(pair)
+        size += sum(len(cell) for cell in pair[1].carried.values() if isinstance(cell, (bytes, str)))
+        if len(chunk) == PART_ROWS or size > PART_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
 
 
 def _schema(carried: Mapping[str, pa.DataType]) -> pa.Schema:
     return pa.schema([*_OWN, *((f"{_CARRIED}{name}", kind) for name, kind in carried.items())])
 
 
-def _encode(pairs: list[tuple[str, Row]], schema: pa.Schema) -> bytes:
+def _encode(pairs: list[_Pair], schema: pa.Schema) -> bytes:
     columns = [pa.array([key for key, _ in pairs]), pa.array([encode_row(row) for _, row in pairs], pa.string())]
     for field in list(schema)[len(_OWN) :]:
         name = field.name.removeprefix(_CARRIED)
@@ -138,13 +162,15 @@ def _encode(pairs: list[tuple[str, Row]], schema: pa.Schema) -> bytes:
     return stream.getvalue()
 
 
-def _decode(data: bytes, schema: pa.Schema) -> Iterator[tuple[str, Row]]:
-    table = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True).read()
-    if table.schema.names != schema.names:
+def _decode(data: bytes, schema: pa.Schema) -> Iterator[_Pair]:
+    file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
+    if file.schema_arrow.names != schema.names:
         raise ValueError("columns are not those of the plan")
-    for cells in table.to_pylist():
-        carried = {name.removeprefix(_CARRIED): cell for name, cell in cells.items() if name.startswith(_CARRIED)}
-        yield cells["key"], decode_row(cells["row"], {name: cell for name, cell in carried.items() if cell is not None})
+    for batch in file.iter_batches(READ_ROWS):
+        for cells in batch.to_pylist():
+            carried = {name: cell for name, cell in cells.items() if name.startswith(_CARRIED) and cell is not None}
+            named = {name.removeprefix(_CARRIED): cell for name, cell in carried.items()}
+            yield cells["key"], decode_row(cells["row"], named)
 
 
 def _name(job: Job, files: Mapping[str, Look]) -> str:
@@ -173,6 +199,8 @@ def _read_files(index: Index) -> set[str]:
         for name in ADAPTERS.keys() & cells.keys():
             listed = cells[name] if isinstance(cells[name], tuple) else (cells[name],)
             found.update(one["path"] for one in listed)
+            encoders = (image_encoder(Path(one["path"])) for one in listed if name == "ip_adapter")
+            found.update(str(encoder) for encoder in encoders if encoder is not None)
     return found
 
 

@@ -8,6 +8,7 @@ import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +24,7 @@ from batchgen.diffusion.prompts import PromptEncoder
 from batchgen.diffusion.weights import read_weights
 from batchgen.errors import InputError
 from batchgen.generation.parameters import Adapter, Control, ImagePrompt, Parameters
-from batchgen.models.adapters import image_encoder
+from batchgen.models.adapters import adapter_fingerprint, image_encoder
 from batchgen.models.catalog import Family, Model
 
 __all__ = ["Adapters"]
@@ -39,6 +40,18 @@ _LOADERS: Mapping[Family, str] = {
 }
 
 _Made = TypeVar("_Made")
+
+
+def _as_checked(chosen: Adapter) -> Path:
+    """Where an adapter lies, once its bytes are seen to be those that the manifest was checked with.
+
+    Raises:
+        InputError: they changed since.
+    """
+    path = Path(chosen["path"])
+    if adapter_fingerprint(path) != chosen["sha256"]:
+        raise InputError(f"{path} changed since the manifest was checked; run again to take it as it is now")
+    return path
 
 
 class Adapters:
@@ -70,7 +83,9 @@ class Adapters:
             if shared.adapters.loras:
                 stack.enter_context(self._loras_on(shared.adapters.loras))
             if (chosen := shared.adapters.hypernetwork) is not None:
-                hypernetwork = self._keep(Hypernetwork, chosen, self._read_hypernetwork)
+                hypernetwork = self._keep(
+                    Hypernetwork, chosen["sha256"], lambda: self._read_hypernetwork(_as_checked(chosen))
+                )
                 stack.enter_context(hypernetwork.on(self._unet, chosen["scale"]))
             yield
 
@@ -83,28 +98,31 @@ class Adapters:
         pairs = []
         for embedding in embeddings or ():
             internal = f"embedding-{embedding['sha256'][:16]}"
-            self._prompts.add_embedding(internal, _token_vectors(read_weights(Path(embedding["path"]))))
+            if not self._prompts.knows_embedding(internal):
+                self._prompts.add_embedding(internal, _token_vectors(read_weights(_as_checked(embedding))))
             pairs.append((embedding["token"], internal))
         return tuple(pairs)
 
     def vae(self, chosen: Adapter | None) -> Any:
         """The autoencoder that the rows name, or the model's own."""
-        return self._vae if chosen is None else self._keep(AutoencoderKL, chosen, self._read_vae)
+        if chosen is None:
+            return self._vae
+        return self._keep(AutoencoderKL, chosen["sha256"], lambda: self._read_vae(_as_checked(chosen)))
 
     def controlnets(self, chosen: Sequence[Adapter] | None) -> list[Any]:
         """The ControlNets that the rows name, in their order."""
-        return [self._keep(ControlNetModel, one, self._read_controlnet) for one in chosen or ()]
+        return [self._keep(ControlNetModel, one["sha256"], partial(self._read_controlnet, one)) for one in chosen or ()]
 
     def pose_reader(self, control: Control) -> PoseReader:
         """What finds poses by the estimator and the detector that the rows name."""
         estimator, detector = control.pose_estimator, control.person_detector
         assert estimator is not None, "the manifest's check asks for one with poses"
-        both: Adapter = {
-            "sha256": estimator["sha256"] + (detector["sha256"] if detector else ""),
-            "path": estimator["path"],
-        }
-        people = Path(detector["path"]) if detector else None
-        return self._keep(PoseReader, both, lambda folder: PoseReader(folder, people, self._device))
+
+        def read() -> PoseReader:
+            people = None if detector is None else _as_checked(detector)
+            return PoseReader(_as_checked(estimator), people, self._device)
+
+        return self._keep(PoseReader, estimator["sha256"] + (detector["sha256"] if detector else ""), read)
 
     def embed_images(self, images: Sequence[Image], *, guided: bool) -> list[torch.Tensor]:
         """The rows' image prompts as the IP-Adapter reads them: one tensor (B, 1, ...), or (2B, 1, ...) if guided."""
@@ -120,7 +138,7 @@ class Adapters:
         names = [f"lora-{one['sha256'][:16]}" for one in chosen]
         for name, one in zip(names, chosen, strict=True):
             if name not in self._loras:
-                self._load_lora(name, Path(one["path"]))
+                self._load_lora(name, _as_checked(one))
             self._loras[name] = None
             self._loras.move_to_end(name)
         while len(self._loras) > max(_KEPT_LORAS, len(names)):
@@ -156,8 +174,8 @@ class Adapters:
                 self._ip_adapter = None
                 if self._slices:
                     self._loader.enable_attention_slicing()
-            if wanted is not None:
-                self._load_ip_adapter(Path(wanted))
+            if prompt is not None:
+                self._load_ip_adapter(_as_checked(prompt.ip_adapter))
                 self._ip_adapter = wanted
         if prompt is not None:
             self._loader.set_ip_adapter_scale(prompt.ip_adapter_scale)
@@ -181,12 +199,13 @@ class Adapters:
         self._loader.image_encoder.to(self._device, self._dtype).eval().requires_grad_(False)
         self._unet.to(self._device, self._dtype).eval().requires_grad_(False)
 
-    def _keep(self, kind: type[_Made], chosen: Adapter, read: Callable[[Path], _Made]) -> _Made:
+    def _keep(self, kind: type[_Made], name: str, make: Callable[[], _Made]) -> _Made:
+        """What was made under a name that stands for its bytes, or is made now."""
         kept: OrderedDict[str, _Made] = self._kept.setdefault(kind, OrderedDict())
-        made = kept.pop(chosen["sha256"], None)
+        made = kept.pop(name, None)
         if made is None:
-            made = read(Path(chosen["path"]))
-        kept[chosen["sha256"]] = made
+            made = make()
+        kept[name] = made
         while len(kept) > _KEPT_MODULES:
             kept.popitem(last=False)
         return made
@@ -194,8 +213,8 @@ class Adapters:
     def _read_hypernetwork(self, path: Path) -> Hypernetwork:
         return Hypernetwork(read_weights(path), self._device, self._dtype)
 
-    def _read_controlnet(self, folder: Path) -> Any:
-        return self._read_module(ControlNetModel, folder, self._dtype)
+    def _read_controlnet(self, chosen: Adapter) -> Any:
+        return self._read_module(ControlNetModel, _as_checked(chosen), self._dtype)
 
     def _read_vae(self, path: Path) -> Any:
         is_folder = path.is_dir()

@@ -128,6 +128,10 @@ class PromptEncoder:
             for position, (number, token, weight) in enumerate(tokens)
         ]
 
+    def knows_embedding(self, internal: str) -> bool:
+        """Whether `add_embedding` was called with that name."""
+        return internal in self._towers[0].added
+
     def add_embedding(self, internal: str, vectors: Sequence[torch.Tensor]) -> None:
         """Make a textual inversion known, under a name that stands for these very vectors; once more does nothing.
 

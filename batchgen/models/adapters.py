@@ -28,7 +28,7 @@ from batchgen.models.compatibility import (
     read_facts,
 )
 
-__all__ = ["ADAPTERS", "Finder", "find_adapters", "image_encoder"]
+__all__ = ["ADAPTERS", "Finder", "adapter_fingerprint", "find_adapters", "image_encoder"]
 
 _BUILTIN = re.compile(r"builtin-[a-z0-9-]+")
 _PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth"})
@@ -108,7 +108,7 @@ def _find(kind: AdapterKind, cell: Any, model: Model, finder: Finder) -> dict[st
         raise CellError(f"{given['path']}: {reason}")
     if missing := [name for name in kind.beside if not (path / name).is_file()]:
         raise CellError(f"{path} holds no {missing[0]}; is the folder complete?")
-    result: dict[str, Any] = {"path": str(path), "sha256": _fingerprint(path)}
+    result: dict[str, Any] = {"path": str(path), "sha256": adapter_fingerprint(path)}
     for name, default in kind.names.items():
         value = given.get(name, default)
         if name == "scale" and (isinstance(value, bool) or not isinstance(value, (int, float))):
@@ -149,7 +149,7 @@ def _locate(name: str, kind: AdapterKind, finder: Finder) -> Path:
         )
     if path.suffix not in _PICKLES | {".safetensors"} and path.is_file():
         raise CellError(f"{path} is neither .safetensors nor a file that torch saved")
-    return path.resolve()
+    return path.absolute()  # links are not followed: one that is turned elsewhere is another adapter
 
 
 def _weights_in(folder: Path, kind: AdapterKind) -> Path:
@@ -171,7 +171,8 @@ def image_encoder(weights: Path) -> Path | None:
 
 
 @lru_cache(maxsize=1024)
-def _fingerprint(path: Path) -> str:
+def adapter_fingerprint(path: Path) -> str:
+    """sha256 of an adapter's bytes, of all its files where it is a folder; read once in a process."""
     if path.is_dir():
         return hash_folder(path)
     encoder = image_encoder(path)
