@@ -27,7 +27,7 @@ from batchgen.generation.parameters import Adapter, Control, ImagePrompt, Parame
 from batchgen.models.adapters import adapter_fingerprint, image_encoder
 from batchgen.models.catalog import Family, Model
 
-__all__ = ["Adapters"]
+__all__ = ["Adapters", "as_checked"]
 
 _KEPT_LORAS = 16
 _KEPT_MODULES = 4  # ControlNets (0.7 GB in float16 for SD 1.5), autoencoders, hypernetworks: of each so many
@@ -42,7 +42,7 @@ _LOADERS: Mapping[Family, str] = {
 _Made = TypeVar("_Made")
 
 
-def _as_checked(chosen: Adapter) -> Path:
+def as_checked(chosen: Adapter) -> Path:
     """Where an adapter lies, once its bytes are seen to be those that the manifest was checked with.
 
     Raises:
@@ -84,7 +84,7 @@ class Adapters:
                 stack.enter_context(self._loras_on(shared.adapters.loras))
             if (chosen := shared.adapters.hypernetwork) is not None:
                 hypernetwork = self._keep(
-                    Hypernetwork, chosen["sha256"], lambda: self._read_hypernetwork(_as_checked(chosen))
+                    Hypernetwork, chosen["sha256"], lambda: self._read_hypernetwork(as_checked(chosen))
                 )
                 stack.enter_context(hypernetwork.on(self._unet, chosen["scale"]))
             yield
@@ -99,7 +99,7 @@ class Adapters:
         for embedding in embeddings or ():
             internal = f"embedding-{embedding['sha256'][:16]}"
             if not self._prompts.knows_embedding(internal):
-                self._prompts.add_embedding(internal, _token_vectors(read_weights(_as_checked(embedding))))
+                self._prompts.add_embedding(internal, _token_vectors(read_weights(as_checked(embedding))))
             pairs.append((embedding["token"], internal))
         return tuple(pairs)
 
@@ -107,7 +107,7 @@ class Adapters:
         """The autoencoder that the rows name, or the model's own."""
         if chosen is None:
             return self._vae
-        return self._keep(AutoencoderKL, chosen["sha256"], lambda: self._read_vae(_as_checked(chosen)))
+        return self._keep(AutoencoderKL, chosen["sha256"], lambda: self._read_vae(as_checked(chosen)))
 
     def controlnets(self, chosen: Sequence[Adapter] | None) -> list[Any]:
         """The ControlNets that the rows name, in their order."""
@@ -119,8 +119,8 @@ class Adapters:
         assert estimator is not None, "the manifest's check asks for one with poses"
 
         def read() -> PoseReader:
-            people = None if detector is None else _as_checked(detector)
-            return PoseReader(_as_checked(estimator), people, self._device)
+            people = None if detector is None else as_checked(detector)
+            return PoseReader(as_checked(estimator), people, self._device)
 
         return self._keep(PoseReader, estimator["sha256"] + (detector["sha256"] if detector else ""), read)
 
@@ -138,7 +138,7 @@ class Adapters:
         names = [f"lora-{one['sha256'][:16]}" for one in chosen]
         for name, one in zip(names, chosen, strict=True):
             if name not in self._loras:
-                self._load_lora(name, _as_checked(one))
+                self._load_lora(name, as_checked(one))
             self._loras[name] = None
             self._loras.move_to_end(name)
         while len(self._loras) > max(_KEPT_LORAS, len(names)):
@@ -175,7 +175,7 @@ class Adapters:
                 if self._slices:
                     self._loader.enable_attention_slicing()
             if prompt is not None:
-                self._load_ip_adapter(_as_checked(prompt.ip_adapter))
+                self._load_ip_adapter(as_checked(prompt.ip_adapter))
                 self._ip_adapter = wanted
         if prompt is not None:
             self._loader.set_ip_adapter_scale(prompt.ip_adapter_scale)
@@ -214,7 +214,7 @@ class Adapters:
         return Hypernetwork(read_weights(path), self._device, self._dtype)
 
     def _read_controlnet(self, chosen: Adapter) -> Any:
-        return self._read_module(ControlNetModel, _as_checked(chosen), self._dtype)
+        return self._read_module(ControlNetModel, as_checked(chosen), self._dtype)
 
     def _read_vae(self, path: Path) -> Any:
         is_folder = path.is_dir()

@@ -3,7 +3,6 @@
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy.typing as npt
 import torch
 from PIL.Image import Image
 
+from batchgen.diffusion.adapters import as_checked
 from batchgen.diffusion.classifier import Classifier, load_classifier
 from batchgen.diffusion.loading import Components
 from batchgen.diffusion.noise import randn_tensor
@@ -101,7 +101,7 @@ class PixelModel:
         if found is None:
             return None
         if found["sha256"] not in self._classifiers:
-            self._classifiers[found["sha256"]] = load_classifier(Path(found["path"]), self._unet.device)
+            self._classifiers[found["sha256"]] = load_classifier(as_checked(found), self._unet.device)
         classifier = self._classifiers[found["sha256"]]
         labels = _labels(rows, self._unet.device)
         scales = torch.tensor([one.classifier_scale for one in _classes(rows)], device=labels.device).view(-1, 1, 1, 1)
