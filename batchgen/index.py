@@ -8,13 +8,13 @@ stores or models.
 import pickle
 import sqlite3
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from batchgen.rows import Row, Status
+from batchgen.rows import Row, Status, decode_row, encode_row
 
 __all__ = ["Committed", "Counts", "Group", "Index"]
 
@@ -30,7 +30,7 @@ CREATE TABLE occurrence (content TEXT PRIMARY KEY, count INTEGER NOT NULL) WITHO
 CREATE TABLE key (number INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE);
 CREATE TABLE row (
     ordinal INTEGER PRIMARY KEY, key INTEGER NOT NULL, id TEXT NOT NULL UNIQUE, fingerprint TEXT NOT NULL,
-    file TEXT NOT NULL, number INTEGER NOT NULL, pickled BLOB NOT NULL
+    file TEXT NOT NULL, number INTEGER NOT NULL, text TEXT NOT NULL, carried BLOB NOT NULL
 );
 CREATE INDEX row_by_key ON row (key, ordinal);
 CREATE TABLE committed (
@@ -102,8 +102,16 @@ class Index:
         """Append a row; where its id is taken nothing is added, and file and number of the holder come back."""
         try:
             self._db.execute(
-                "INSERT INTO row (key, id, fingerprint, file, number, pickled) VALUES (?, ?, ?, ?, ?, ?)",
-                (self._key_number(key), row.id, row.fingerprint, row.file, row.number, pickle.dumps(row, protocol=5)),
+                "INSERT INTO row (key, id, fingerprint, file, number, text, carried) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    self._key_number(key),
+                    row.id,
+                    row.fingerprint,
+                    row.file,
+                    row.number,
+                    encode_row(row),
+                    pickle.dumps(row.carried, protocol=5),  # cells of any type, in a file of this process alone
+                ),
             )
         except sqlite3.IntegrityError:
             file, number = self._db.execute("SELECT file, number FROM row WHERE id = ?", (row.id,)).fetchone()
@@ -157,12 +165,12 @@ class Index:
     def pending(self, limit: int | None = None) -> Iterator[tuple[str, Row]]:
         """Rows that are neither done nor failed, by batch key and then in the manifest's order."""
         rows = self._db.cursor().execute(
-            f"SELECT key.text, row.pickled FROM key JOIN row ON row.key = key.number WHERE NOT {_KNOWN} "
+            f"SELECT key.text, row.text, row.carried FROM key JOIN row ON row.key = key.number WHERE NOT {_KNOWN} "
             "ORDER BY key.text, row.ordinal LIMIT ?",
             (-1 if limit is None else limit,),
         )
-        for key, pickled in rows:
-            yield key, pickle.loads(pickled)
+        for key, text, carried in rows:
+            yield key, decode_row(text, pickle.loads(carried))
 
     def clear(self) -> None:
         """Forget all rows that were added."""
@@ -170,13 +178,18 @@ class Index:
         for table in ("row", "key", "occurrence"):
             self._db.execute(f"DELETE FROM {table}")
 
-    def rows(self) -> Iterator[tuple[str, Row]]:
-        """All rows in the manifest's order, with their batch keys."""
+    def encoded(self) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+        """All rows in the manifest's order: batch key, the row as `encode_row` writes it, its carried cells."""
         found = self._db.cursor().execute(
-            "SELECT key.text, row.pickled FROM key JOIN row ON row.key = key.number ORDER BY row.ordinal"
+            "SELECT key.text, row.text, row.carried FROM key JOIN row ON row.key = key.number ORDER BY row.ordinal"
         )
-        for key, pickled in found:
-            yield key, pickle.loads(pickled)
+        for key, text, carried in found:
+            yield key, text, pickle.loads(carried)
+
+    def rows(self) -> Iterator[tuple[str, Row]]:
+        """The same rows, with their batch keys."""
+        for key, text, carried in self.encoded():
+            yield key, decode_row(text, carried)
 
     def superseded(self) -> Iterator[Committed]:
         """Done rows that the output holds besides: by shard, so that each shard is written once.

@@ -5,11 +5,12 @@ every conditioning image exists and decodes. No model is loaded; knows nothing o
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -26,7 +27,7 @@ from batchgen.manifest.cells import CellSorter, Parsed
 from batchgen.manifest.columns import COLUMNS, MAX_SEED, WORDING, Kind, input_name
 from batchgen.manifest.files import Record, folder_of, manifest_files, records
 from batchgen.manifest.problems import ProblemLog
-from batchgen.models.adapters import Finder
+from batchgen.models.adapters import ADAPTERS, Finder, adapter_files
 from batchgen.models.catalog import Model, find_model
 from batchgen.rows import Row
 from batchgen.sharding import batch_key
@@ -50,6 +51,7 @@ class Resolved:
     models: Mapping[str, Model]  # by name
     carried: Mapping[str, pa.DataType]  # unknown columns and their types
     notices: list[str]  # one line each: aliases used, columns that look misspelt
+    read: Set[str]  # every file besides the manifest's: conditioning images, and what adapters are read from
     kept: bool = False  # its rows are those that an earlier run resolved
 
 
@@ -72,7 +74,9 @@ def resolve(job: Job, index: Index, problems: ProblemLog) -> Resolved:
                     builder.add(parsed, inputs)
     # a file with problems may not even have a schema
     carried = {} if problems.total else sorter.carried_types(files)
-    return Resolved(files=files, models=builder.models, carried=carried, notices=list(sorter.notices))
+    return Resolved(
+        files=files, models=builder.models, carried=carried, notices=list(sorter.notices), read=builder.read
+    )
 
 
 class _ImageReader:
@@ -138,6 +142,7 @@ class _RowBuilder:
 
     def __init__(self, job: Job, index: Index, problems: ProblemLog) -> None:
         self.models: dict[str, Model] = {}
+        self.read: set[str] = set()  # files of the rows' images and adapters
         self._job = job
         self._index = index
         self._problems = problems
@@ -168,8 +173,16 @@ class _RowBuilder:
         self._note_all(parsed.record, row_problems)
         if row_problems or parsed.spoiled:
             return
+        self._note_read(cells, inputs)
         for copy in range(copies):
             self._add_row(parsed, task, model, cells, inputs, copy if copies > 1 else None)
+
+    def _note_read(self, cells: Mapping[str, Any], inputs: Mapping[str, ImageRef]) -> None:
+        self.read.update(image.uri for image in inputs.values() if image.row is None)
+        for name in ADAPTERS.keys() & cells.keys():
+            listed = cells[name] if isinstance(cells[name], tuple) else (cells[name],)
+            for one in filter(None, listed):
+                self.read.update(map(str, adapter_files(Path(one["path"]))))
 
     def _add_row(
         self,

@@ -9,10 +9,9 @@ each image and each adapter that they read, so that what changed behind all that
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -25,10 +24,9 @@ from batchgen.job import Job
 from batchgen.manifest.cells import carried_cell
 from batchgen.manifest.columns import COLUMNS
 from batchgen.manifest.files import manifest_files
-from batchgen.models.adapters import ADAPTERS, image_encoder
 from batchgen.models.catalog import find_model
 from batchgen.resolve import Resolved
-from batchgen.rows import Row, decode_row, encode_row
+from batchgen.rows import Row, decode_row
 from batchgen.storage import Look, Store, is_remote, look_at_input, read_json
 from batchgen.version import __version__
 
@@ -47,8 +45,8 @@ MOST_LOOKS = 200_000  # files; to look at more would take minutes on an object s
 _CARRIED = "carried."
 _OWN = [("key", pa.string()), ("row", pa.string())]
 
-_Pair = tuple[str, Row]
-"""A batch key and a row."""
+_Encoded = tuple[str, str, Mapping[str, Any]]
+"""A batch key, a row as `encode_row` writes it, and the row's carried cells."""
 
 
 def keep_resolved(store: Store, job: Job, index: Index, resolved: Resolved, *, before: float) -> None:
@@ -66,14 +64,14 @@ def keep_resolved(store: Store, job: Job, index: Index, resolved: Resolved, *, b
     """
     try:
         files = {file: look_at_input(file) for file in resolved.files}
-        read = _looks(_read_files(index))
+        read = _looks(resolved.read)
     except StoreError:
         return
     if read is None or not all(_is_settled(look, before) for look in (*files.values(), *read.values())):
         return
     forget_resolved(store)  # so that no record ever stands over other rows
     name, schema, parts, size = _name(job, files), _schema(resolved.carried), 0, 0
-    for chunk in _chunks(index.rows()):
+    for chunk in _chunks(index.encoded()):
         data = _encode(chunk, schema)
         size += len(data)
         if size > MOST_BYTES:
@@ -84,8 +82,8 @@ def keep_resolved(store: Store, job: Job, index: Index, resolved: Resolved, *, b
     record = {
         "format": FORMAT,
         "parts": parts,
-        "files": {file: asdict(look) for file, look in files.items()},
-        "read": {file: asdict(look) for file, look in read.items()},
+        "files": _as_json(files),
+        "read": _as_json(read),
         "models": {model.name: model.fingerprint for model in resolved.models.values()},
         "carried": schema.serialize().to_pybytes().hex(),
         "notices": resolved.notices,
@@ -100,7 +98,10 @@ def take_resolved(store: Store, job: Job, index: Index) -> Resolved | None:
         files = {file: look_at_input(file) for file in names}
         name = _name(job, files)
         record = read_json(store, f"{PLANS}/{name}.json")
-        if not _still_counts(record, job, files):
+        if not _looks_as_it_did(record, files):
+            return None
+        models = {known: find_model(known, config=job.model_config) for known in record["models"]}
+        if record["models"] != {model.name: model.fingerprint for model in models.values()}:
             return None
         schema = pa.ipc.read_schema(pa.BufferReader(bytes.fromhex(record["carried"])))
         for number in range(record["parts"]):
@@ -110,21 +111,26 @@ def take_resolved(store: Store, job: Job, index: Index) -> Resolved | None:
         index.clear()  # whatever is missing or damaged: resolving says what is wrong, or finds that nothing is
         return None
     carried = {field.name.removeprefix(_CARRIED): field.type for field in schema if field.name.startswith(_CARRIED)}
-    models = {known: find_model(known, config=job.model_config) for known in record["models"]}
-    return Resolved(files=names, models=models, carried=carried, notices=list(record["notices"]), kept=True)
-
-
-def _still_counts(record: Mapping[str, Any], job: Job, files: Mapping[str, Look]) -> bool:
-    """Whether all that the kept rows were resolved from looks as it did."""
-    if record["format"] != FORMAT or record["files"] != {file: asdict(look) for file, look in files.items()}:
-        return False
-    models = {known: find_model(known, config=job.model_config).fingerprint for known in record["models"]}
-    read = _looks(set(record["read"]))
-    return (
-        record["models"] == models
-        and read is not None
-        and record["read"] == {file: asdict(look) for file, look in read.items()}
+    return Resolved(
+        files=names,
+        models=models,
+        carried=carried,
+        notices=list(record["notices"]),
+        read=set(record["read"]),
+        kept=True,
     )
+
+
+def _looks_as_it_did(record: Mapping[str, Any], files: Mapping[str, Look]) -> bool:
+    """Whether all files that the kept rows were resolved from look as they did."""
+    if record["format"] != FORMAT or record["files"] != _as_json(files):
+        return False
+    read = _looks(set(record["read"]))
+    return read is not None and record["read"] == _as_json(read)
+
+
+def _as_json(looks: Mapping[str, Look]) -> dict[str, Any]:
+    return {file: asdict(look) for file, look in looks.items()}
 
 
 def forget_resolved(store: Store) -> None:
@@ -133,13 +139,13 @@ def forget_resolved(store: Store) -> None:
         store.delete(f"{PLANS}/{key}")
 
 
-def _chunks(pairs: Iterator[_Pair]) -> Iterator[list[_Pair]]:
+def _chunks(rows: Iterator[_Encoded]) -> Iterator[list[_Encoded]]:
     """Rows by the files that they go to."""
-    chunk: list[_Pair] = []
+    chunk: list[_Encoded] = []
     size = 0
-    for pair in pairs:
-        chunk.append(pair)
-        size += sum(len(cell) for cell in pair[1].carried.values() if isinstance(cell, (bytes, str)))
+    for row in rows:
+        chunk.append(row)
+        size += sum(len(cell) for cell in row[2].values() if isinstance(cell, (bytes, str)))
         if len(chunk) == PART_ROWS or size > PART_BYTES:
             yield chunk
             chunk, size = [], 0
@@ -151,18 +157,18 @@ def _schema(carried: Mapping[str, pa.DataType]) -> pa.Schema:
     return pa.schema([*_OWN, *((f"{_CARRIED}{name}", kind) for name, kind in carried.items())])
 
 
-def _encode(pairs: list[_Pair], schema: pa.Schema) -> bytes:
-    columns = [pa.array([key for key, _ in pairs]), pa.array([encode_row(row) for _, row in pairs], pa.string())]
+def _encode(rows: list[_Encoded], schema: pa.Schema) -> bytes:
+    columns = [pa.array([key for key, _, _ in rows]), pa.array([text for _, text, _ in rows], pa.string())]
     for field in list(schema)[len(_OWN) :]:
         name = field.name.removeprefix(_CARRIED)
-        cells = [carried_cell(row.carried.get(name), field.type) for _, row in pairs]
+        cells = [carried_cell(carried.get(name), field.type) for _, _, carried in rows]
         columns.append(pa.array(cells, type=field.type))
     stream = io.BytesIO()
     pq.write_table(pa.Table.from_arrays(columns, schema=schema), stream, compression="zstd", write_page_checksum=True)
     return stream.getvalue()
 
 
-def _decode(data: bytes, schema: pa.Schema) -> Iterator[_Pair]:
+def _decode(data: bytes, schema: pa.Schema) -> Iterator[tuple[str, Row]]:
     file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
     if file.schema_arrow.names != schema.names:
         raise ValueError("columns are not those of the plan")
@@ -180,7 +186,7 @@ def _name(job: Job, files: Mapping[str, Look]) -> str:
         "batchgen": __version__,
         "identity": VERSION,
         "columns": repr(list(COLUMNS.values())),
-        "files": {file: asdict(look) for file, look in files.items()},
+        "files": _as_json(files),
         "model": job.model,
         "model_config": job.model_config,
         "defaults": dict(job.defaults),
@@ -190,21 +196,7 @@ def _name(job: Job, files: Mapping[str, Look]) -> str:
     return hashlib.sha256(canonical(facts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def _read_files(index: Index) -> set[str]:
-    """Every file besides the manifest's that resolving has read: conditioning images and adapters."""
-    found: set[str] = set()
-    for _, row in index.rows():
-        found.update(image.uri for image in row.inputs.values() if image.row is None)
-        cells = row.parameters.to_cells()
-        for name in ADAPTERS.keys() & cells.keys():
-            listed = cells[name] if isinstance(cells[name], tuple) else (cells[name],)
-            found.update(one["path"] for one in listed)
-            encoders = (image_encoder(Path(one["path"])) for one in listed if name == "ip_adapter")
-            found.update(str(encoder) for encoder in encoders if encoder is not None)
-    return found
-
-
-def _looks(files: set[str]) -> dict[str, Look] | None:
+def _looks(files: Set[str]) -> dict[str, Look] | None:
     """How files look; None where they are too many to look at."""
     if len(files) > MOST_LOOKS and any(map(is_remote, files)):
         return None

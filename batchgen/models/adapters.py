@@ -28,7 +28,7 @@ from batchgen.models.compatibility import (
     read_facts,
 )
 
-__all__ = ["ADAPTERS", "Finder", "adapter_fingerprint", "find_adapters", "image_encoder"]
+__all__ = ["ADAPTERS", "Finder", "adapter_files", "adapter_fingerprint", "find_adapters", "image_encoder"]
 
 _BUILTIN = re.compile(r"builtin-[a-z0-9-]+")
 _PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth"})
@@ -175,8 +175,15 @@ def adapter_fingerprint(path: Path) -> str:
     """sha256 of an adapter's bytes, of all its files where it is a folder; read once in a process."""
     if path.is_dir():
         return hash_folder(path)
-    encoder = image_encoder(path)
-    return hash_file(path) if encoder is None else hash_text(hash_file(path) + hash_folder(encoder))
+    file, *encoder = adapter_files(path)
+    return hash_text(hash_file(file) + hash_folder(*encoder)) if encoder else hash_file(file)
+
+
+@lru_cache(maxsize=1024)
+def adapter_files(path: Path) -> tuple[Path, ...]:
+    """What an adapter is read from: its file or folder, and the image encoder that lies beside a file of weights."""
+    encoder = None if path.is_dir() else image_encoder(path)
+    return (path,) if encoder is None else (path, encoder)
 
 
 ADAPTERS: Mapping[str, AdapterKind] = {
