@@ -14,7 +14,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from batchgen.errors import CellError, InputError
 from batchgen.generation.tasks import TASKS
-from batchgen.manifest.columns import ALIASES, COLUMNS, Kind, parse_cell
+from batchgen.manifest.columns import ALIASES, COLUMNS, Kind
+from batchgen.manifest.values import parse_cell
 from batchgen.options import Device, Dtype, ImageFormat, Layout, Memory, Safety
 from batchgen.storage import is_remote, join
 

@@ -13,7 +13,7 @@ from PIL import Image
 from tiny_models import build_sd1
 
 from batchgen.diffusion.host import PipelineHost
-from batchgen.diffusion.noise import draw_in_float32, randn_tensor
+from batchgen.diffusion.noise import BrownianTreeNoiseSampler, draw_in_float32, randn_tensor
 from batchgen.driver import resolved_rows
 from batchgen.generation.samplers import OPTIONS
 from batchgen.generation.tasks import TASKS
@@ -43,9 +43,10 @@ def test_no_class_of_diffusers_draws_otherwise(name: str) -> None:
     """Each class that we use draws by the name `randn_tensor` of its module, which is then ours, or does not draw."""
     kind = getattr(diffusers, name)
     draw_in_float32(kind)
-    source = Path(sys.modules[kind.__module__].__file__ or "").read_text(encoding="utf-8")
-    own = getattr(sys.modules[kind.__module__], "randn_tensor", randn_tensor)
-    assert own is randn_tensor
+    module = sys.modules[kind.__module__]
+    source = Path(module.__file__ or "").read_text(encoding="utf-8")
+    assert getattr(module, "randn_tensor", randn_tensor) is randn_tensor
+    assert getattr(module, "BrownianTreeNoiseSampler", BrownianTreeNoiseSampler) is BrownianTreeNoiseSampler
     assert "torch.randn(" not in source
     assert "torch_utils.randn_tensor" not in source
 
@@ -56,7 +57,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cells", [{}, {"image": "init.png", "strength": 0.9}], ids=["text", "image"])
+@pytest.mark.parametrize(
+    "cells",
+    [{}, {"image": "init.png", "strength": 0.9}, {"scheduler": "DPM++ SDE"}],
+    ids=["text", "image", "torchsde"],
+)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_a_row_is_one_image_in_every_precision(
     model: Path, dtype: Literal["float16", "bfloat16"], cells: dict[str, Any], tmp_path: Path
@@ -70,7 +75,7 @@ def test_a_row_is_one_image_in_every_precision(
     with resolved_rows(Job(manifest=str(tmp_path / "m.jsonl"), model=str(model))) as (index, resolved):
         (shard,) = make_shards(index.pending(1), [(group.key, group.total) for group in index.groups()], sizing)
     (batch,) = shard.micro_batches()
-    inputs = [{"image": init} if cells else {}]
+    inputs = [{"image": init} if "image" in cells else {}]
     wide, narrow = (
         PipelineHost(device="cpu", dtype=kind).generate(resolved.models[str(model)], batch, inputs).pixels.astype(int)
         for kind in ("float32", dtype)

@@ -9,9 +9,10 @@ import pyarrow as pa
 
 from batchgen.errors import CellError, InputError
 from batchgen.identity import canonical
-from batchgen.manifest.columns import ALIASES, COLUMNS, RESERVED, parse_cell
+from batchgen.manifest.columns import ALIASES, COLUMNS, RESERVED
 from batchgen.manifest.files import Record, column_types
 from batchgen.manifest.problems import ProblemLog
+from batchgen.manifest.values import parse_cell
 
 __all__ = ["CellSorter", "Parsed", "carried_cell", "missing_prompt"]
 

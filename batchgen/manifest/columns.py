@@ -7,15 +7,12 @@ The names are diffusers' argument names. A null or absent cell takes the job's d
 this table, then what the model brings (size, scheduler).
 """
 
-import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from batchgen.errors import CellError
 from batchgen.options import Family
 
 __all__ = [
@@ -29,7 +26,6 @@ __all__ = [
     "Kind",
     "image_column",
     "input_name",
-    "parse_cell",
 ]
 
 
@@ -316,138 +312,3 @@ def input_name(column: str, place: int) -> str:
 def image_column(name: str) -> str:
     """The column of an image's name."""
     return re.sub(r"_\d+$", "", name)
-
-
-def parse_cell(column: Column, cell: Any, *, from_text: bool) -> Any:
-    """The cell's value in the column's type: str, int, float, bool, dict, or, for images and adapters, the cell itself.
-
-    Sizes become a tuple of two, columns of several numbers or choices a tuple; lists of images and adapters are read
-    from JSON text and else left as they are.
-
-    Args:
-        cell: a value as the manifest's reader gives it, not null.
-        from_text: the file has no types of its own (CSV): numbers and JSON are read from text.
-
-    Raises:
-        CellError: wrong type, not a number, or out of range.
-    """
-    match column.kind:
-        case Kind.TEXT if column.listed:
-            return tuple(_parse_text(column, item) for item in _as_list(cell))
-        case Kind.TEXT:
-            return _parse_text(column, cell)
-        case Kind.INTEGER | Kind.NUMBER:
-            return _parse_number(column, cell, from_text)
-        case Kind.NUMBERS:
-            return tuple(float(_parse_number(column, item, from_text)) for item in _as_list(cell))
-        case Kind.SIZE:
-            return _parse_size(column, cell, from_text)
-        case Kind.FLAG:
-            return _parse_flag(cell)
-        case Kind.OPTIONS:
-            return _parse_options(cell)
-        case Kind.IMAGE | Kind.ADAPTER:
-            return _from_json(cell) if column.listed or column.kind is Kind.ADAPTER else cell
-
-
-def _from_json(cell: Any) -> Any:
-    """The cell, or what its text says where that is a JSON list or object."""
-    if isinstance(cell, str) and cell.lstrip()[:1] in ("[", "{"):
-        try:
-            return json.loads(cell)
-        except ValueError as error:
-            raise CellError(f"starts like JSON and is none: {error}") from None
-    return cell
-
-
-def _as_list(cell: Any) -> list[Any]:
-    cell = _from_json(cell)
-    if isinstance(cell, (list, tuple)):
-        if not cell:
-            raise CellError("is an empty list; leave it null")
-        return list(cell)
-    return [cell]
-
-
-def _parse_size(column: Column, cell: Any, from_text: bool) -> tuple[int, ...]:
-    if isinstance(cell, str) and "x" in cell.lower():
-        raise CellError(f"is {_shown(cell)}; write {WORDING[Kind.SIZE]}, height first")
-    numbers = tuple(int(_parse_number(column, item, from_text)) for item in _as_list(cell))
-    if len(numbers) != 2:
-        raise CellError(f"holds {len(numbers)} numbers; give {WORDING[Kind.SIZE]}")
-    return numbers
-
-
-def _parse_flag(cell: Any) -> bool:
-    if isinstance(cell, str) and cell.strip().lower() in ("true", "false"):
-        return cell.strip().lower() == "true"
-    if not isinstance(cell, bool):
-        raise CellError(f"is {_shown(cell)}, not {WORDING[Kind.FLAG]}")
-    return cell
-
-
-def _shown(cell: Any) -> str:
-    text = repr(cell)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _parse_text(column: Column, cell: Any) -> str:
-    if column.name == "id" and isinstance(cell, int) and not isinstance(cell, bool):
-        return str(cell)  # what pandas makes of an index
-    if not isinstance(cell, str):
-        raise CellError(f"is {_shown(cell)}, not text; write the column as strings")
-    if "\x00" in cell:
-        raise CellError("holds a NUL character; remove it")
-    if column.name == "id" and not cell.strip():
-        raise CellError("is blank; give each row a name of its own, or drop the column")
-    if column.choices and cell not in column.choices:
-        raise CellError(f"is {_shown(cell)}; one of {', '.join(column.choices)}")
-    return cell
-
-
-def _parse_number(column: Column, cell: Any, from_text: bool) -> int | float:
-    whole = column.kind in (Kind.INTEGER, Kind.SIZE)
-    if from_text and isinstance(cell, str):
-        try:
-            cell = int(cell) if whole and "." not in cell else float(cell)
-        except (ValueError, OverflowError):
-            raise CellError(f"is {_shown(cell)}, not {WORDING[column.kind]}") from None
-    if isinstance(cell, bool) or not isinstance(cell, (int, float)):
-        raise CellError(
-            f"is {_shown(cell)}, not {WORDING[column.kind]}; write the column as {'int64' if whole else 'float64'}"
-        )
-    if isinstance(cell, int) and abs(cell) > 2**64:
-        raise CellError(f"is {_shown(cell)}, too large")
-    if not math.isfinite(cell):
-        raise CellError(f"is {cell}; give a finite number")
-    if whole and cell != int(cell):
-        raise CellError(f"is {cell}, not {WORDING[column.kind]}")
-    value = int(cell) if whole else float(cell)
-    _check_range(column, value)
-    return value
-
-
-def _check_range(column: Column, value: float) -> None:
-    if column.name == "seed" and value == -1:
-        raise CellError("is -1; leave it null to have a seed derived from the row and recorded")
-    if (column.low is not None and value < column.low) or (column.high is not None and value > column.high):
-        if column.high is None:
-            raise CellError(f"is {value}; at least {column.low:g}")
-        raise CellError(f"is {value}; between {column.low} and {column.high}")
-    if column.multiple_of is not None and value % column.multiple_of:
-        step = column.multiple_of
-        below = max(step, int(value) // step * step)
-        raise CellError(f"is {value}, not a multiple of {step}; try {below} or {below + step}")
-
-
-def _parse_options(cell: Any) -> dict[str, Any]:
-    if isinstance(cell, str):
-        try:
-            cell = json.loads(cell)
-        except ValueError as error:
-            raise CellError(f"is not JSON: {error}") from None
-    if isinstance(cell, list) and all(isinstance(item, tuple) and len(item) == 2 for item in cell):
-        cell = dict(cell)  # an Arrow map
-    if not isinstance(cell, dict):
-        raise CellError(f'is {_shown(cell)}, not {WORDING[Kind.OPTIONS]}; for example {{"use_karras_sigmas": true}}')
-    return {key: value for key, value in sorted(cell.items()) if value is not None}
