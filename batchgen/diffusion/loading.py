@@ -134,7 +134,7 @@ def _read(model: Model, dtype: torch.dtype, how: Loading) -> Any:
     unwanted = {} if how.with_safety and model.checks_safety else _UNCHECKED
     match model.source:
         case Source.FOLDER:
-            return _read_folder(model, Path(model.location), dtype, unwanted, how)
+            return _read_folder(model, model.folder, dtype, unwanted, how)
         case Source.HUB:
             return _read_folder(model, _download(model, unwanted), dtype, unwanted, how)
         case Source.SINGLE_FILE:

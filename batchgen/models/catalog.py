@@ -20,6 +20,7 @@ from batchgen.options import Family
 
 __all__ = ["Family", "Model", "Source", "find_model", "hash_file", "hash_folder", "hash_text", "latent_factor"]
 
+_BUILTIN = re.compile(r"builtin(-[a-z0-9-]+)?")
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?$")
 _SD_PIPELINES = frozenset(
     "LatentConsistencyModelPipeline StableDiffusionPipeline StableDiffusionControlNetPipeline "
@@ -81,6 +82,11 @@ class Model:
     config: str | None = None  # folder or hub id with the layout of a single file
 
     @property
+    def folder(self) -> Path:
+        """Where a folder's files lie on this machine: each installation has the built-in models in its own place."""
+        return builtin.model_path(self.name) if _BUILTIN.fullmatch(self.name) else Path(self.location)
+
+    @property
     def enlarges(self) -> int:
         """How many times as wide its images are as the row's size says."""
         return {Family.UPSCALER: 4, Family.LATENT_UPSCALER: 2}.get(self.family, 1)
@@ -96,7 +102,7 @@ def find_model(name: str, *, config: str | None = None) -> Model:
     Raises:
         InputError: no such model, or a folder or file that is not one.
     """
-    if re.fullmatch(r"builtin(-[a-z0-9-]+)?", name):
+    if _BUILTIN.fullmatch(name):
         try:
             return _folder_model(name, builtin.model_path(name))
         except LookupError as error:

@@ -124,7 +124,7 @@ def _flat(layer: str) -> str:
 @lru_cache(maxsize=16)
 def _unet_inputs(model: Model) -> Mapping[str, int]:
     """How many numbers each layer of the model's UNet takes; nothing where its weights are not at hand."""
-    folder = Path(model.location) / "unet"
+    folder = model.folder / "unet"
     files = sorted(folder.glob("*.safetensors")) if model.source is Source.FOLDER else []
     shapes = {name: shape for file in files for name, shape in read_shapes(file).items()}
     return {

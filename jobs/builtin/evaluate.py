@@ -22,7 +22,7 @@ from jobs.builtin.scorer import ScorerTask, name_attributes
 from jobs.builtin.sheets import write_sheet
 from jobs.builtin.stages import Workshop
 from jobs.builtin.training import averaged
-from jobs.builtin.uses import measure_uses
+from jobs.builtin.tasks import measure_tasks
 
 FIRST_PROMPT = 10_000  # of the held-out sequence; the pictures before it judge the autoencoder
 USED_SCENES = 64  # of the exam, for what else the weights do
@@ -104,7 +104,7 @@ def evaluate(
         "scheduler": "DPM++ 2M",
         "psnr": psnr(truth, restored),
         "rows": rows,
-        "uses": measure_uses(pipeline, scorer, exam.scenes[:USED_SCENES], guidance=USES_GUIDANCE, steps=steps),
+        "uses": measure_tasks(pipeline, scorer, exam.scenes[:USED_SCENES], guidance=USES_GUIDANCE, steps=steps),
     }
     (output / SCORES).write_text(json.dumps(scores, indent=2) + "\n")
     return rows

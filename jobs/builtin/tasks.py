@@ -26,7 +26,7 @@ MARGIN = 6  # pixels of a mask around the object
 PLACES = {attribute.name: number for number, attribute in enumerate(ATTRIBUTES)}
 
 
-def measure_uses(
+def measure_tasks(
     pipeline: StableDiffusionPipeline, scorer: nn.Module, scenes: tuple[Scene, ...], *, guidance: float, steps: int
 ) -> dict[str, float]:
     """Shares and dB by name; `scenes` are held-out ones, of which those with one object are used."""
