@@ -21,8 +21,8 @@ from jobs.builtin.scenes import Scene, draw_scene
 from jobs.builtin.scorer import ScorerTask, name_attributes
 from jobs.builtin.sheets import write_sheet
 from jobs.builtin.stages import Workshop
-from jobs.builtin.training import averaged
 from jobs.builtin.tasks import measure_tasks
+from jobs.builtin.training import averaged
 
 FIRST_PROMPT = 10_000  # of the held-out sequence; the pictures before it judge the autoencoder
 USED_SCENES = 64  # of the exam, for what else the weights do
