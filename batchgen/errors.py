@@ -16,6 +16,7 @@ BatchgenError
     ├── OutputBusy             another live run holds the output's lease
     ├── ModelLoadError
     ├── OutOfDeviceMemory      a call of so many images does not fit on the device
+    ├── CanaryDied             a worker makes other images than it made before
     ├── DeviceLost             the device cannot be used any more by this process
     └── ClusterError
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AlreadyExists",
     "BatchgenError",
+    "CanaryDied",
     "CellError",
     "ClusterError",
     "Damaged",
@@ -143,6 +145,10 @@ class ModelLoadError(InfrastructureError):
 
 class OutOfDeviceMemory(InfrastructureError):
     """A call does not fit into the device's memory; the text says what to try."""
+
+
+class CanaryDied(InfrastructureError):
+    """A worker made other images for the same call than before: something of other rows stayed in its model."""
 
 
 class DeviceLost(InfrastructureError):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol, Self
 
-from batchgen.errors import ErrorClass, InputError, ModelLoadError, OutOfDeviceMemory, StoreError
+from batchgen.errors import CanaryDied, ErrorClass, InputError, ModelLoadError, OutOfDeviceMemory, StoreError
 
 __all__ = ["Failure", "FailureKind", "Unit", "Work", "Worker", "failure_of", "lost"]
 
@@ -39,6 +39,7 @@ class Failure:
 _MEANING: Mapping[type[Exception], tuple[FailureKind, ErrorClass]] = {
     StoreError: (FailureKind.TRANSIENT, ErrorClass.STORE),
     ModelLoadError: (FailureKind.TRANSIENT, ErrorClass.MODEL),
+    CanaryDied: (FailureKind.TRANSIENT, ErrorClass.GENERATION),
     OutOfDeviceMemory: (FailureKind.TRANSIENT, ErrorClass.MEMORY),
     InputError: (FailureKind.PERMANENT, ErrorClass.INPUT),
 }

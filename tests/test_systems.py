@@ -1,10 +1,13 @@
 """Every way Stable Diffusion generates, from a manifest: a row gives the same picture alone and among others."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -15,10 +18,12 @@ import tiny_models as models
 import torch
 from PIL import Image
 
+from batchgen.diffusion.canary import Canary
 from batchgen.diffusion.classifier import load_classifier
-from batchgen.diffusion.host import PipelineHost
+from batchgen.diffusion.host import Pictures, PipelineHost
 from batchgen.diffusion.loading import Loading
 from batchgen.driver import resolved_rows
+from batchgen.errors import CanaryDied
 from batchgen.generation.tasks import TASKS
 from batchgen.images import fit
 from batchgen.job import Job
@@ -378,6 +383,107 @@ def test_row_does_not_depend_on_its_mates(name: str, host: PipelineHost, shop: W
         assert np.array_equal(generate(fresh, shop, plain), without), "nothing of the adapters stays behind"
 
 
+class Injected(Exception):
+    """An error at a chosen place."""
+
+
+ATTACHING = ("batchgen/diffusion/", "/diffusers/loaders/", "/diffusers/schedulers/", "/peft/")
+
+
+def _attaches(frame: FrameType) -> bool:
+    """Whether a call is one of those that attach something to a model: ours, diffusers' loaders', peft's."""
+    name = frame.f_code.co_filename
+    return any(
+        part in name for part in ("/diffusers/loaders/", "/peft/", "batchgen/diffusion/", "/diffusers/schedulers/")
+    )
+
+
+@contextmanager
+def failing_at(number: int | None) -> Iterator[list[int]]:
+    """Raise in the call of that number, of all that attach something; gives how many there were."""
+    count = [0]
+
+    def watch(frame: FrameType, event: str, _argument: Any) -> None:
+        if event == "call" and _attaches(frame):
+            count[0] += 1
+            if count[0] == number:
+                raise Injected(f"{frame.f_code.co_filename}:{frame.f_code.co_name}")
+
+    sys.setprofile(watch)
+    try:
+        yield count
+    finally:
+        sys.setprofile(None)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["sdxl with refiner", "controlnet", "two loras", "embedding", "hypernetwork", "vae", "ip-adapter"],
+)
+def test_a_failure_leaves_nothing_behind(name: str, shop: Workshop) -> None:
+    """Incident: a LoRA whose text part did not fit left its UNet part on, and 12 plain rows came out wrong."""
+    system = SYSTEMS[name]
+    cells = _cells(shop, system, 0)
+    without = {name: cell for name, cell in cells.items() if name not in system.without}
+    rows = shop.rows([cells, without], allow_pickle=system.pickles)
+    attached, plain = rows[:1], rows[1:]
+    host = PipelineHost(device="cpu", dtype="float32")
+    with_it = generate(host, shop, attached)  # what is imported, and cached in the process, is so from here on
+    host.forget()
+    expected = generate(host, shop, plain)
+    with failing_at(None) as calls:
+        assert np.array_equal(generate(host, shop, attached), with_it)
+    host.forget()
+    for number in {round(1 + place * (calls[0] - 1) / 5) for place in range(6)}:
+        generate(host, shop, plain)  # so that the model is loaded, and the failure comes while it is changed
+        with failing_at(number), pytest.raises(Exception, match=r"\.py:"):
+            generate(host, shop, attached)
+        assert np.array_equal(generate(host, shop, plain), expected), number
+    assert np.array_equal(generate(host, shop, attached), with_it)
+
+
+@pytest.mark.parametrize("repeats", [True, False])
+def test_a_canary_tells_when_something_stayed_in_a_model(
+    repeats: bool, shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Device(PipelineHost):
+        """One that gives the same bits for the same call, or one that does not."""
+
+        def generate(self, *args: Any, **kwargs: Any) -> Pictures:
+            made = super().generate(*args, **kwargs)
+            return (
+                made if repeats else replace(made, pixels=made.pixels ^ np.uint8(np.random.default_rng().integers(99)))
+            )
+
+    host = Device(device="cpu", dtype="float32")
+    canary = Canary(host)
+    rows = shop.rows([_cells(shop, SYSTEMS["sd1 text-to-image"], number) for number in range(2)])
+
+    def make(row: Row) -> npt.NDArray[np.uint8]:
+        batch = MicroBatch(rows=[row], size=SIZE)
+        pictures = canary.generate(shop.models[row.parameters.model], batch, [{}], refiner=None, save_steps=())
+        return pictures.pixels
+
+    right = make(rows[1])
+    monkeypatch.setattr("batchgen.diffusion.canary.EVERY", 1)
+    if repeats:
+        canary.check("first")
+    monkeypatch.setattr("batchgen.diffusion.canary.EVERY", 3)
+    make(rows[0])
+    canary.check("second")  # too early to look
+    assert host._loaded is not None
+    with torch.inference_mode():
+        host._loaded._parts["unet"].conv_out.weight.mul_(1.01)  # type: ignore[union-attr]
+    wrong = make(rows[1])
+    make(rows[0])
+    if repeats:
+        assert not np.array_equal(wrong, right)
+        with pytest.raises(CanaryDied, match="shards second, which are committed"):
+            canary.check("third")
+        assert np.array_equal(make(rows[1]), right)
+    canary.check("third")
+
+
 def test_saved_steps_are_the_rows_own(host: PipelineHost, shop: Workshop) -> None:
     """The picture after the last step is the row's own, those before are not, and none depends on mates."""
     rows = shop.rows([_cells(shop, SYSTEMS["sd1 text-to-image"], number) for number in range(3)])
@@ -464,6 +570,18 @@ def test_classifier_gradient_is_that_of_its_logits(shop: Workshop) -> None:
     step = 1e-2
     slope = (log_chance(pictures + step * direction) - log_chance(pictures - step * direction)) / (2 * step)
     assert torch.allclose(slope, gradient.flatten(1).norm(dim=1).double(), rtol=0.02)
+
+
+def test_tiles_of_a_large_row_end_with_it(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Incident: after a row that was decoded in tiles, smaller ones were too, and came out as others than before."""
+    monkeypatch.setattr("batchgen.diffusion.loaded._LARGEST_UNTILED", 96)
+    low = PipelineHost(device="cpu", dtype="float32", loading=Loading(low_memory=True))
+    cells = _cells(shop, SYSTEMS["sd1 text-to-image"], 0) | {"vae": shop.path("vae")}
+    small, large = ([row] for row in shop.rows([cells | {"width": side, "height": side} for side in (96, 128)]))
+    before = generate(low, shop, small)
+    whole = generate(PipelineHost(device="cpu", dtype="float32"), shop, large)
+    assert not np.array_equal(generate(low, shop, large), whole), "in tiles"
+    assert np.array_equal(generate(low, shop, small), before)
 
 
 def test_ip_adapter_where_memory_is_low(shop: Workshop) -> None:

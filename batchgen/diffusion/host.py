@@ -103,7 +103,10 @@ class PipelineHost:
         refiner: Model | None = None,
         save_steps: Collection[int] = (),
     ) -> Pictures:
-        """Make the pictures of a micro-batch.
+        """Make the pictures of a micro-batch; after an error the model is read anew by the next call.
+
+        Whatever a half-done attachment (a LoRA whose second part does not fit, hooks, a scheduler's state) may have
+        left in the model is gone with it, so that rows after a failure are the same as without it.
 
         Rows whose prompts need other numbers of chunks go through the pipeline in calls of their own, each of the full
         size. Image-to-image and inpainting whose strength leaves no step to denoise return the init image as the
@@ -121,6 +124,24 @@ class PipelineHost:
         """
         assert 0 < len(batch.rows) <= batch.size
         assert len(inputs) == len(batch.rows)
+        try:
+            return self._generate(model, batch, inputs, refiner, save_steps)
+        except BaseException:
+            self.forget()
+            raise
+
+    def forget(self) -> None:
+        """Drop what is loaded, with all that was attached to it; the next call reads it again."""
+        self._loaded = self._refiner = None
+
+    def _generate(
+        self,
+        model: Model,
+        batch: MicroBatch,
+        inputs: Sequence[Mapping[str, Image]],
+        refiner: Model | None,
+        save_steps: Collection[int],
+    ) -> Pictures:
         loaded = self._load(model, refiner)
         pixels: dict[int, npt.NDArray[np.uint8]] = {}
         finite: dict[int, bool] = {}

@@ -103,11 +103,10 @@ class LoadedModel:
         Pictures are decoded one at a time: with more, their bits would depend on how many there are.
         """
         decoder = self._adapters.vae(vae)
-        if self._tiled and max(latents.shape[-2:]) * self._factor > _LARGEST_UNTILED:
-            decoder.enable_tiling()
+        in_tiles = self._tiled and max(latents.shape[-2:]) * self._factor > _LARGEST_UNTILED
         pictures, finite = [], []
         for latent in torch.split(latents, 1):
-            with _wide_enough(decoder):
+            with _wide_enough(decoder), _tiles(decoder) if in_tiles else nullcontext():
                 scaled = _unscaled(latent, decoder)
                 decoded = decoder.decode(scaled.to(decoder.dtype), return_dict=False)[0]
             finite.append(latent.isfinite().all() & decoded.isfinite().all())
@@ -263,6 +262,16 @@ def _unscaled(latent: torch.Tensor, vae: Any) -> torch.Tensor:
     deviation = torch.tensor(deviations, device=latent.device, dtype=latent.dtype).view(shape)
     unscaled: torch.Tensor = latent * deviation / vae.config.scaling_factor + mean
     return unscaled
+
+
+@contextmanager
+def _tiles(vae: Any) -> Iterator[None]:
+    """While it lasts, an autoencoder decodes in tiles; rows of other sizes go through it whole, as they would alone."""
+    vae.enable_tiling()
+    try:
+        yield
+    finally:
+        vae.disable_tiling()
 
 
 @contextmanager

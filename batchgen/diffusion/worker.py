@@ -23,6 +23,7 @@ from PIL.Image import Image
 from batchgen.dataset.commit import Attempt
 from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.schema import applied_cells
+from batchgen.diffusion.canary import Canary
 from batchgen.diffusion.device import device_errors
 from batchgen.diffusion.host import Environment, PipelineHost
 from batchgen.diffusion.loading import Loading
@@ -105,6 +106,7 @@ class GenerationWorker:
                 dtypes=settings.dtypes,
             ),
         )
+        self._canary = Canary(self._host)
         self._device = threading.Lock()
         self._encoders = ThreadPoolExecutor(ENCODERS, thread_name_prefix="encode")
         self._fetchers = ThreadPoolExecutor(FETCHERS, thread_name_prefix="fetch")
@@ -116,6 +118,7 @@ class GenerationWorker:
             StoreError: the output cannot be written, after the store's own retries.
             ModelLoadError: the model cannot be loaded.
             OutOfDeviceMemory: a call does not fit on the device.
+            CanaryDied: what this worker makes cannot be trusted; it read its model anew for the next attempt.
             DeviceLost: the process cannot use the device any more.
         """
         attempt = Attempt(self._dataset, shard, self._settings.run)
@@ -131,6 +134,8 @@ class GenerationWorker:
         with self._device:
             for batch in good.micro_batches():
                 self._generate_or_isolate(model, batch, inputs, attempt, work)
+            with device_errors(shard.batch_size):
+                self._canary.check(shard.id)
         made = self._collect(shard, work)
         return attempt.commit(
             [made[row.id].cells for row in shard.rows if row.id in made],
@@ -180,20 +185,36 @@ class GenerationWorker:
                 work.fail(row, work.key_failure.error_class, work.key_failure.message)
         if not work.left(rows):
             return
-        try:
-            self._generate(model, replace(batch, rows=rows), [inputs[row.id] for row in rows], attempt, work)
-        except InfrastructureError:
-            raise
-        except Exception as error:  # whatever a pipeline raises
-            if len(rows) == 1:
-                work.fail_alone(rows[0], failure_of(error))
-                if work.alike == ALIKE:
-                    self._probe(model, batch.size, inputs, attempt, work)
-                return
+        failure = self._try(model, replace(batch, rows=rows), [inputs[row.id] for row in rows], attempt, work)
+        if failure is None:
+            work.last_failure, work.alike = None, 0
+        elif len(rows) > 1:
             for row in rows:
                 self._generate_or_isolate(model, replace(batch, rows=[row]), inputs, attempt, work)
         else:
-            work.last_failure, work.alike = None, 0
+            work.fail_alone(rows[0], failure)
+            if work.alike == ALIKE:
+                self._probe(model, batch.size, inputs, attempt, work)
+
+    def _try(
+        self,
+        model: Model,
+        batch: MicroBatch,
+        inputs: Sequence[Mapping[str, Image]],
+        attempt: Attempt,
+        work: _ShardWork,
+    ) -> Failure | None:
+        """Make the rows; why not, where a pipeline raises something.
+
+        The error itself ends here: its traceback holds the model that failed, and the next call reads another.
+        """
+        try:
+            self._generate(model, batch, inputs, attempt, work)
+        except InfrastructureError:
+            raise
+        except Exception as error:  # whatever a pipeline raises
+            return failure_of(error)
+        return None
 
     def _probe(
         self, model: Model, size: int, inputs: Mapping[str, Mapping[str, Image]], attempt: Attempt, work: _ShardWork
@@ -216,7 +237,7 @@ class GenerationWorker:
         started = time.perf_counter()
         refiner = batch.rows[0].parameters.refining.refiner
         with device_errors(batch.size):
-            pictures = self._host.generate(
+            pictures = self._canary.generate(
                 model,
                 batch,
                 inputs,
