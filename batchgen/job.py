@@ -14,7 +14,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from batchgen.errors import CellError, InputError
 from batchgen.generation.tasks import TASKS
-from batchgen.manifest.columns import ALIASES, COLUMNS, Kind
+from batchgen.manifest.columns import COLUMNS, Kind
+from batchgen.manifest.names import find_column, suggest
 from batchgen.manifest.values import parse_cell
 from batchgen.options import Device, Dtype, ImageFormat, Layout, Memory, Safety
 from batchgen.storage import is_remote, join
@@ -227,10 +228,10 @@ def _checked_defaults(table: Any, wrong: list[str]) -> dict[str, Any]:
     """[defaults] by canonical column name, in the columns' types."""
     defaults: dict[str, Any] = {}
     for key, value in table.items() if isinstance(table, dict) else ():
-        column = COLUMNS.get(ALIASES.get(key, key))
+        column = COLUMNS.get(find_column(key, own=True) or "")
         if column is None or column.name not in _DEFAULTS:
-            near = get_close_matches(key, COLUMNS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near and near[0] != key else ""
+            near = None if column is not None else suggest(key)
+            hint = "" if near is None else f"; did you mean {near!r}?"
             wrong.append(f"[defaults] takes no {key!r}{hint}")
             continue
         try:

@@ -4,7 +4,8 @@
 from pathlib import Path
 
 from batchgen.generation.tasks import TASKS
-from batchgen.manifest.columns import ALIASES, COLUMNS, WORDING, Column, Kind
+from batchgen.manifest.columns import COLUMNS, WORDING, Column, Kind
+from batchgen.manifest.names import ALIASES
 from batchgen.options import Family
 
 BEGIN, END = "<!-- made by make_columns.py -->\n", "<!-- end of what make_columns.py makes -->\n"

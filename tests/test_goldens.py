@@ -24,7 +24,8 @@ from batchgen.generation.tasks import TASKS
 from batchgen.identity import fingerprint
 from batchgen.index import Index
 from batchgen.job import load_job
-from batchgen.manifest.columns import ALIASES, COLUMNS, Column, Kind
+from batchgen.manifest.columns import COLUMNS, Column, Kind
+from batchgen.manifest.names import ALIASES
 from batchgen.manifest.problems import ProblemLog
 from batchgen.models.catalog import Family, find_model
 from batchgen.resolve import resolve

@@ -14,11 +14,14 @@ from conftest import WriteManifest
 from PIL import Image
 
 from batchgen.errors import ManifestProblems
+from batchgen.generation.samplers import NAMES
 from batchgen.index import Index
 from batchgen.job import Job
-from batchgen.manifest.columns import ALIASES, COLUMNS
+from batchgen.manifest.columns import COLUMNS
 from batchgen.manifest.files import embedded_bytes, records
+from batchgen.manifest.names import ALIASES
 from batchgen.manifest.problems import ProblemLog
+from batchgen.manifest.values import SCHEDULES
 from batchgen.resolve import Resolved, resolve
 from batchgen.rows import Row
 
@@ -124,6 +127,131 @@ def test_aliases(alias: str, column: str, write_manifest: WriteManifest, model_c
         assert first.parameters.to_cells()[column] == (
             "EulerAncestralDiscreteScheduler" if column == "scheduler" else value
         )
+
+
+KARRAS = ("DPMSolverMultistepScheduler", "use_karras_sigmas")
+TOOLS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
+    "letter case and blanks": (
+        {"Prompt": "a red cube", "Seed": 42, "Steps": 3, "CFG Scale": 1.0, "Width": 64, "Height": 72},
+        {
+            "prompt": "a red cube",
+            "seed": 42,
+            "num_inference_steps": 3,
+            "guidance_scale": 1.0,
+            "width": 64,
+            "height": 72,
+        },
+    ),
+    "A1111": (
+        {"prompt": "p", "Negative prompt": "n", "Sampler": "DPM++ 2M", "Schedule type": "Karras", "CFG scale": 2.5},
+        {
+            "negative_prompt": "n",
+            "scheduler": KARRAS,
+            "guidance_scale": 2.5,
+        },
+    ),
+    "ComfyUI": (
+        {
+            "positive": "p",
+            "negative": "n",
+            "noise_seed": 5,
+            "sampler_name": "dpmpp_2m",
+            "scheduler": "karras",
+            "cfg": 4.0,
+        },
+        {"prompt": "p", "seed": 5, "scheduler": KARRAS},
+    ),
+    "ComfyUI, its usual schedule": (
+        {"positive": "p", "sampler_name": "euler_ancestral", "scheduler": "normal"},
+        {"scheduler": ("EulerAncestralDiscreteScheduler", None)},
+    ),
+    "InvokeAI": (
+        {"positive_prompt": "p", "cfg_scale": 2.0, "scheduler": "dpmpp_2m_k"},
+        {"prompt": "p", "scheduler": KARRAS},
+    ),
+    "SwarmUI": (
+        {"prompt": "p", "negativeprompt": "n", "cfgscale": 2.0},
+        {"negative_prompt": "n", "guidance_scale": 2.0},
+    ),
+    "DiffusionDB": (
+        {"prompt": "p", "part_id": 1, "seed": 2, "step": 4, "cfg": 6.0, "sampler": 8, "user_name": "u"},
+        {"seed": 2, "num_inference_steps": 4, "guidance_scale": 6.0, "scheduler": ("LMSDiscreteScheduler", None)},
+    ),
+    "CompVis": (
+        {"prompt": "p", "ddim_steps": 5, "scale": 3.0, "H": 64, "W": 72, "seed": 1},
+        {"num_inference_steps": 5, "guidance_scale": 3.0, "height": 64, "width": 72},
+    ),
+}
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize("format", ["jsonl", "csv"])
+def test_names_of_other_tools_are_taken(
+    tool: str, format: str, write_manifest: WriteManifest, model_configs: Path
+) -> None:
+    """Incident: `Seed,Steps,CFG Scale` were carried along in silence, and rows made with other values."""
+    cells, expected = TOOLS[tool]
+    (row,), resolved = read(write_manifest(f"m.{format}", [cells]), model_configs)
+    found = row.parameters.to_cells()
+    for name, value in expected.items():
+        if name == "scheduler":
+            class_name, option = value
+            assert found[name] == class_name
+            assert set(row.parameters.sampling.scheduler_kwargs) == ({option} if option else set())
+        else:
+            assert found[name] == value
+    known = {"prompt", "seed", "scheduler", "part_id", "user_name"} - (
+        {"scheduler"} if "sampler_name" in cells else set()
+    )
+    assert len(resolved.notices) == len(cells.keys() - known)
+    assert row.carried.keys() == cells.keys() & {"part_id", "user_name"}
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("stepss", "num_inference_steps"), ("stesp", "num_inference_steps"), ("cgf", "guidance_scale"),
+        ("heigth", "height"), ("widht", "width"), ("negativ_prompt", "negative_prompt"), ("seeds", "seed"),
+        ("mask", "mask_image"), ("image_path", "image"), ("Guidence Scale", "guidance_scale"),
+        ("meta", None), ("label", None), ("id_2", None), ("source", None), ("url", None),
+    ],
+)  # fmt: skip
+def test_what_may_be_misspelt_is_said(
+    name: str, meant: str | None, write_manifest: WriteManifest, model_configs: Path
+) -> None:
+    (row,), resolved = read(write_manifest("m.jsonl", [{"prompt": "p", name: 3}]), model_configs)
+    assert row.carried == {name: 3}
+    said = [f"column {name!r} is unknown and carried along; did you mean {meant!r}?"] if meant else []
+    assert resolved.notices == said
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_schedules_are_those_of_samplers(schedule: str) -> None:
+    assert f"DPM++ 2M {schedule}" in NAMES
+
+
+def test_a_column_of_another_tool_yields_to_ours(write_manifest: WriteManifest, model_configs: Path) -> None:
+    """A dataset's own `scale` is no guidance scale where there is one."""
+    rows = [{"prompt": "p", "guidance_scale": 2.0, "scale": 9.0, "caption": "c"}]
+    (row,), resolved = read(write_manifest("m.jsonl", rows), model_configs)
+    assert row.parameters.to_cells()["guidance_scale"] == 2.0
+    assert row.carried == {"scale": 9.0, "caption": "c"}
+    assert len(resolved.notices) == 2
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        ({"sampler_name": "euler", "scheduler": "simple"}, "diffusers has the schedules Karras"),
+        ({"sampler_name": None, "scheduler": "karras"}, "no sampler is named beside it"),
+        ({"sampler_name": "euler", "scheduler": "DDIM"}, "a sampler is to be named once"),
+    ],
+)
+def test_a_schedule_that_is_none(
+    cells: Mapping[str, Any], said: str, write_manifest: WriteManifest, model_configs: Path
+) -> None:
+    with pytest.raises(ManifestProblems, match=said):
+        read(write_manifest("m.jsonl", [{"prompt": "p", **cells}]), model_configs)
 
 
 def test_unknown_columns_are_carried_with_their_types(write_manifest: WriteManifest, model_configs: Path) -> None:

@@ -137,7 +137,7 @@ def test_two_names_for_one_column(write_manifest: WriteManifest, model_configs: 
 
 def test_no_prompt(write_manifest: WriteManifest, model_configs: Path) -> None:
     """A manifest without prompts says which column looks like one."""
-    for column, hint in (("Prompt", "rename 'Prompt'"), ("words", "the file has words")):
+    for column, hint in (("promt", "rename 'promt'"), ("words", "the file has words")):
         (found,) = problems(write_manifest("m.csv", [{column: "a"}]), model_configs)
         assert (found.column, hint in found.message) == ("prompt", True)
     ((row,), _) = read(write_manifest("m.csv", [{"words": "a"}]), model_configs, defaults={"prompt": "b"})

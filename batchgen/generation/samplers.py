@@ -161,11 +161,50 @@ def _folded(name: str) -> str:
     return re.sub(r"[\s_-]+", " ", name.strip().lower())
 
 
-_FOLDED = {_folded(name): sampler for name, sampler in NAMES.items()}
+_FOREIGN: Mapping[str, str] = {
+    # ComfyUI and k-diffusion
+    "euler_ancestral": "Euler a",
+    "dpm_2": "DPM2",
+    "dpm_2_ancestral": "DPM2 a",
+    "dpmpp_2s_ancestral": "DPM++ 2S a",
+    "dpmpp_2m": "DPM++ 2M",
+    "dpmpp_2m_sde": "DPM++ 2M SDE",
+    "dpmpp_2m_sde_gpu": "DPM++ 2M SDE",
+    "dpmpp_3m_sde": "DPM++ 3M SDE",
+    "dpmpp_3m_sde_gpu": "DPM++ 3M SDE",
+    "dpmpp_sde": "DPM++ SDE",
+    "dpmpp_sde_gpu": "DPM++ SDE",
+    "uni_pc": "UniPC",
+    "sa_solver": "SA-Solver",
+    # InvokeAI
+    "dpmpp_2s": "DPM++ 2S a",
+    "kdpm_2": "DPM2",
+    "kdpm_2_a": "DPM2 a",
+    "pndm": "PLMS",
+    # DiffusionDB's numbers
+    "1": "DDIM",
+    "2": "PLMS",
+    "3": "Euler",
+    "4": "Euler a",
+    "5": "Heun",
+    "6": "DPM2",
+    "7": "DPM2 a",
+    "8": "LMS",
+}
+
+_FOLDED = {_folded(name): sampler for name, sampler in NAMES.items()} | {
+    _folded(prefix + foreign + suffix): NAMES[name + own]
+    for foreign, name in _FOREIGN.items()
+    for prefix in ("", "k_")
+    for suffix, own in {"": "", "_k": " Karras", **{f" {one}": f" {one}" for one in _SUFFIXES}}.items()
+    if name + own in NAMES and not (foreign.isdigit() and (prefix or suffix))
+}
 
 
 def find_sampler(name: str) -> Sampler:
-    """The sampler of that class name or A1111 name; letter case and `-_` against spaces do not matter.
+    """The sampler of that class name or A1111 name, or of ComfyUI's, InvokeAI's or DiffusionDB's for it.
+
+    Letter case and `-_` against spaces do not matter.
 
     Raises:
         UnknownSampler: with the nearest known names.

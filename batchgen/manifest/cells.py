@@ -9,10 +9,11 @@ import pyarrow as pa
 
 from batchgen.errors import CellError, InputError
 from batchgen.identity import canonical
-from batchgen.manifest.columns import ALIASES, COLUMNS, RESERVED
+from batchgen.manifest.columns import COLUMNS, RESERVED
 from batchgen.manifest.files import Record, column_types
+from batchgen.manifest.names import find_column, fold, is_sampler, is_schedule, remark, suggest
 from batchgen.manifest.problems import ProblemLog
-from batchgen.manifest.values import parse_cell
+from batchgen.manifest.values import parse_cell, scheduled
 
 __all__ = ["CellSorter", "Parsed", "carried_cell", "missing_prompt"]
 
@@ -35,10 +36,11 @@ class Parsed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Meaning:
-    """What a column name of a file stands for: a column of the contract, nothing known, or nothing allowed."""
+    """What a column name of a file stands for: a column of the contract, a part of one, nothing known or allowed."""
 
     column: str | None = None
     refused: bool = False
+    schedule: bool = False  # noise levels for the sampler that another column names
 
 
 class CellSorter:
@@ -56,23 +58,32 @@ class CellSorter:
         cells: dict[str, Any] = {}
         carried: dict[str, Any] = {}
         spoiled: set[str] = set()
+        schedule: tuple[str, Any] | None = None  # the name of its column, and its cell
         for name, cell in record.cells.items():
             meaning = self._meanings.get((record.file, name)) or self._meaning(record, name)
             if meaning.refused:
                 spoiled.add(meaning.column or name)
-            elif _is_empty_struct(cell):
-                continue
             elif meaning.column is None:
                 carried[name] = cell
                 self._carried.add(name)
                 if not record.declared:
                     self._kinds.setdefault(name, set()).add(_kind(cell))
+            elif _is_empty_struct(cell):
+                continue
+            elif meaning.schedule:
+                schedule = name, cell
             else:
                 try:
                     cells[meaning.column] = parse_cell(COLUMNS[meaning.column], cell, from_text=record.from_text)
                 except CellError as error:
                     self._problems.add(record.file, record.number, name, str(error))
                     spoiled.add(meaning.column)
+        if schedule is not None and "scheduler" not in spoiled:
+            try:
+                cells["scheduler"] = scheduled(cells.get("scheduler"), schedule[1])
+            except CellError as error:
+                self._problems.add(record.file, record.number, schedule[0], str(error))
+                spoiled.add("scheduler")
         return Parsed(record=record, cells=cells, carried=carried, spoiled=frozenset(spoiled))
 
     def carried_types(self, files: list[str]) -> dict[str, pa.DataType]:
@@ -83,7 +94,7 @@ class CellSorter:
         declared = {
             name: pa.string() if pa.types.is_null(kind) else kind
             for name, kind in column_types(files).items()
-            if name not in COLUMNS and name not in RESERVED and (name not in ALIASES or name in self._carried)
+            if name not in RESERVED and (find_column(name) is None or name in self._carried)
         }
         for name, kind in declared.items():
             seen = _seen_type(self._kinds[name]) if name in self._kinds else kind
@@ -98,7 +109,7 @@ class CellSorter:
     def spelling(self, record: Record, column: str) -> str:
         """The name under which the record's file has a column of the contract."""
         return next(
-            (name for name in record.cells if ALIASES.get(name) == column and column not in record.cells), column
+            (name for name in record.cells if find_column(name) == column and column not in record.cells), column
         )
 
     def _meaning(self, record: Record, name: str) -> _Meaning:
@@ -107,25 +118,32 @@ class CellSorter:
         return meaning
 
     def _classify(self, record: Record, name: str) -> _Meaning:
+        if is_schedule(name) and any(is_sampler(other) for other in record.columns):
+            self._notice(f"column {name!r} is read as the noise schedule of the samplers beside it")
+            return _Meaning(column="scheduler", schedule=True)
         if name in COLUMNS:
             return _Meaning(column=name)
         if name in RESERVED:
             self._problems.add(record.file, None, name, "is the name of a result column; rename it")
             return _Meaning(refused=True)
-        if name in ALIASES:
-            return self._classify_alias(record, name, ALIASES[name])
-        if near := get_close_matches(name, COLUMNS, n=1, cutoff=0.85):
-            self._notice(f"column {name!r} is unknown and carried along; did you mean {near[0]!r}?")
+        if (column := find_column(name)) is not None:
+            return self._classify_other_name(record, name, column)
+        if near := suggest(name):
+            self._notice(f"column {name!r} is unknown and carried along; did you mean {near!r}?")
+        elif said := remark(name):
+            self._notice(f"column {name!r} is unknown and carried along; {said}")
         return _Meaning()
 
-    def _classify_alias(self, record: Record, name: str, column: str) -> _Meaning:
-        rivals = [n for n in record.columns if n != name and (n == column or ALIASES.get(n) == column)]
+    def _classify_other_name(self, record: Record, name: str, column: str) -> _Meaning:
+        rivals = [n for n in record.columns if n != name and find_column(n) == column and not is_schedule(n)]
         if not rivals:
-            self._notice(f"column {name!r} is read as {column!r}")
+            said = remark(name)
+            self._notice(f"column {name!r} is read as {column!r}{f', {said}' if said else ''}")
             return _Meaning(column=column)
-        if column == "prompt" and "prompt" in rivals:
-            # datasets have captions and texts of their own beside the prompt
-            self._notice(f"column {name!r} is carried along, since there is a column 'prompt'")
+        text_of_its_own = column == "prompt" and "prompt" in rivals  # beside the prompt, as datasets have captions
+        another_tools = find_column(name, own=True) is None and any(find_column(n, own=True) for n in rivals)
+        if text_of_its_own or another_tools:
+            self._notice(f"column {name!r} is carried along, since there is a column {rivals[0]!r}")
             return _Meaning()
         self._problems.add(
             record.file, None, name, f"means {column!r}, and so does {rivals[0]!r}; rename or drop one of them"
@@ -143,9 +161,9 @@ def _is_empty_struct(cell: Any) -> bool:
 
 def missing_prompt(record: Record) -> str:
     """What to say of a record without a prompt."""
-    if record.columns & {"prompt", "text", "caption"}:
+    if any(find_column(name) == "prompt" for name in record.columns):
         return "is null; write a prompt, or set one in the job's [defaults]"
-    folded = {name.strip().lower(): name for name in record.columns}
+    folded = {fold(name): name for name in record.columns}
     near = get_close_matches("prompt", folded, n=1, cutoff=0.5)
     if len(record.columns) == 1 and ";" in next(iter(record.columns)):
         return "is missing; the file is separated by semicolons, write it with commas"

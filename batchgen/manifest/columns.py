@@ -16,7 +16,6 @@ from typing import Any
 from batchgen.options import Family
 
 __all__ = [
-    "ALIASES",
     "COLUMNS",
     "MAX_SEED",
     "MAX_SIDE",
@@ -283,18 +282,6 @@ COLUMNS: Mapping[str, Column] = {
             tasks=("unconditional",),
         ),
     )
-}
-
-ALIASES: Mapping[str, str] = {
-    "steps": "num_inference_steps",
-    "cfg": "guidance_scale",
-    "cfg_scale": "guidance_scale",
-    "sampler": "scheduler",
-    "sampler_name": "scheduler",
-    "denoising_strength": "strength",
-    "init_image": "image",
-    "text": "prompt",
-    "caption": "prompt",
 }
 
 RESERVED = frozenset(

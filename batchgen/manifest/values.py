@@ -6,8 +6,14 @@ from typing import Any
 
 from batchgen.errors import CellError
 from batchgen.manifest.columns import WORDING, Column, Kind
+from batchgen.manifest.names import fold
 
-__all__ = ["parse_cell"]
+__all__ = ["SCHEDULES", "parse_cell", "scheduled"]
+
+SCHEDULES = ("Karras", "Exponential", "Beta", "SGM Uniform")
+"""Schedules of noise levels that diffusers has besides a sampler's usual one, as A1111 appends them to its name."""
+
+_USUAL_SCHEDULES = ("automatic", "normal", "uniform")
 
 
 def parse_cell(column: Column, cell: Any, *, from_text: bool) -> Any:
@@ -86,6 +92,8 @@ def _shown(cell: Any) -> str:
 def _parse_text(column: Column, cell: Any) -> str:
     if column.name == "id" and isinstance(cell, int) and not isinstance(cell, bool):
         return str(cell)  # what pandas makes of an index
+    if column.name == "scheduler" and isinstance(cell, int) and not isinstance(cell, bool):
+        return str(cell)  # DiffusionDB's numbers
     if not isinstance(cell, str):
         raise CellError(f"is {_shown(cell)}, not text; write the column as strings")
     if "\x00" in cell:
@@ -143,3 +151,25 @@ def _parse_options(cell: Any) -> dict[str, Any]:
     if not isinstance(cell, dict):
         raise CellError(f'is {_shown(cell)}, not {WORDING[Kind.OPTIONS]}; for example {{"use_karras_sigmas": true}}')
     return {key: value for key, value in sorted(cell.items()) if value is not None}
+
+
+def scheduled(sampler: str | None, schedule: Any) -> str:
+    """The sampler's name with a schedule of noise levels, as A1111 (since 1.9) and ComfyUI write them apart.
+
+    Raises:
+        CellError: diffusers has no such schedule, or the two name different samplers.
+    """
+    kinds = {fold(name): name for name in SCHEDULES}
+    if not isinstance(schedule, str):
+        raise CellError(f"is {schedule!r}, not the name of a noise schedule: {', '.join(SCHEDULES)}")
+    if sampler is None:
+        raise CellError(f"is the noise schedule {schedule!r}, and no sampler is named beside it")
+    folded = fold(schedule)
+    if folded in _USUAL_SCHEDULES or folded == fold(sampler) or fold(sampler).endswith(folded):
+        return sampler
+    if folded not in kinds:
+        raise CellError(
+            f"is {schedule!r}, and the sampler beside it {sampler!r}; diffusers has the schedules "
+            f"{', '.join(SCHEDULES)}, and a sampler is to be named once"
+        )
+    return f"{sampler} {kinds[folded]}"
