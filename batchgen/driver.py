@@ -114,7 +114,8 @@ def plan(job: Job) -> PlanSummary:
         device = _local_device(job.device)
         sizing = _sizing(job, device, job.workers or _local_workers(device))
         counts = index.counts()
-        return summarize(index.groups(), sizing, measured, job.layout, job.format, counts.failed)
+        summary = summarize(index.groups(), sizing, measured, job.layout, job.format, counts.failed)
+        return replace(summary, notices=resolved.notices)
 
 
 def run(job: Job, *, source: str, limit: int | None, reporter: Reporter) -> Counts:

@@ -331,6 +331,8 @@ def _print_plan(job: "Job", *, as_json: bool) -> None:
     from batchgen.report.display import plan_table
 
     summary = plan_job(job)
+    for line in summary.notices:
+        click.echo(line, err=True)
     if as_json:
         click.echo(json.dumps(asdict(summary)))
     else:
