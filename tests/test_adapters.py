@@ -136,7 +136,11 @@ WRONG: Mapping[str, tuple[Mapping[str, Any], str, str]] = {
     "LoRA of another family": ({"loras": "lora-xl.safetensors"}, "loras", "made for text states of width"),
     "LoRA of another model": ({"loras": ["lora-wide.safetensors"]}, "loras", "made for text states of width 48"),
     "LoRA of other levels": ({"loras": "lora-other.safetensors"}, "loras", "takes"),
-    "LoRA that is none": ({"loras": "nothing.safetensors"}, "loras", "no tensor in it is a LoRA's"),
+    "LoRA that is none": (
+        {"loras": "nothing.safetensors"},
+        "loras",
+        "its tensor 'weight' is none of a LoRA, LoHa or LoKr",
+    ),
     "LoRA cut short": ({"loras": "cut.safetensors"}, "loras", "not a whole .safetensors file"),
     "LoRA of words": ({"loras": "words.safetensors"}, "loras", "not a whole .safetensors file"),
     "LoRA that is missing": ({"loras": "gone.safetensors"}, "loras", "gone.safetensors does not exist"),
@@ -335,6 +339,79 @@ def test_wrong_combination_is_refused(root: Path, name: str) -> None:
         lines
     )
     assert not any("row 1" in line for line in lines)
+
+
+_TO_K = "down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+_KOHYA = {f"lora_unet_{_TO_K}.lora_down.weight": (4, 32), f"lora_unet_{_TO_K}.lora_up.weight": (16, 4)}
+_QUERY = "text_model_encoder_layers_0_self_attn_q_proj"
+_TEXT = f"lora_te_{_QUERY}"
+FOREIGN: Mapping[str, tuple[Mapping[str, tuple[int, ...]], str]] = {
+    "GLoRA": ({f"lora_unet_{_TO_K}.a1.weight": (4, 32)}, "none of a LoRA"),
+    "IA3": ({f"lora_unet_{_TO_K}.weight": (8,), f"lora_unet_{_TO_K}.on_input": ()}, "none of a LoRA"),
+    "a norm's": ({**_KOHYA, "lora_unet_conv_norm_out.w_norm": (8,)}, "conv_norm_out.w_norm"),
+    "a bias": ({**_KOHYA, f"lora_unet_{_TO_K}.diff_b": (8,)}, "diff_b"),
+    "half a pair": ({f"lora_unet_{_TO_K}.lora_down.weight": (4, 32)}, "none of a LoRA"),
+    "half a LoHa": ({f"lora_unet_{_TO_K}.hada_w1_a": (8, 4)}, "none of a LoRA"),
+    "Flux": (
+        {
+            "lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": (4, 32),
+            "lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight": (8, 4),
+        },
+        "does not have",
+    ),
+    "Flux, of diffusers": (
+        {
+            "transformer.single_transformer_blocks.0.attn.to_k.lora_A.weight": (4, 32),
+            "transformer.single_transformer_blocks.0.attn.to_k.lora_B.weight": (8, 4),
+        },
+        "none of a LoRA",
+    ),
+    "SDXL's blocks": (
+        {
+            "lora_unet_input_blocks_4_1_proj_in.lora_down.weight": (4, 32),
+            "lora_unet_input_blocks_4_1_proj_in.lora_up.weight": (8, 4),
+        },
+        "does not have",
+    ),
+    "text part of another width": (
+        {**_KOHYA, f"{_TEXT}.lora_down.weight": (4, 768), f"{_TEXT}.lora_up.weight": (768, 4)},
+        "takes 768 numbers",
+    ),
+    "text part of another depth": (
+        {
+            **_KOHYA,
+            f"{_TEXT.replace('_0_', '_23_')}.lora_down.weight": (4, 32),
+            f"{_TEXT.replace('_0_', '_23_')}.lora_up.weight": (32, 4),
+        },
+        "does not have",
+    ),
+    "second text encoder": (
+        {f"lora_te2_{_QUERY}.lora_down.weight": (4, 32), f"lora_te2_{_QUERY}.lora_up.weight": (32, 4)},
+        "does not have",
+    ),
+    "other output": (
+        {f"lora_unet_{_TO_K}.lora_down.weight": (4, 32), f"lora_unet_{_TO_K}.lora_up.weight": (80, 4)},
+        "gives 80",
+    ),
+    "no tensor": ({}, "holds no tensor"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_lora_that_does_not_fit_is_refused_by_its_key(name: str, root: Path) -> None:
+    """Incident: files that diffusers refuses, or reads in part, passed the check, and each row was tried twice."""
+    shapes, said = FOREIGN[name]
+    file = root / f"foreign {name}.safetensors"  # what is known of a file is remembered by its name
+    save_file({key: torch.zeros(shape) for key, shape in shapes.items()}, file)
+    (line,) = complaints(root, {"loras": file.name})
+    assert said in line
+    assert "row 2, column 'loras'" in line
+
+
+def test_a_vae_without_a_tensor_is_refused(root: Path) -> None:
+    save_file({}, root / "empty.safetensors")
+    (line,) = complaints(root, {"vae": "empty.safetensors"})
+    assert "holds no tensor" in line
 
 
 def test_depth_model_without_estimator_needs_a_map(root: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Every way Stable Diffusion generates, from a manifest: a row gives the same picture alone and among others."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ import tiny_adapters as adapters
 import tiny_models as models
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from batchgen.diffusion.canary import Canary
 from batchgen.diffusion.classifier import load_classifier
@@ -482,6 +484,175 @@ def test_a_canary_tells_when_something_stayed_in_a_model(
             canary.check("third")
         assert np.array_equal(make(rows[1]), right)
     canary.check("third")
+
+
+def _factors(seed: int, **shapes: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+Change = Callable[[dict[str, torch.Tensor], torch.Tensor], torch.Tensor]
+
+
+def _dora(change: Change, key: str, dimension: int) -> Change:
+    def decomposed(of: dict[str, torch.Tensor], weight: torch.Tensor) -> torch.Tensor:
+        changed = weight + change(of, weight)
+        others = tuple(one for one in range(weight.dim()) if one != dimension)
+        shape = [-1 if one == dimension else 1 for one in range(weight.dim())]
+        normed = changed / changed.norm(dim=others, keepdim=True)
+        difference: torch.Tensor = normed * of[key].flatten().reshape(shape) - weight
+        return difference
+
+    return decomposed
+
+
+def _low_rank(of: dict[str, torch.Tensor], weight: torch.Tensor) -> torch.Tensor:
+    return torch.einsum("or,ri->oi", of["lora_up.weight"], of["lora_down.weight"])
+
+
+_LINEAR, _CONV = (
+    "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k",
+    "mid_block.resnets.0.conv1",
+)  # 16x32, 32x32x3x3
+_PAIR: Mapping[str, tuple[int, ...]] = {"lora_down.weight": (4, 32), "lora_up.weight": (16, 4)}
+ALGORITHMS: Mapping[str, tuple[str, Mapping[str, tuple[int, ...]], float | None, Change]] = {
+    "LoHa": (
+        _LINEAR,
+        {"hada_w1_a": (16, 4), "hada_w1_b": (4, 32), "hada_w2_a": (16, 4), "hada_w2_b": (4, 32)},
+        2.0,
+        lambda of, _: 0.5 * (of["hada_w1_a"] @ of["hada_w1_b"]) * (of["hada_w2_a"] @ of["hada_w2_b"]),
+    ),
+    "LoHa of a convolution, Tucker": (
+        _CONV,
+        {
+            "hada_w1_a": (4, 32), "hada_w1_b": (4, 32), "hada_t1": (4, 4, 3, 3),
+            "hada_w2_a": (4, 32), "hada_w2_b": (4, 32), "hada_t2": (4, 4, 3, 3),
+        },
+        None,
+        lambda of, _: (
+            torch.einsum("abkl,ao,bi->oikl", of["hada_t1"], of["hada_w1_a"], of["hada_w1_b"])
+            * torch.einsum("abkl,ao,bi->oikl", of["hada_t2"], of["hada_w2_a"], of["hada_w2_b"])
+        ),
+    ),
+    "LoKr": (
+        _LINEAR,
+        {"lokr_w1": (4, 4), "lokr_w2_a": (4, 2), "lokr_w2_b": (2, 8)},
+        1.0,
+        lambda of, _: 0.5 * torch.kron(of["lokr_w1"], of["lokr_w2_a"] @ of["lokr_w2_b"]),
+    ),
+    "LoKr of whole factors": (
+        _LINEAR,
+        {"lokr_w1": (2, 4), "lokr_w2": (8, 8)},
+        1e9,  # says nothing without a rank, as LyCORIS has it
+        lambda of, _: torch.kron(of["lokr_w1"], of["lokr_w2"]),
+    ),
+    "LoKr of a convolution": (
+        _CONV,
+        {"lokr_w1_a": (4, 2), "lokr_w1_b": (2, 4), "lokr_w2_a": (8, 2), "lokr_w2_b": (2, 72)},
+        2.0,
+        lambda of, _: torch.einsum(
+            "ab,cdkl->acbdkl",
+            of["lokr_w1_a"] @ of["lokr_w1_b"],
+            (of["lokr_w2_a"] @ of["lokr_w2_b"]).reshape(8, 8, 3, 3),
+        ).reshape(32, 32, 3, 3),
+    ),
+    "CP": (
+        _CONV,
+        {"lora_down.weight": (4, 32, 1, 1), "lora_mid.weight": (4, 4, 3, 3), "lora_up.weight": (32, 4, 1, 1)},
+        2.0,
+        lambda of, _: (
+            0.5
+            * torch.einsum(
+                "or,rskl,si->oikl",
+                of["lora_up.weight"][..., 0, 0],
+                of["lora_mid.weight"],
+                of["lora_down.weight"][..., 0, 0],
+            )
+        ),
+    ),
+    "difference": (_LINEAR, {"diff": (16, 32)}, None, lambda of, _: of["diff"]),
+    "difference of a convolution": (_CONV, {"diff": (32, 32, 3, 3)}, None, lambda of, _: of["diff"]),
+    "DoRA by input": (_LINEAR, {**_PAIR, "dora_scale": (1, 32)}, None, _dora(_low_rank, "dora_scale", 1)),
+    "DoRA by output": (_LINEAR, {**_PAIR, "dora_scale": (16, 1)}, None, _dora(_low_rank, "dora_scale", 0)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_what_trainers_make_is_what_it_does_to_the_weights(
+    name: str, host: PipelineHost, shop: Workshop, tmp_path: Path
+) -> None:
+    """The oracle is a model with the changed weight itself."""
+    layer, shapes, alpha, change = ALGORITHMS[name]
+    tensors = _factors(3, **{key.replace(".", "+"): shape for key, shape in shapes.items()})
+    tensors = {key.replace("+", "."): value for key, value in tensors.items()}
+    if alpha is not None:
+        tensors["alpha"] = torch.tensor(alpha)
+    flat = f"lora_unet_{layer.replace('.', '_')}"
+    save_file({f"{flat}.{key}": value for key, value in tensors.items()}, tmp_path / "made.safetensors")
+
+    _assert_does(shop, host, tmp_path, "made.safetensors", layer, lambda weight: change(tensors, weight))
+
+
+@pytest.mark.parametrize("style", ["PEFT", "PEFT, DoRA", "bare", "bare, old"])
+def test_names_without_a_prefix(style: str, host: PipelineHost, shop: Workshop, tmp_path: Path) -> None:
+    """What PEFT itself and `unet.save_lora_adapter` write; PEFT's scale stands in a file beside."""
+    pair = _factors(4, down=(4, 32), up=(16, 4), magnitude=(16,))
+    down, up = (
+        (".lora.down.weight", ".lora.up.weight") if style == "bare, old" else (".lora_A.weight", ".lora_B.weight")
+    )
+    prefix = "base_model.model." if "PEFT" in style else ""
+    tensors = {f"{prefix}{_LINEAR}{down}": pair["down"], f"{prefix}{_LINEAR}{up}": pair["up"]}
+    if "DoRA" in style:
+        tensors[f"{prefix}{_LINEAR}.lora_magnitude_vector"] = pair["magnitude"]
+    (tmp_path / "saved").mkdir()
+    file = "adapter_model.safetensors" if "PEFT" in style else "pytorch_lora_weights.safetensors"
+    save_file(tensors, tmp_path / "saved" / file)
+    scale = 0.5 if "PEFT" in style else 1.0
+    (tmp_path / "saved" / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 2}')
+    change: Change = lambda of, _: scale * of["up"] @ of["down"]  # noqa: E731
+    whole = _dora(change, "magnitude", 0) if "DoRA" in style else change
+    _assert_does(shop, host, tmp_path, "saved", _LINEAR, lambda weight: whole(pair, weight))
+
+
+def test_embeddings_in_a_loras_file_are_known_to_its_prompts(
+    host: PipelineHost, shop: Workshop, tmp_path: Path
+) -> None:
+    lora, ring = load_file(shop.path("peft.safetensors")), load_file(shop.path("embedding.safetensors"))
+    (vectors,) = ring.values()
+    save_file(lora | {"bundle_emb.castle.string_to_param.*": vectors}, tmp_path / "both.safetensors")
+    cells = _cells(shop, SYSTEMS["sd1 text-to-image"], 0)
+    apart = {"loras": shop.path("peft.safetensors")}
+    word = {"embeddings": [{"path": shop.path("embedding.safetensors"), "token": "castle"}]}
+    bundled, expected, without = (
+        generate(host, shop, shop.rows([cells | more]))
+        for more in ({"loras": str(tmp_path / "both.safetensors")}, apart | word, apart)
+    )
+    assert np.array_equal(bundled, expected)
+    assert not np.array_equal(bundled, without)
+
+
+def _assert_does(
+    shop: Workshop,
+    host: PipelineHost,
+    folder: Path,
+    lora: str,
+    layer: str,
+    change: Callable[[torch.Tensor], torch.Tensor],
+) -> None:
+    """A row with the LoRA is the picture of a model whose weight was changed so, and another than without."""
+    changed = folder / "changed"
+    shutil.copytree(shop.path("sd1"), changed)
+    (weights,) = (changed / "unet").glob("*.safetensors")
+    state = load_file(weights)
+    state[f"{layer}.weight"] += change(state[f"{layer}.weight"])
+    save_file(state, weights)
+    cells = _cells(shop, SYSTEMS["sd1 text-to-image"], 0)
+    with_lora = generate(host, shop, shop.rows([cells | {"loras": str(folder / lora)}]))
+    plain = generate(host, shop, shop.rows([cells]))
+    expected = generate(host, shop, shop.rows([cells | {"model": str(changed)}]))
+    error, effect = (np.abs(with_lora.astype(int) - other).mean() for other in (expected, plain))
+    assert effect > 0.1
+    assert error < effect / 50
 
 
 def test_saved_steps_are_the_rows_own(host: PipelineHost, shop: Workshop) -> None:

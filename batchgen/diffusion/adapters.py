@@ -18,14 +18,16 @@ from PIL.Image import Image
 
 from batchgen.diffusion.hypernetworks import Hypernetwork
 from batchgen.diffusion.loading import Components, one_line, translate
+from batchgen.diffusion.lora import plain_lora
 from batchgen.diffusion.pipelines import make_pipeline
 from batchgen.diffusion.pose import PoseReader
 from batchgen.diffusion.prompts import PromptEncoder
-from batchgen.diffusion.weights import read_weights
+from batchgen.diffusion.weights import read_bundled, read_weights
 from batchgen.errors import InputError
-from batchgen.generation.parameters import Adapter, Control, ImagePrompt, Parameters
+from batchgen.generation.parameters import Adapter, Control, ImagePrompt, Parameters, RowAdapters
 from batchgen.models.adapters import adapter_fingerprint, image_encoder
 from batchgen.models.catalog import Family, Model
+from batchgen.models.lora import peft_scale
 
 __all__ = ["Adapters", "as_checked"]
 
@@ -59,12 +61,14 @@ class Adapters:
 
     def __init__(self, model: Model, components: Components, prompts: PromptEncoder, dtype: torch.dtype) -> None:
         self._components = components
+        self._is_xl = model.family in (Family.SDXL, Family.REFINER)
         self._prompts = prompts
         self._unet = components.parts["unet"]
         self._vae = components.parts["vae"]
         self._device, self._dtype = self._unet.device, dtype
         self._loader = make_pipeline(_LOADERS[model.family], components.parts, components.options)
         self._loras: OrderedDict[str, None] = OrderedDict()  # names of those that are loaded, least recently used first
+        self._bundles: dict[str, tuple[tuple[str, str], ...]] = {}  # words of LoRAs' embeddings, by sha256
         self._kept: dict[type, OrderedDict[str, Any]] = {}
         self._ip_adapter: str | None = None
         self._slices = any(
@@ -89,19 +93,33 @@ class Adapters:
                 stack.enter_context(hypernetwork.on(self._unet, chosen["scale"]))
             yield
 
-    def tokens(self, embeddings: Sequence[Adapter] | None) -> tuple[tuple[str, str], ...]:
-        """The words of a row's embeddings and the names they are known under in its prompts.
+    def tokens(self, chosen: RowAdapters) -> tuple[tuple[str, str], ...]:
+        """The words of a row's embeddings, and of those in its LoRAs' files, and what its prompts know them as.
 
         Raises:
             InputError: a file that is no embedding, or of another model.
         """
         pairs = []
-        for embedding in embeddings or ():
+        for embedding in chosen.embeddings or ():
             internal = f"embedding-{embedding['sha256'][:16]}"
             if not self._prompts.knows_embedding(internal):
                 self._prompts.add_embedding(internal, _token_vectors(read_weights(as_checked(embedding))))
             pairs.append((embedding["token"], internal))
+        for lora in chosen.loras or ():
+            own = {word for word, _ in pairs}
+            pairs += [(word, internal) for word, internal in self._bundled(lora) if word not in own]
         return tuple(pairs)
+
+    def _bundled(self, lora: Adapter) -> tuple[tuple[str, str], ...]:
+        """The words of the embeddings that lie in a LoRA's file, and what prompts know them as."""
+        if lora["sha256"] not in self._bundles:
+            pairs = []
+            for word, content in read_bundled(as_checked(lora)).items():
+                internal = f"bundled-{lora['sha256'][:16]}-{word}"
+                self._prompts.add_embedding(internal, _token_vectors(content))
+                pairs.append((word, internal))
+            self._bundles[lora["sha256"]] = tuple(pairs)
+        return self._bundles[lora["sha256"]]
 
     def vae(self, chosen: Adapter | None) -> Any:
         """The autoencoder that the rows name, or the model's own."""
@@ -151,18 +169,17 @@ class Adapters:
             self._loader.disable_lora()
 
     def _load_lora(self, name: str, path: Path) -> None:
-        tensors = {key: tensor.to(self._dtype) for key, tensor in read_weights(path).items()}
+        parts = {part: self._components.parts.get(part) for part in ("unet", "text_encoder", "text_encoder_2")}
+        tensors = plain_lora(read_weights(path), parts, xl=self._is_xl, scale=peft_scale(path), path=path)
         try:
-            self._loader.load_lora_weights(tensors, adapter_name=name)
+            self._loader.load_lora_weights(
+                {key: tensor.to(self._dtype) for key, tensor in tensors.items()}, adapter_name=name
+            )
         except Exception as error:  # diffusers, peft and torch raise kinds of their own
             raise InputError(f"LoRA {path} could not be loaded: {one_line(error)}") from error
         if name not in {one for names in self._loader.get_list_adapters().values() for one in names}:
             raise InputError(f"LoRA {path} holds nothing that fits the model")
-        for module in (
-            self._unet,
-            self._components.parts.get("text_encoder"),
-            self._components.parts.get("text_encoder_2"),
-        ):
+        for module in parts.values():
             if module is not None:
                 module.to(self._device).eval().requires_grad_(False)
 

@@ -66,7 +66,7 @@ class RowPrompts:
             text_2=prompting.prompt_2,
             clip_skip=prompting.clip_skip,
             weighted=prompting.prompt_syntax == "a1111",
-            tokens=self._adapters.tokens(row.parameters.adapters.embeddings),
+            tokens=self._adapters.tokens(row.parameters.adapters),
         )
 
     def _negative(self, row: Row) -> Prompt:
@@ -75,7 +75,7 @@ class RowPrompts:
             text=prompting.negative_prompt or "",
             text_2=prompting.negative_prompt_2,
             weighted=prompting.prompt_syntax == "a1111",
-            tokens=self._adapters.tokens(row.parameters.adapters.embeddings),
+            tokens=self._adapters.tokens(row.parameters.adapters),
         )
 
 

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from batchgen.diffusion.loading import one_line
 from batchgen.errors import InputError
+from batchgen.models.lora import BUNDLED
 
-__all__ = ["read_weights"]
+__all__ = ["read_bundled", "read_weights"]
 
 
 def read_weights(path: Path) -> Mapping[Any, Any]:
@@ -26,3 +28,15 @@ def read_weights(path: Path) -> Mapping[Any, Any]:
     except Exception as error:  # pickle, zipfile, safetensors and torch raise kinds of their own
         raise InputError(f"{path} could not be loaded: {one_line(error)}") from error
     return content
+
+
+def read_bundled(path: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """The embeddings in a LoRA's file, by their words, as the files of embeddings hold them; pickles have none."""
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as opened:
+            for key in opened.keys():  # noqa: SIM118
+                if key.startswith(BUNDLED):
+                    word, _, name = key.removeprefix(BUNDLED).partition(".")
+                    found.setdefault(word, {})[name] = opened.get_tensor(key)
+    return found

@@ -221,7 +221,7 @@ COLUMNS: Mapping[str, Column] = {
         _number("image_guidance_scale", "how closely to keep to it", default=1.5, low=0, high=100, tasks=("edit",)),
         _adapter(
             "loras",
-            "one LoRA or a list, in the key formats of diffusers, PEFT or kohya",
+            "one LoRA (LoHa, LoKr, DoRA) or a list, as diffusers, PEFT, kohya's trainer or LyCORIS write them",
             listed=True,
             tasks=_TEXT,
             families=_BUT_LATENT_UPSCALER,

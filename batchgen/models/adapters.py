@@ -23,10 +23,10 @@ from batchgen.models.compatibility import (
     check_detector,
     check_embedding,
     check_ip_adapter,
-    check_lora,
     check_vae,
     read_facts,
 )
+from batchgen.models.lora import check_lora, peft_config, peft_scale
 
 __all__ = ["ADAPTERS", "Finder", "adapter_files", "adapter_fingerprint", "find_adapters", "image_encoder"]
 
@@ -106,6 +106,8 @@ def _find(kind: AdapterKind, cell: Any, model: Model, finder: Finder) -> dict[st
     shapes, config = read_facts(path, kind.weights)
     if kind.check is not None and (reason := kind.check(shapes, config, model)):
         raise CellError(f"{given['path']}: {reason}")
+    if kind is ADAPTERS["loras"]:
+        peft_scale(path)
     if missing := [name for name in kind.beside if not (path / name).is_file()]:
         raise CellError(f"{path} holds no {missing[0]}; is the folder complete?")
     result: dict[str, Any] = {"path": str(path), "sha256": adapter_fingerprint(path)}
@@ -175,15 +177,16 @@ def adapter_fingerprint(path: Path) -> str:
     """sha256 of an adapter's bytes, of all its files where it is a folder; read once in a process."""
     if path.is_dir():
         return hash_folder(path)
-    file, *encoder = adapter_files(path)
-    return hash_text(hash_file(file) + hash_folder(*encoder)) if encoder else hash_file(file)
+    file, *beside = adapter_files(path)
+    hashes = [hash_folder(one) if one.is_dir() else hash_file(one) for one in beside]
+    return hash_text(hash_file(file) + "".join(hashes)) if hashes else hash_file(file)
 
 
 @lru_cache(maxsize=1024)
 def adapter_files(path: Path) -> tuple[Path, ...]:
-    """What an adapter is read from: its file or folder, and the image encoder that lies beside a file of weights."""
-    encoder = None if path.is_dir() else image_encoder(path)
-    return (path,) if encoder is None else (path, encoder)
+    """What an adapter is read from: its file or folder, and what belongs to it and lies beside a file of weights."""
+    beside = () if path.is_dir() else (image_encoder(path), peft_config(path))
+    return (path, *(one for one in beside if one is not None))
 
 
 ADAPTERS: Mapping[str, AdapterKind] = {
@@ -191,7 +194,7 @@ ADAPTERS: Mapping[str, AdapterKind] = {
         what="LoRA",
         names={"scale": 1.0},
         check=check_lora,
-        weights=("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin"),
+        weights=("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin", "adapter_model.safetensors"),
         in_list=True,
     ),
     "embeddings": AdapterKind(

@@ -16,7 +16,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from safetensors import SafetensorError, safe_open
 
 from batchgen.errors import CellError
-from batchgen.models.catalog import Model, Source, latent_factor
+from batchgen.models.catalog import Model, latent_factor
 
 __all__ = [
     "CLASSIFIER_MULTIPLIERS",
@@ -30,8 +30,8 @@ __all__ = [
     "check_detector",
     "check_embedding",
     "check_ip_adapter",
-    "check_lora",
     "check_vae",
+    "other_width",
     "parse_classifier",
     "read_classifier",
     "read_facts",
@@ -47,10 +47,6 @@ CLASSIFIER_MULTIPLIERS: Mapping[int, tuple[float, ...]] = {
 """Widths of the levels of ADM's classifiers over that of the first one, by the size of their pictures."""
 
 CLASSIFIER_WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors")
-_LORA_CROSS_ATTENTION = re.compile(r"attn2[._](processor[._])?to_k.*(lora_A|lora_?\.?down)\.(default\.)?weight$")
-_LORA_LAYER = re.compile(  # tensors that a UNet's layer feeds, in the names of PEFT, diffusers and kohya
-    r"(unet\.|lora_unet_)(?P<layer>.+?)(\.lora_A|\.lora\.down|_lora\.down|\.lora_down)\.(default\.)?weight$"
-)
 _IP_CROSS_ATTENTION = re.compile(r"to_k_ip\.weight$")
 _EXAMPLES: Mapping[Any, str] = {int: "a whole number", bool: "true or false"}
 _CLASSES = "out.2.c_proj.weight"
@@ -74,7 +70,11 @@ def read_facts(path: Path, weights: tuple[str, ...]) -> tuple[Shapes, Mapping[st
                 raise CellError(f"{path / 'config.json'} holds no JSON object")
         files = [file for name in weights for file in sorted(path.glob(name))]
         path = next((file for file in files if file.suffix == ".safetensors"), path)
-    return (read_shapes(path) if path.suffix == ".safetensors" else {}), config
+    if path.suffix != ".safetensors":
+        return {}, config
+    if not (shapes := read_shapes(path)):
+        raise CellError(f"{path} holds no tensor; is the file complete?")
+    return shapes, config
 
 
 def read_shapes(file: Path) -> Shapes:
@@ -94,44 +94,10 @@ def _width_of(shapes: Shapes, pattern: re.Pattern[str]) -> int | None:
     return next((shape[1] for name, shape in shapes.items() if pattern.search(name) and len(shape) > 1), None)
 
 
-def _other_model(width: int, model: Model) -> str:
+def other_width(width: int, model: Model) -> str:
+    """What to say of an adapter that is made for text states of another width."""
     wanted = f"{model.name!r} has {model.text_width}"
     return f"it is made for text states of width {width}, and {wanted}; use one trained for it"
-
-
-def check_lora(shapes: Shapes, _config: Mapping[str, Any], model: Model) -> str | None:
-    """Whether its layers are the UNet's, by the numbers that they take; None, or why not."""
-    if not any("lora" in name or "hada" in name or "lokr" in name for name in shapes) and shapes:
-        return "no tensor in it is a LoRA's"
-    width = _width_of(shapes, _LORA_CROSS_ATTENTION)
-    if width is not None and width != model.text_width:
-        return _other_model(width, model)
-    layers = _unet_inputs(model)
-    for name, shape in shapes.items():
-        match = _LORA_LAYER.match(name)
-        inputs = layers.get(_flat(match["layer"])) if match else None
-        if match and inputs is not None and len(shape) > 1 and inputs != shape[1]:
-            layer = f"{match['layer']} takes {shape[1]} numbers"
-            return f"its layer {layer} and that of {model.name!r} {inputs}; use one trained for it"
-    return None
-
-
-def _flat(layer: str) -> str:
-    """A layer's name as kohya's trainer writes it; processors of old files are no layers of their own."""
-    return layer.replace(".processor", "").replace(".", "_")
-
-
-@lru_cache(maxsize=16)
-def _unet_inputs(model: Model) -> Mapping[str, int]:
-    """How many numbers each layer of the model's UNet takes; nothing where its weights are not at hand."""
-    folder = model.folder / "unet"
-    files = sorted(folder.glob("*.safetensors")) if model.source is Source.FOLDER else []
-    shapes = {name: shape for file in files for name, shape in read_shapes(file).items()}
-    return {
-        _flat(name.removesuffix(".weight")): shape[1]
-        for name, shape in shapes.items()
-        if name.endswith(".weight") and len(shape) > 1
-    }
 
 
 def check_embedding(shapes: Shapes, _config: Mapping[str, Any], model: Model) -> str | None:
@@ -171,7 +137,7 @@ def check_controlnet(_shapes: Shapes, config: Mapping[str, Any], model: Model) -
     width = config.get("cross_attention_dim")
     width = width[0] if isinstance(width, list) and width else width
     if width != model.text_width:
-        return _other_model(width if isinstance(width, int) else 0, model)
+        return other_width(width if isinstance(width, int) else 0, model)
     if tuple(config.get("block_out_channels", ())) != model.unet_widths:
         return (
             f"its levels are {tuple(config.get('block_out_channels', ()))} wide and those of {model.name!r} "
@@ -203,7 +169,7 @@ def check_ip_adapter(shapes: Shapes, _config: Mapping[str, Any], model: Model) -
     if not any(_IP_CROSS_ATTENTION.search(name) for name in shapes):
         return "no tensor in it is an IP-Adapter's"
     width = _width_of(shapes, _IP_CROSS_ATTENTION)
-    return _other_model(width, model) if width is not None and width != model.text_width else None
+    return other_width(width, model) if width is not None and width != model.text_width else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
