@@ -68,7 +68,7 @@ class CellSorter:
                 self._carried.add(name)
                 if not record.declared:
                     self._kinds.setdefault(name, set()).add(_kind(cell))
-            elif _is_empty_struct(cell):
+            elif _stands_for_null(cell):
                 continue
             elif meaning.schedule:
                 schedule = name, cell
@@ -97,7 +97,8 @@ class CellSorter:
             if name not in RESERVED and (find_column(name) is None or name in self._carried)
         }
         for name, kind in declared.items():
-            seen = _seen_type(self._kinds[name]) if name in self._kinds else kind
+            floats = {float} if pa.types.is_floating(kind) else set()
+            seen = _seen_type(self._kinds[name] | floats) if name in self._kinds else kind
             if not _fits(seen, kind):
                 raise InputError(
                     f"manifest column {name!r} is {kind} in one file and {seen} in JSONL; write it with one type"
@@ -154,9 +155,11 @@ class CellSorter:
         self.notices.setdefault(line)
 
 
-def _is_empty_struct(cell: Any) -> bool:
-    """A struct of nulls, as an image column holds where a row has no image."""
-    return isinstance(cell, dict) and bool(cell) and all(value is None for value in cell.values())
+def _stands_for_null(cell: Any) -> bool:
+    """NaN, as pandas writes a missing number, or a struct of nulls, as an image column holds where a row has none."""
+    if isinstance(cell, dict):
+        return bool(cell) and all(value is None for value in cell.values())
+    return isinstance(cell, float) and cell != cell
 
 
 def missing_prompt(record: Record) -> str:
@@ -176,9 +179,14 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(shown[:8]) + (", ..." if len(shown) > 8 else "")
 
 
+class _WideInteger:
+    """What a whole number is that no float holds."""
+
+
 def _kind(cell: Any) -> type:
-    too_large = isinstance(cell, int) and not -(2**63) <= cell < 2**63  # for Arrow's widest integer
-    return object if too_large else type(cell)
+    if type(cell) is not int or abs(cell) <= 2**53:
+        return type(cell)
+    return _WideInteger if -(2**63) <= cell < 2**63 else object  # Arrow's widest integer
 
 
 def _fits(seen: pa.DataType, declared: pa.DataType) -> bool:
@@ -193,6 +201,8 @@ def _fits(seen: pa.DataType, declared: pa.DataType) -> bool:
 def _seen_type(kinds: set[type]) -> pa.DataType:
     if kinds == {int, float}:
         return pa.float64()
+    if kinds <= {int, _WideInteger}:
+        return pa.int64()
     return _ARROW.get(next(iter(kinds)), pa.string()) if len(kinds) == 1 else pa.string()
 
 

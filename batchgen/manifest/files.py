@@ -110,8 +110,7 @@ def _holds_bytes(column: pa.Field) -> bool:
 
 
 def _without_nulls(cells: Mapping[str, Any]) -> dict[str, Any]:
-    # pandas writes a missing number as NaN
-    return {name: cell for name, cell in cells.items() if cell is not None and cell == cell}
+    return {name: cell for name, cell in cells.items() if cell is not None}
 
 
 def _csv_records(file: str, stream: IO[bytes], problems: ProblemLog) -> Iterator[Record]:
