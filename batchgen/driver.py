@@ -9,7 +9,8 @@ from itertools import groupby
 from typing import Literal, Protocol
 
 from batchgen.dataset.card import write_card
-from batchgen.dataset.commit import commit_failures, drop_rows, reopen_rows
+from batchgen.dataset.carried import compare_carried
+from batchgen.dataset.commit import commit_failures, drop_rows, reopen_rows, update_carried
 from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.format import OutputFormat, new_format
 from batchgen.dataset.kept import forget_resolved, keep_resolved, take_resolved
@@ -29,7 +30,7 @@ from batchgen.machine import cores, gpus
 from batchgen.manifest.problems import ProblemLog
 from batchgen.options import Device, Dtype
 from batchgen.resolve import Resolved, resolve
-from batchgen.rows import Receipt, Shard, Status, failed_row
+from batchgen.rows import DoneRow, Receipt, Shard, Status, failed_row
 from batchgen.sharding import Sizing, make_shards
 from batchgen.storage import Store, open_store, probe
 from batchgen.work import Failure
@@ -107,14 +108,17 @@ def plan(job: Job) -> PlanSummary:
     """What `run` would do, counted up; nothing is written and no model is loaded."""
     store = None if job.output is None else _reach(job)
     with resolved_rows(job, store) as (index, resolved):
-        measured = Measured()
+        measured, outdated = Measured(), 0
         if store is not None:
             dataset = Dataset.begin(store, _wanted(job, resolved), create=False)
             measured = _survey(dataset, index, repair=False)
+            outdated = compare_carried(dataset, index)
         device = _local_device(job.device)
         sizing = _sizing(job, device, job.workers or _local_workers(device))
         counts = index.counts()
-        return summarize(index.groups(), sizing, measured, job.layout, job.format, counts.failed)
+        return summarize(
+            index.groups(), sizing, measured, job.layout, job.format, failed=counts.failed, outdated=outdated
+        )
 
 
 def run(job: Job, *, source: str, limit: int | None, reporter: Reporter) -> Counts:
@@ -155,12 +159,15 @@ def run(job: Job, *, source: str, limit: int | None, reporter: Reporter) -> Coun
                 keep_resolved(store, job, index, resolved, before=began)
             fold_receipts(dataset)
             _survey(dataset, index, repair=True)
+            this.update_carried(reporter)
             pending = index.counts().pending
             to_make = min([pending, *(n for n in (limit, job.limits.max_images) if n is not None)])
             if to_make:
                 this.make(to_make, control, reporter)
             this.supersede()
-        counts = index.counts()
+            if this.met_others:  # whose manifest may have had other carried cells
+                this.update_carried(reporter)
+        counts = replace(index.counts(), updated=this.updated)
     reason = control.reason
     if reason is None and to_make == job.limits.max_images and (limit is None or limit > to_make):
         reason = "the limit max_images is reached"
@@ -201,6 +208,8 @@ class _Run:
     index: Index
     resolved: Resolved
     started: float = field(default_factory=time.time)
+    updated: int = 0  # done rows whose carried cells were brought up to date
+    met_others: bool = False  # whether a shard turned out to be committed by another run meanwhile
 
     @property
     def name(self) -> str:
@@ -245,6 +254,20 @@ class _Run:
                 pool.close()
                 write_run(self.dataset.store, replace(record, finished=time.time(), outcome=outcome))
                 self._write_card()
+
+    def update_carried(self, reporter: Reporter) -> None:
+        """Bring the carried cells of done rows up to date where the manifest has changed them."""
+        if not (found := compare_carried(self.dataset, self.index)):
+            return
+        plural = "" if found == 1 else "s"
+        reporter.notice(f"carried columns of {found:,} done row{plural} changed in the manifest; updating the metadata")
+        receipts = {receipt.shard: receipt for receipt in read_receipts(self.dataset, repair=True)}
+        for shard, changed in self.index.outdated():
+            if shard in receipts:
+                update_carried(self.dataset, receipts[shard], changed)
+        self.index.clear_outdated()
+        self.updated += found
+        fold_receipts(self.dataset)
 
     def supersede(self) -> None:
         """Take rows out of older shards whose id now stands for another picture that is done; fold receipts."""
@@ -302,9 +325,12 @@ class _Run:
 
     def _committed(self, shard: Shard, receipt: Receipt, reporter: Reporter) -> None:
         failed = {row.id for row in receipt.failures}
-        done = [(row.id, row.fingerprint) for row in shard.rows if row.id not in failed]
-        # rows were taken out of it since, where another attempt made it long ago: its marker says which are left
-        self.index.mark(_entries(receipt, done if len(done) == receipt.done else done_rows(self.dataset, shard.id)))
+        done = [DoneRow(row.id, row.fingerprint) for row in shard.rows if row.id not in failed]
+        if receipt.run != self.name or len(done) != receipt.done:
+            # made by another run, perhaps long ago: its marker says which rows are left, and with which carried cells
+            self.met_others = True
+            done = done_rows(self.dataset, shard.id)
+        self.index.mark(_entries(receipt, done))
         if any(row.error_class in (ErrorClass.CONDITIONING, ErrorClass.INPUT) for row in receipt.failures):
             forget_resolved(self.dataset.store)  # a file may have changed behind an unchanged look: have all read again
         reporter.committed(receipt)
@@ -341,8 +367,10 @@ def _survey(dataset: Dataset, index: Index, *, repair: bool) -> Measured:
 
 
 def _entries(receipt: Receipt, done: DoneRows) -> Iterator[Committed]:
-    for id_, fingerprint in done:
-        yield Committed(id=id_, fingerprint=fingerprint, shard=receipt.shard, status=Status.DONE)
+    for id_, fingerprint, carried in done:
+        yield Committed(
+            id=id_, fingerprint=fingerprint, shard=receipt.shard, status=Status.DONE, carried=carried or None
+        )
     for row in receipt.failures:
         yield Committed(id=row.id, fingerprint=row.fingerprint, shard=receipt.shard, status=Status.FAILED)
 

@@ -4,6 +4,7 @@ import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from batchgen.dataset.carried import computed_prints, said_prints
 from batchgen.dataset.dataset import READERS, Dataset, DatasetRow, Marker
 from batchgen.dataset.progress import read_receipts, snapshot_digests
 from batchgen.errors import ImageError, StoreError
@@ -105,6 +106,9 @@ def _verify_shard(check: _Check, shard: str, receipt: Receipt | None) -> None:
         if id_ in check.places:
             found.faults.append(f"{key}: id {id_!r} is in {check.places[id_]}, too")
         check.places[id_] = key
+    said = said_prints(marker)
+    if said is not None and said != computed_prints(marker, dataset.format.carried):
+        found.faults.append(f"{key}: what it says of its carried columns is not what they hold")
     _verify_receipt(check, marker, receipt)
     named = {key}
     for fault, keys in check.pool.map(lambda row: _verify_row(row, check.deep), dataset.rows_of(marker)):
