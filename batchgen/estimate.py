@@ -1,7 +1,7 @@
 """What a plan amounts to: shards, switches, objects, bytes and time. Rates come from the output's own receipts."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from batchgen.dataset.layouts import find_layout
@@ -60,6 +60,7 @@ class PlanSummary:
     bytes: int  # to be written, estimated
     device_seconds: float | None  # over all workers; None while no rate is known
     seconds: float | None  # device_seconds over the workers
+    notices: Sequence[str] = ()  # lines that are worth reading
 
 
 def summarize(

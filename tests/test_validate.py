@@ -205,13 +205,11 @@ def test_numbers_that_no_column_can_hold(tmp_path: Path, model_configs: Path) ->
 
 
 FILES: list[tuple[str, bytes, str]] = [
-    ("m.csv", b"", "no rows"),
-    ("m.csv", b"prompt,seed\n", "no rows"),
+    ("m.csv", b"", "is empty"),
     ("m.csv", b"prompt,seed\na,1,2\n", "3 cells where the header has 2"),
     ("m.csv", b"prompt,prompt\na,b\n", "twice"),
     ("m.csv", b'prompt\n"open\n', "CSV"),
     ("m.csv", "prompt\nü\n".encode("latin-1"), "UTF-8"),
-    ("m.jsonl", b"", "no rows"),
     ("m.jsonl", b"{\n", "not JSON"),
     ("m.jsonl", b"[1]\n", "not a JSON object"),
     ("m.jsonl", '{"prompt": "ü"}\n'.encode("utf-16"), "UTF-8"),
