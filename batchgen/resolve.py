@@ -245,7 +245,7 @@ class _RowBuilder:
             self._wrong_defaults.add((column, message))
             met = f"met first in {record.file}, row {record.number}"
             place = self._job.file or self._job.manifest
-            self._problems.add(place, None, None, f"[defaults] {column} {message} ({met})")
+            self._problems.add(place, None, None, f"[defaults] {column}: {message} ({met})")
 
     def _note(self, record: Record, column: str, message: str) -> None:
         self._problems.add(record.file, record.number, column, message)

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from batchgen.dataset.dataset import Dataset
@@ -104,7 +105,7 @@ def status_table(status: OutputStatus) -> Table:
         ("time to go", duration(status.seconds_left) if status.left and status.seconds_left is not None else "-"),
         *((f"  {error_class}", f"{count:,}") for error_class, count in status.failures.items()),
     ):
-        table.add_row(name, value)
+        table.add_row(name, escape(value))  # paths and errors may hold brackets, which rich would take for its own
     return table
 
 
