@@ -310,7 +310,7 @@ class _Run:
         yield from shard_notices((group.key for group in groups), sizing)
         for group in groups:
             if to_make < group.pending and (rest := to_make % sizing.shard(group.key, group.total)):
-                yield f"the limit ends within a shard: the last one has {rest} rows"
+                yield f"the limit ends within a shard: the last one has {rest} row{'s' * (rest > 1)}"
             if to_make <= group.pending:
                 return
             to_make -= group.pending

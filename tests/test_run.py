@@ -20,6 +20,10 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import RunCli, WriteManifest
 from PIL import Image
+from s3_server import S3Server
+from test_kept_outputs import KEPT
+
+from batchgen.storage import open_store
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -370,7 +374,7 @@ def test_a_limited_run_cuts_shards_as_any_other(
     command = ["run", write_manifest("rows.parquet", rows), "--model", tiny_model, "--output", tmp_path / "out"]
     sizes = ["--shard-rows", 4, "--batch-size", 2, "--address", ray_address]
     limited = batchgen(*command, *sizes, "--limit", 5)
-    assert limited.returncode == 0 and "the last one has 1 rows" in limited.stderr, limited.stderr
+    assert limited.returncode == 0 and "the last one has 1 row\n" in limited.stderr, limited.stderr
     assert batchgen(*command, *sizes).returncode == 0
     receipts = [json.loads(path.read_text()) for path in (tmp_path / "out").glob(".batchgen/receipts/*.json")]
     assert sorted(receipt["done"] for receipt in receipts) == [1, 3, 4, 4]
@@ -435,6 +439,28 @@ def test_another_layout_or_other_columns_are_refused(
     rows = [{**row, "extra": "x"} for row in prompts(2)]
     wider = batchgen("run", write_manifest("wider.parquet", rows), *common)
     assert wider.returncode == 2 and "extra" in wider.stderr
+
+
+@pytest.mark.s3
+def test_a_job_file_stands_for_its_output(
+    s3_server: S3Server, s3_bucket: str, batchgen: RunCli, tmp_path: Path
+) -> None:
+    """Incident: `status`, `verify` and `retry` looked at another endpoint than the job's [storage_options]."""
+    for file in (KEPT / "files").rglob("*"):
+        if file.is_file():
+            open_store(s3_bucket).write(f"set/{file.relative_to(KEPT / 'files')}", file.read_bytes())
+    job = tmp_path / "job.toml"
+    job.write_text(
+        f'manifest = "m.csv"\noutput = "{s3_bucket}/set"\n[storage_options]\nendpoint_url = "{s3_server.endpoint}"\n'
+    )
+    elsewhere = {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}
+    assert batchgen("status", f"{s3_bucket}/set", env=elsewhere).returncode == 4
+    status = json.loads(batchgen("status", job, "--json", env=elsewhere).stdout)
+    assert (status["output"], status["done"], status["failed"]) == (f"{s3_bucket}/set", 5, 1)
+    assert batchgen("status", job, "--watch", env=elsewhere).returncode == 0
+    assert batchgen("verify", job, env=elsewhere).returncode == 0
+    opened = batchgen("retry", job, env=elsewhere)
+    assert opened.returncode == 0 and "1 row will be tried again" in opened.stderr
 
 
 @pytest.mark.s3
