@@ -2,26 +2,27 @@
 
 import socket
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from batchgen.dataset.card import write_card
-from batchgen.dataset.commit import commit_failures, drop_rows, reopen_rows
+from batchgen.dataset.carried import compare_carried
+from batchgen.dataset.commit import commit_failures, drop_rows, reopen_rows, update_carried
 from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.format import OutputFormat, new_format
 from batchgen.dataset.kept import forget_resolved, keep_resolved, take_resolved
 from batchgen.dataset.lease import Lease
 from batchgen.dataset.progress import DoneRows, done_rows, fold_receipts, read_done, read_receipts
 from batchgen.dataset.receipts import rebuild_receipt, write_books
-from batchgen.dataset.runs import RunRecord, new_run_name, write_run
+from batchgen.dataset.runs import FINISHED, LIMIT_REACHED, RunRecord, new_run_name, write_run
 from batchgen.diffusion.kind import generation
 from batchgen.diffusion.settings import WorkerSettings
 from batchgen.engine.loop import Control, drive, signals
 from batchgen.engine.queue import WorkQueue
-from batchgen.errors import ErrorClass, InputError, Interrupted, ManifestProblems
+from batchgen.errors import BatchgenError, ErrorClass, InputError, Interrupted, ManifestProblems
 from batchgen.estimate import Measured, PlanSummary, summarize
 from batchgen.index import Committed, Counts, Index
 from batchgen.job import Job
@@ -29,9 +30,9 @@ from batchgen.machine import cores, gpus
 from batchgen.manifest.problems import ProblemLog
 from batchgen.options import Device, Dtype
 from batchgen.resolve import Resolved, resolve
-from batchgen.rows import Receipt, Shard, Status, failed_row
-from batchgen.sharding import Sizing, make_shards
-from batchgen.storage import Store, open_store, probe
+from batchgen.rows import DoneRow, Receipt, Shard, Status, failed_row
+from batchgen.sharding import Sizing, make_shards, shard_notices
+from batchgen.storage import Store, open_store, probe, require_place
 from batchgen.work import Failure
 
 __all__ = ["CheckedJob", "Reporter", "check", "plan", "resolved_rows", "retry", "run"]
@@ -69,15 +70,24 @@ class CheckedJob:
     notices: Sequence[str]  # lines that are worth reading: columns by another name, what was filled in
 
 
-def check(job: Job) -> CheckedJob:
+def check(job: Job, *, output: bool = False) -> CheckedJob:
     """Check every row of a job; no model is loaded and nothing is written.
+
+    Args:
+        job: what to check.
+        output: whether its output would take the rows, too.
 
     Raises:
         ManifestProblems: rows that cannot be made; all of them are in it.
-        InputError: the job or the manifest as a whole cannot be used.
+        InputError: the job, the manifest as a whole or the output cannot be used.
+        StoreError: the output cannot be reached.
     """
+    store = _reach(job) if output else None
     with resolved_rows(job) as (index, resolved):
-        return CheckedJob(rows=index.counts().total, files=resolved.files, notices=resolved.notices)
+        rows, notices = index.counts().total, list(resolved.notices)
+        if store is not None and rows:
+            notices += _left_out(Dataset.begin(store, _wanted(job, resolved), create=False), _wanted(job, resolved))
+        return CheckedJob(rows=rows, files=resolved.files, notices=notices)
 
 
 @contextmanager
@@ -107,15 +117,20 @@ def plan(job: Job) -> PlanSummary:
     """What `run` would do, counted up; nothing is written and no model is loaded."""
     store = None if job.output is None else _reach(job)
     with resolved_rows(job, store) as (index, resolved):
-        measured = Measured()
-        if store is not None:
+        measured, outdated, notices = Measured(), 0, list(resolved.notices)
+        if store is not None and index.counts().total:
             dataset = Dataset.begin(store, _wanted(job, resolved), create=False)
+            notices += _left_out(dataset, _wanted(job, resolved))
             measured = _survey(dataset, index, repair=False)
+            outdated = compare_carried(dataset, index)
         device = _local_device(job.device)
         sizing = _sizing(job, device, job.workers or _local_workers(device))
         counts = index.counts()
-        summary = summarize(index.groups(), sizing, measured, job.layout, job.format, counts.failed)
-        return replace(summary, notices=resolved.notices)
+        summary = summarize(
+            index.groups(), sizing, measured, job.layout, job.format, failed=counts.failed, outdated=outdated
+        )
+        notices += shard_notices((group.key for group in index.groups() if group.pending), sizing)
+        return replace(summary, notices=notices)
 
 
 def run(job: Job, *, source: str, limit: int | None, reporter: Reporter) -> Counts:
@@ -142,12 +157,14 @@ def run(job: Job, *, source: str, limit: int | None, reporter: Reporter) -> Coun
     with resolved_rows(job, store) as (index, resolved):
         for line in resolved.notices:
             reporter.notice(line)
+        if not index.counts().total:
+            return index.counts()  # a night with nothing new; an output of no rows would have no columns either
         wanted = _wanted(job, resolved)
         Dataset.begin(store, wanted, create=False)  # a conflict is found before anything is written
         probe(store)
         dataset = Dataset.begin(store, wanted, create=True)
-        if names := dataset.left_out(wanted):
-            reporter.notice(f"{store.uri} was begun before the columns {', '.join(names)}; its metadata goes without")
+        for line in _left_out(dataset, wanted):
+            reporter.notice(line)
         store = open_store(job.require_output(), job.storage_options)  # from here on, retry patiently
         dataset = replace(dataset, store=store)
         this = _Run(job=job, source=source, dataset=dataset, index=index, resolved=resolved)
@@ -156,32 +173,37 @@ def run(job: Job, *, source: str, limit: int | None, reporter: Reporter) -> Coun
                 keep_resolved(store, job, index, resolved, before=began)
             fold_receipts(dataset)
             _survey(dataset, index, repair=True)
+            this.update_carried(reporter)
             pending = index.counts().pending
             to_make = min([pending, *(n for n in (limit, job.limits.max_images) if n is not None)])
             if to_make:
-                this.make(to_make, control, reporter)
+                this.make(to_make, pending, control, reporter)
             this.supersede()
-        counts = index.counts()
+            if this.met_others:  # whose manifest may have had other carried cells
+                this.update_carried(reporter)
+        counts = replace(index.counts(), updated=this.updated)
     reason = control.reason
     if reason is None and to_make == job.limits.max_images and (limit is None or limit > to_make):
         reason = "the limit max_images is reached"
     if counts.pending and reason is not None:
-        raise Interrupted(f"{reason}; {counts.done:,} of {counts.total:,} rows are done; the same command goes on")
+        line = f"{reason}; {counts.done:,} of {counts.total:,} rows are done; the same command goes on"
+        raise Interrupted(line, counts)
     return counts
 
 
-def retry(uri: str, classes: Collection[str]) -> int:
+def retry(uri: str, classes: Collection[str], storage_options: Mapping[str, Any] | None = None) -> int:
     """Open an output's failed rows again for the next run; returns how many.
 
     Args:
         uri: the output.
         classes: error classes, or what earlier versions called them and this output holds; all where empty.
+        storage_options: passed to the fsspec file system over what the environment says.
 
     Raises:
         InputError: there is no output, or no such error class.
         OutputBusy: a run is writing to it.
     """
-    dataset = Dataset.open(open_store(uri))
+    dataset = Dataset.open(open_store(uri, storage_options))
     with Lease(dataset.store, new_run_name(time.time())):
         receipts = list(read_receipts(dataset, repair=True))
         recorded = {row.error_class for receipt in receipts for row in receipt.failures}
@@ -202,17 +224,23 @@ class _Run:
     index: Index
     resolved: Resolved
     started: float = field(default_factory=time.time)
+    updated: int = 0  # done rows whose carried cells were brought up to date
+    met_others: bool = False  # whether a shard turned out to be committed by another run meanwhile
 
     @property
     def name(self) -> str:
         return new_run_name(self.started)
 
-    def make(self, to_make: int, control: Control, reporter: Reporter) -> None:
-        """Start the workers, make the rows that are left, and stop the workers."""
+    def make(self, to_make: int, pending: int, control: Control, reporter: Reporter) -> None:
+        """Start the workers, make `to_make` of the pending rows, and stop the workers."""
         from batchgen.engine.pool import Pool, cluster  # Ray takes half a second to import: only when there is work
 
         job = self.job
-        with cluster(job.address, job.workers) as capacity, signals(control, reporter.notice):
+        with (
+            self._recorded(control, LIMIT_REACHED if to_make < pending else FINISHED) as record,
+            cluster(job.address, job.workers) as capacity,
+            signals(control, reporter.notice),
+        ):
             device = capacity.device(job.device)
             workers = job.workers or capacity.workers(device)
             sizing = _sizing(job, device, workers)
@@ -221,13 +249,12 @@ class _Run:
             smallest = min(sizing.shard(group.key, group.total) for group in self.index.groups() if group.pending)
             workers = min(workers, -(-to_make // smallest))  # more would find nothing to do
             settings = self._worker_settings(device)
-            counts = self.index.counts()
-            record = self._record(settings, workers, counts)
-            write_run(self.dataset.store, record)
+            record(device=device, dtype=settings.dtype, workers=workers)
             self._write_card()
-            reporter.begin(counts, to_make, workers, device)
+            for line in self._shard_notices(sizing, to_make):
+                reporter.notice(line)
+            reporter.begin(self.index.counts(), to_make, workers, device)
             pool = Pool(generation(settings), workers, job.worker)
-            outcome = "failed"
             try:
                 drive(
                     queue,
@@ -240,12 +267,67 @@ class _Run:
                         f"shard {shard.id} ({len(shard.rows)} rows) will be tried again: {failure.message}"
                     ),
                 )
-                outcome = control.reason or "finished"
             finally:
                 reporter.end()
                 pool.close()
-                write_run(self.dataset.store, replace(record, finished=time.time(), outcome=outcome))
                 self._write_card()
+
+    @contextmanager
+    def _recorded(self, control: Control, whole: str) -> Iterator[Callable[..., None]]:
+        """A record of this run while it goes on, and of how it ended, whatever ends it.
+
+        Args:
+            control: says why a run stopped early.
+            whole: the outcome of one that made all it was to make.
+
+        Yields:
+            Takes what becomes known of the run.
+        """
+        record = self._record()
+
+        def note(**known: Any) -> None:
+            nonlocal record
+            record = replace(record, **known)
+            write_run(self.dataset.store, record)
+
+        note()
+        outcome = "failed"
+        try:
+            yield note
+            outcome = control.reason or whole
+        except KeyboardInterrupt:
+            outcome = "stopped at once"
+            raise
+        except BatchgenError as error:
+            outcome = f"failed: {error}"
+            raise
+        finally:
+            note(finished=time.time(), outcome=outcome)
+
+    def _shard_notices(self, sizing: Sizing, to_make: int) -> Iterator[str]:
+        """Where shards have other numbers of rows than were asked for, those at the end of what is made included."""
+        groups = [group for group in self.index.groups() if group.pending] if sizing.shard_rows is not None else []
+        yield from shard_notices((group.key for group in groups), sizing)
+        for group in groups:
+            if to_make < group.pending and (rest := to_make % sizing.shard(group.key, group.total)):
+                yield f"the limit ends within a shard: the last one has {rest} row{'s' * (rest > 1)}"
+            if to_make <= group.pending:
+                return
+            to_make -= group.pending
+
+    def update_carried(self, reporter: Reporter) -> None:
+        """Bring the carried cells of done rows up to date where the manifest has changed them."""
+        if not (found := compare_carried(self.dataset, self.index)):
+            return
+        plural = "" if found == 1 else "s"
+        reporter.notice(f"carried columns of {found:,} done row{plural} changed in the manifest; updating the metadata")
+        receipts = {receipt.shard: receipt for receipt in read_receipts(self.dataset, repair=True)}
+        for shard, changed in self.index.outdated():
+            if shard in receipts:
+                update_carried(self.dataset, receipts[shard], changed)
+        self.index.clear_outdated()
+        self.updated += found
+        fold_receipts(self.dataset)
 
     def supersede(self) -> None:
         """Take rows out of older shards whose id now stands for another picture that is done; fold receipts."""
@@ -279,19 +361,21 @@ class _Run:
             dtypes=self.job.dtypes,
         )
 
-    def _record(self, settings: WorkerSettings, workers: int, counts: Counts) -> RunRecord:
+    def _record(self) -> RunRecord:
+        """What is known of the run before a cluster answers."""
+        job, counts = self.job, self.index.counts()
         return RunRecord(
             run=self.name,
             source=self.source,
             started=self.started,
             host=socket.gethostname(),
             model={model.name: model.fingerprint for model in self.resolved.models.values()},
-            device=settings.device,
-            dtype=settings.dtype,
-            dtypes=settings.dtypes,
-            memory=settings.memory,
-            safety=settings.safety,
-            workers=workers,
+            device=job.device,
+            dtype=job.dtype,
+            dtypes=job.dtypes,
+            memory=job.memory,
+            safety=job.safety,
+            workers=job.workers or 0,
             rows=counts.total,
             done_before=counts.done,
             failed_before=counts.failed,
@@ -303,9 +387,12 @@ class _Run:
 
     def _committed(self, shard: Shard, receipt: Receipt, reporter: Reporter) -> None:
         failed = {row.id for row in receipt.failures}
-        done = [(row.id, row.fingerprint) for row in shard.rows if row.id not in failed]
-        # rows were taken out of it since, where another attempt made it long ago: its marker says which are left
-        self.index.mark(_entries(receipt, done if len(done) == receipt.done else done_rows(self.dataset, shard.id)))
+        done = [DoneRow(row.id, row.fingerprint) for row in shard.rows if row.id not in failed]
+        if receipt.run != self.name or len(done) != receipt.done:
+            # made by another run, perhaps long ago: its marker says which rows are left, and with which carried cells
+            self.met_others = True
+            done = done_rows(self.dataset, shard.id)
+        self.index.mark(_entries(receipt, done))
         if any(row.error_class in (ErrorClass.CONDITIONING, ErrorClass.INPUT) for row in receipt.failures):
             forget_resolved(self.dataset.store)  # a file may have changed behind an unchanged look: have all read again
         reporter.committed(receipt)
@@ -323,6 +410,7 @@ class _Run:
 
 def _reach(job: Job) -> Store:
     """The output's store, after a first look: wrong keys, a missing bucket and a dead endpoint show within seconds."""
+    require_place(job.require_output())
     store = open_store(job.require_output(), job.storage_options, quick=True)
     store.names(".batchgen")
     return store
@@ -330,6 +418,11 @@ def _reach(job: Job) -> Store:
 
 def _wanted(job: Job, resolved: Resolved) -> OutputFormat:
     return new_format(job.layout, job.format, resolved.carried)
+
+
+def _left_out(dataset: Dataset, wanted: OutputFormat) -> list[str]:
+    names = ", ".join(dataset.left_out(wanted))
+    return [f"{dataset.uri} was begun before the columns {names}; its metadata goes without"] if names else []
 
 
 def _survey(dataset: Dataset, index: Index, *, repair: bool) -> Measured:
@@ -342,8 +435,10 @@ def _survey(dataset: Dataset, index: Index, *, repair: bool) -> Measured:
 
 
 def _entries(receipt: Receipt, done: DoneRows) -> Iterator[Committed]:
-    for id_, fingerprint in done:
-        yield Committed(id=id_, fingerprint=fingerprint, shard=receipt.shard, status=Status.DONE)
+    for id_, fingerprint, carried in done:
+        yield Committed(
+            id=id_, fingerprint=fingerprint, shard=receipt.shard, status=Status.DONE, carried=carried or None
+        )
     for row in receipt.failures:
         yield Committed(id=row.id, fingerprint=row.fingerprint, shard=receipt.shard, status=Status.FAILED)
 

@@ -27,6 +27,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
+    from batchgen.index import Counts
     from batchgen.manifest.problems import ProblemLog
 
 __all__ = [
@@ -111,6 +112,10 @@ class Interrupted(BatchgenError):
     """The run stopped before all rows were made; running the same command again goes on."""
 
     exit_code = 3
+
+    def __init__(self, message: str, counts: "Counts | None" = None) -> None:
+        super().__init__(message)
+        self.counts = counts  # where the rows stand
 
 
 class InfrastructureError(BatchgenError):

@@ -50,6 +50,7 @@ class PlanSummary:
     done: int
     failed: int
     pending: int
+    outdated: int  # done rows whose carried columns changed: a run brings their metadata up to date
     keys: int  # batch keys with something left to do
     shards: int
     micro_batches: int
@@ -59,13 +60,30 @@ class PlanSummary:
     bytes: int  # to be written, estimated
     device_seconds: float | None  # over all workers; None while no rate is known
     seconds: float | None  # device_seconds over the workers
-    notices: Sequence[str] = ()  # lines about the manifest that are worth reading
+    notices: Sequence[str] = ()  # lines that are worth reading
 
 
 def summarize(
-    groups: Iterable[Group], sizing: Sizing, measured: Measured, layout: Layout, image_format: ImageFormat, failed: int
+    groups: Iterable[Group],
+    sizing: Sizing,
+    measured: Measured,
+    layout: Layout,
+    image_format: ImageFormat,
+    *,
+    failed: int,
+    outdated: int,
 ) -> PlanSummary:
-    """Count a plan up, one batch key at a time."""
+    """Count a plan up, one batch key at a time.
+
+    Args:
+        groups: batch keys with their rows.
+        sizing: how shards are cut.
+        measured: how quick the output was so far.
+        layout: of the output.
+        image_format: of its pictures.
+        failed: rows that failed before.
+        outdated: done rows whose carried columns changed.
+    """
     total = pending = keys = shards = batches = slots = switches = 0
     size = 0.0
     seconds: float | None = 0.0
@@ -91,6 +109,7 @@ def summarize(
         done=total - pending - failed,
         failed=failed,
         pending=pending,
+        outdated=outdated,
         keys=keys,
         shards=shards,
         micro_batches=batches,

@@ -10,13 +10,14 @@ import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from batchgen.rows import Row, Status, decode_row, encode_row
 
-__all__ = ["Committed", "Counts", "Group", "Index"]
+__all__ = ["Committed", "Counts", "DoneCells", "Group", "Index"]
 
 CACHE_KIB = 8 * 1024  # SQLite's page cache, the part of the index that is in memory
 CACHED_KEYS = 10_000  # batch keys whose number is kept in memory; a manifest of a million keys stays flat too
@@ -34,9 +35,10 @@ CREATE TABLE row (
 );
 CREATE INDEX row_by_key ON row (key, ordinal);
 CREATE TABLE committed (
-    id TEXT NOT NULL, fingerprint TEXT NOT NULL, shard TEXT NOT NULL, done INTEGER NOT NULL,
+    id TEXT NOT NULL, fingerprint TEXT NOT NULL, shard TEXT NOT NULL, done INTEGER NOT NULL, carried TEXT,
     PRIMARY KEY (id, fingerprint, shard)
 ) WITHOUT ROWID;
+CREATE TABLE outdated (shard TEXT NOT NULL, id TEXT NOT NULL, PRIMARY KEY (shard, id)) WITHOUT ROWID;
 """
 _KNOWN = "EXISTS (SELECT 1 FROM committed c WHERE c.id = row.id AND c.fingerprint = row.fingerprint)"
 _DONE = "EXISTS (SELECT 1 FROM committed c WHERE c.id = row.id AND c.fingerprint = row.fingerprint AND c.done)"
@@ -50,6 +52,19 @@ class Committed:
     fingerprint: str
     shard: str
     status: Status
+    carried: str | None = None  # print of its carried cells; None where nobody asked
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DoneCells:
+    """A done row's carried cells as the manifest has them now, and the print of those that the output has."""
+
+    shard: str
+    id: str
+    print: str
+    carried: Mapping[str, Any]
+    file: str
+    number: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +75,7 @@ class Counts:
     done: int
     failed: int
     pending: int
+    updated: int = 0  # done rows whose carried columns had changed, and are now as the manifest has them
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,8 +147,9 @@ class Index:
     def mark(self, rows: Iterable[Committed]) -> None:
         """Note what the output already holds; a row that one shard made and another failed to make is done."""
         self._db.executemany(
-            "INSERT INTO committed VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET done = MAX(done, excluded.done)",
-            ((row.id, row.fingerprint, row.shard, row.status is Status.DONE) for row in rows),
+            "INSERT INTO committed VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE "
+            "SET done = MAX(done, excluded.done), carried = COALESCE(excluded.carried, carried)",
+            ((row.id, row.fingerprint, row.shard, row.status is Status.DONE, row.carried) for row in rows),
         )
 
     def counts(self) -> Counts:
@@ -153,6 +170,42 @@ class Index:
             "DELETE FROM committed WHERE id = ? AND fingerprint = ? AND shard = ?",
             ((row.id, row.fingerprint, row.shard) for row in rows),
         )
+
+    def done_cells(self) -> Iterator[DoneCells]:
+        """Done rows of the manifest whose print in the output is known, in the manifest's order."""
+        found = self._db.cursor().execute(
+            "SELECT c.shard, row.id, c.carried, row.carried, row.file, row.number FROM row JOIN committed c "
+            "ON c.id = row.id AND c.fingerprint = row.fingerprint WHERE c.done AND c.carried IS NOT NULL "
+            "ORDER BY row.ordinal"
+        )
+        for shard, id_, print_, carried, file, number in found:
+            cells = pickle.loads(carried)
+            yield DoneCells(shard=shard, id=id_, print=print_, carried=cells, file=file, number=number)
+
+    def note_outdated(self, rows: Iterable[DoneCells]) -> None:
+        """Note whose carried cells are others in the manifest."""
+        self._db.executemany("INSERT OR IGNORE INTO outdated VALUES (?, ?)", ((row.shard, row.id) for row in rows))
+
+    def count_outdated(self) -> int:
+        """How many done rows were noted so."""
+        return int(self._db.execute("SELECT COUNT(DISTINCT id) FROM outdated").fetchone()[0])
+
+    def outdated(self) -> Iterator[tuple[str, dict[str, Mapping[str, Any]]]]:
+        """Their shards, each with the cells of its rows by id; one shard is in memory at a time."""
+        found = self._db.cursor().execute(
+            "SELECT outdated.shard, row.id, row.carried FROM outdated JOIN row ON row.id = outdated.id "
+            "ORDER BY outdated.shard"
+        )
+        for shard, rows in groupby(found, key=lambda row: row[0]):
+            yield str(shard), {str(id_): pickle.loads(carried) for _, id_, carried in rows}
+
+    def clear_outdated(self) -> None:
+        """Forget whose carried cells were others: the output has them as the manifest has."""
+        self._db.execute(
+            "UPDATE committed SET carried = NULL FROM outdated "
+            "WHERE committed.id = outdated.id AND committed.shard = outdated.shard"
+        )
+        self._db.execute("DELETE FROM outdated")
 
     def groups(self) -> Iterator[Group]:
         """Batch keys in the order in which they will run."""

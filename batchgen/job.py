@@ -20,13 +20,13 @@ from batchgen.manifest.values import parse_cell
 from batchgen.options import Device, Dtype, ImageFormat, Layout, Memory, Safety
 from batchgen.storage import is_remote, join
 
-__all__ = ["Job", "Limits", "WorkerResources", "load_job"]
+__all__ = ["DEFAULT_COLUMNS", "Job", "Limits", "WorkerResources", "load_job"]
 
 
 _COMPONENTS = ("text_encoder", "text_encoder_2", "vae")
 """Parts of a model that may have a precision of their own: what comes before and after the UNet."""
 
-_DEFAULTS = frozenset().union(*(task.columns for task in TASKS.values())) - {
+DEFAULT_COLUMNS = frozenset().union(*(task.columns for task in TASKS.values())) - {
     "id",
     "task",
     *(column.name for column in COLUMNS.values() if column.kind is Kind.IMAGE),
@@ -77,6 +77,7 @@ class Job:
     save_steps: tuple[int, ...] = ()  # pictures after these sampling steps too, counted from 1
     lora_folder: str | None = None  # where the LoRAs lie that prompts name; else in the manifest's folder
     allow_pickle: bool = False  # read pickled weights too, with torch's weights-only loader
+    file: str | None = field(default=None, compare=False)  # where it was read from, for messages; no key
 
     def __post_init__(self) -> None:
         for name in ("shard_rows", "batch_size", "workers"):
@@ -114,7 +115,7 @@ def load_job(source: str, **settings: Any) -> Job:
     """
     wrong: list[str] = []
     given = _settings({name: value for name, value in settings.items() if value is not None}, wrong)
-    read = _read_job(source, wrong) if source.endswith(".toml") else {"manifest": source}
+    read = {**_read_job(source, wrong), "file": source} if source.endswith(".toml") else {"manifest": source}
     if wrong:
         raise InputError("\n".join(f"job {source}: {line}" for line in wrong))
     return Job(**{**read, **given})
@@ -170,7 +171,7 @@ def _resolved_adapter(value: Any, folder: Path) -> Any:
 def _checked(kind: type, table: Mapping[str, Any], prefix: str, wrong: list[str]) -> dict[str, Any]:
     """The table's entries as arguments of the dataclass `kind`; row_problems go to `wrong`."""
     hints = get_type_hints(kind)
-    known = [f.name for f in fields(kind)]
+    known = [f.name for f in fields(kind) if f.compare]
     settings: dict[str, Any] = {}
     for key, value in table.items():
         if key not in known:
@@ -229,7 +230,7 @@ def _checked_defaults(table: Any, wrong: list[str]) -> dict[str, Any]:
     defaults: dict[str, Any] = {}
     for key, value in table.items() if isinstance(table, dict) else ():
         column = COLUMNS.get(find_column(key, own=True) or "")
-        if column is None or column.name not in _DEFAULTS:
+        if column is None or column.name not in DEFAULT_COLUMNS:
             near = None if column is not None else suggest(key)
             hint = "" if near is None else f"; did you mean {near!r}?"
             wrong.append(f"[defaults] takes no {key!r}{hint}")

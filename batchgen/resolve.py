@@ -74,9 +74,10 @@ def resolve(job: Job, index: Index, problems: ProblemLog) -> Resolved:
                     builder.add(parsed, inputs)
     # a file with problems may not even have a schema
     carried = {} if problems.total else sorter.carried_types(files)
-    return Resolved(
-        files=files, models=builder.models, carried=carried, notices=list(sorter.notices), read=builder.read
-    )
+    notices = list(sorter.notices)
+    if builder.records == 0 and not problems.total:
+        notices.append(f"manifest {job.manifest} has no rows: there is nothing to make")
+    return Resolved(files=files, models=builder.models, carried=carried, notices=notices, read=builder.read)
 
 
 class _ImageReader:
@@ -142,11 +143,13 @@ class _RowBuilder:
 
     def __init__(self, job: Job, index: Index, problems: ProblemLog) -> None:
         self.models: dict[str, Model] = {}
+        self.records = 0
         self.read: set[str] = set()  # files of the rows' images and adapters
         self._job = job
         self._index = index
         self._problems = problems
         self._missing_models: dict[str, str] = {}
+        self._wrong_defaults: set[tuple[str, str]] = set()
 
     def model(self, name: str) -> Model:
         """The model of that name, looked up and fingerprinted once.
@@ -160,17 +163,18 @@ class _RowBuilder:
 
     def add(self, parsed: Parsed, inputs: Mapping[str, ImageRef]) -> None:
         """Append the rows of one record; where a rule is broken, note the problems instead."""
+        self.records += 1
         row_problems = RowProblems()
         model = self._model_of(parsed.cells, row_problems)
         if model is None:
-            self._note_all(parsed.record, row_problems)
+            self._note_all(parsed, row_problems)
             return
         task = choose_task(parsed, model, row_problems)
         cells = apply_rules(parsed, task, model, inputs, self._defaults_for(parsed.record), row_problems)
         copies = parsed.cells.get("num_images_per_prompt") or self._job.defaults.get("num_images_per_prompt", 1)
         if (cells.get("seed") or 0) + copies - 1 > MAX_SEED:
             row_problems.add("seed", f"is {cells['seed']}, and {copies} images would count it past {MAX_SEED}")
-        self._note_all(parsed.record, row_problems)
+        self._note_all(parsed, row_problems)
         if row_problems or parsed.spoiled:
             return
         self._note_read(cells, inputs)
@@ -228,9 +232,20 @@ class _RowBuilder:
         finder = Finder(folder=folder_of(record.file), lora_folder=job.lora_folder, allow_pickle=job.allow_pickle)
         return Defaults(values=job.defaults, adapters=finder, find_model=self.model)
 
-    def _note_all(self, record: Record, row_problems: RowProblems) -> None:
+    def _note_all(self, parsed: Parsed, row_problems: RowProblems) -> None:
         for column, message in row_problems:
-            self._note(record, column, message)
+            if column in self._job.defaults and column not in parsed.cells.keys() | parsed.spoiled:
+                self._note_default(parsed.record, column, message)
+            else:
+                self._note(parsed.record, column, message)
+
+    def _note_default(self, record: Record, column: str, message: str) -> None:
+        """What is wrong with a value of the job is said once, and not of each row that takes it."""
+        if (column, message) not in self._wrong_defaults:
+            self._wrong_defaults.add((column, message))
+            met = f"met first in {record.file}, row {record.number}"
+            place = self._job.file or self._job.manifest
+            self._problems.add(place, None, None, f"[defaults] {column}: {message} ({met})")
 
     def _note(self, record: Record, column: str, message: str) -> None:
         self._problems.add(record.file, record.number, column, message)

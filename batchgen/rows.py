@@ -4,13 +4,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from batchgen.errors import ErrorClass
 from batchgen.generation.parameters import ImageRef, Parameters
 from batchgen.identity import shard_id
 
 __all__ = [
+    "DoneRow",
     "FailedRow",
     "MicroBatch",
     "Receipt",
@@ -113,6 +114,14 @@ def make_shard(key: str, batch_size: int, rows: Sequence[Row]) -> Shard:
     """A shard of these rows, named by their ids and fingerprints."""
     name = shard_id((row.id, row.fingerprint) for row in rows)
     return Shard(id=name, key=key, batch_size=batch_size, rows=tuple(rows))
+
+
+class DoneRow(NamedTuple):  # a million of them pass through a resuming run: half the time of a dataclass
+    """A row that a marker names."""
+
+    id: str
+    fingerprint: str
+    carried: str | None = None  # print of its carried cells; None where the output carries none, or nobody says
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,7 +16,7 @@ from batchgen.manifest.columns import COLUMNS
 from batchgen.models.catalog import Family, Model
 from batchgen.rows import Row, Shard, make_shard
 
-__all__ = ["KeySize", "Sizing", "batch_key", "key_model", "key_size", "make_shards"]
+__all__ = ["KeySize", "Sizing", "batch_key", "key_model", "key_size", "make_shards", "shard_notices"]
 
 # Pixels of one pipeline call, and of one shard. Per call: throughput of a UNet saturates at about 16 images of 512x512
 # on a large GPU; a CPU core made 3.3 images of 128x128 a second at 4 a call and 3.6 at 8, and the larger call pads more
@@ -72,6 +72,19 @@ class Sizing:
         fair = -(-total // (self.workers * _SHARDS_A_WORKER))
         wanted = min(fair, _SHARD_PIXELS[self.device] // key_size(key).pixels)
         return max(1, -(-wanted // batch)) * batch
+
+
+def shard_notices(keys: Iterable[str], sizing: Sizing) -> list[str]:
+    """What to say where shards have other numbers of rows than were asked for."""
+    if (asked := sizing.shard_rows) is None:
+        return []
+    calls = {sizing.micro_batch(key) for key in keys}
+    others = sorted((max(1, asked // call) * call, call) for call in calls if asked % call)
+    return [
+        f"shard_rows is {asked}, but a shard is whole calls, here of {call} images: shards have {rows} rows; "
+        f"--batch-size says how large a call is"
+        for rows, call in others
+    ]
 
 
 def batch_key(row: Row, model: Model) -> str:

@@ -17,7 +17,18 @@ from typing import IO, Any, Protocol
 
 from batchgen.errors import AlreadyExists, InputError, NotFound, StoreError
 
-__all__ = ["Entry", "Store", "expand", "is_remote", "join", "open_input", "open_store", "read_input", "read_json"]
+__all__ = [
+    "Entry",
+    "Store",
+    "expand",
+    "is_remote",
+    "join",
+    "open_input",
+    "open_store",
+    "read_input",
+    "read_json",
+    "require_place",
+]
 
 PROBE_KEY = ".batchgen/probe"
 SINGLE_PUT = 2 << 30  # bytes; s3fs would go over to multipart at 100 MB, where a server may ignore the create condition
@@ -102,6 +113,26 @@ def open_store(uri: str, options: Mapping[str, Any] | None = None, *, quick: boo
     if options:
         raise InputError(f"storage_options ({', '.join(options)}) mean nothing for the local folder {uri}; drop them")
     return _LocalStore(_local(uri))
+
+
+def require_place(uri: str) -> None:
+    """Make sure that a local folder is one, or can be made, and can be written to; nothing is written.
+
+    Whether an object store takes what is written only a write can tell.
+
+    Raises:
+        InputError: it is a file, below a file, or not writable.
+    """
+    if is_remote(uri):
+        return
+    folder = _local(uri)
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    if not folder.is_dir():
+        raise InputError(f"output {uri}: {folder} is no folder; choose another place")
+    for place in (folder, folder / ".batchgen", folder / "data"):
+        if place.is_dir() and not os.access(place, os.W_OK | os.X_OK):
+            raise InputError(f"output {uri}: {place} cannot be written to; change its permissions, or choose another")
 
 
 def probe(store: Store) -> None:

@@ -33,7 +33,7 @@ from batchgen.dataset.verify import verify_output
 from batchgen.errors import Damaged, ErrorClass, NotFound, StoreError
 from batchgen.images import encode
 from batchgen.options import ImageFormat, Layout
-from batchgen.rows import Receipt, Shard, failed_row
+from batchgen.rows import DoneRow, Receipt, Shard, failed_row
 from batchgen.storage import Entry, Store, open_store
 
 NAME = "0123456789abcdef"
@@ -94,7 +94,7 @@ def table_of(dataset: Dataset, shard: Shard) -> pa.Table:
 
 
 def done_ids(dataset: Dataset, shard: str = NAME) -> list[str]:
-    return [id_ for id_, _ in done_rows(dataset, shard)]
+    return [row.id for row in done_rows(dataset, shard)]
 
 
 def failed_ids(receipt: Receipt) -> list[str]:
@@ -343,7 +343,7 @@ def test_verify_finds_a_snapshot_that_disagrees(dataset: Dataset, monkeypatch: p
     receipt = attempt(dataset, make_shard(2))
     fold_receipts(dataset)
     assert verify_output(dataset.uri).faults == []
-    write_snapshot(dataset.store, [(receipt, pa.table({"id": ["row-0", "x"], "fingerprint": ["0" * 64, "f"]}))])
+    write_snapshot(dataset.store, [(receipt, [DoneRow("row-0", "0" * 64), DoneRow("x", "f")])])
     (fault,) = verify_output(dataset.uri).faults
     assert NAME in fault and "snapshot" in fault
 
@@ -393,7 +393,7 @@ def version_1(receipt: Receipt, done: DoneRows) -> str:
     failures = content.pop("failures")
     del content["done"]
     other = {"error_class": None, "error": None, "attempts": 1}
-    rows = [{"id": id_, "fingerprint": print_, "status": "done", **other} for id_, print_ in done]
+    rows = [{"id": id_, "fingerprint": print_, "status": "done", **other} for id_, print_, _ in done]
     return json.dumps({**content, "version": 1, "rows": [*rows, *({**row, "status": "failed"} for row in failures)]})
 
 
@@ -520,7 +520,7 @@ def test_superseding_killed_at_every_step(
             drop_rows(cut_after(dataset, changes), receipt, pairs)
         stored = [(row.cells["id"], row.cells["fingerprint"]) for row in dataset.rows()]
         assert len(stored) == (3 if changes < 2 else 3 - dropped)
-        assert [row for _, rows in read_done(dataset, repair=False) for row in rows] == stored
+        assert [row[:2] for _, rows in read_done(dataset, repair=False) for row in rows] == stored
         list(read_done(dataset, repair=True))  # what the next run does first
         assert verify_output(dataset.uri).faults == []
         drop_rows(dataset, next(iter(read_receipts(dataset, repair=False))), pairs)

@@ -141,7 +141,7 @@ class Outputs(RuleBasedStateMachine):
     @invariant()
     def what_is_done_is_known(self) -> None:
         found = {
-            receipt.shard: ([id_ for id_, _ in rows], [row.id for row in receipt.failures])
+            receipt.shard: ([row.id for row in rows], [row.id for row in receipt.failures])
             for receipt, rows in read_done(self.dataset, repair=False)
         }
         wanted = {name: (known.done, known.failed) for name, known in self.known.items() if not known.removed}

@@ -20,6 +20,10 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import RunCli, WriteManifest
 from PIL import Image
+from s3_server import S3Server
+from test_kept_outputs import KEPT
+
+from batchgen.storage import open_store
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -108,7 +112,7 @@ def test_every_row_is_in_the_metadata_once_and_verifies(reference: tuple[Path, P
     report = batchgen("verify", output, "--deep", "--json")
     assert json.loads(report.stdout) == {
         "shards": 5, "rows": 40, "images": 40, "decoded": 40, "failed_rows": 0, "strays": 0, "removed": 0,
-        "faults": [], "ok": True,
+        "outcome": "finished", "left": 0, "faults": [], "ok": True,
     }  # fmt: skip
     status = json.loads(batchgen("status", output, "--json").stdout)
     assert (status["rows"], status["done"], status["failed"], status["left"]) == (40, 40, 0, 0)
@@ -259,6 +263,8 @@ def test_a_row_that_breaks_the_pipeline_is_isolated(
     status = json.loads(batchgen("status", output, "--json").stdout)
     assert (status["done"], status["failed"], status["left"]) == (5, 1, 0)
     assert "0 rows" in batchgen("retry", output, "--class", "nan").stderr
+    unknown = batchgen("retry", output, "--class", "nosuch")
+    assert unknown.returncode == 2 and "known are conditioning, input" in unknown.stderr
     assert "1 row will" in batchgen("retry", output).stderr
     once_more = batchgen("run", manifest, "--model", tiny_model, "--output", output, "--address", ray_address)
     assert once_more.returncode == 1 and "1 of 6 rows to make, 5 done before" in once_more.stderr, once_more.stderr
@@ -333,11 +339,70 @@ def test_limits_stop_a_run_and_the_next_goes_on(
     first = batchgen("run", job, "--address", ray_address)
     assert first.returncode == 3, first.stderr
     assert "max_images" in first.stderr and len(images(tmp_path / "out")) == 4
-    second = batchgen("run", job, "--limit", 2, "--address", ray_address)
+    second = batchgen("run", job, "--limit", 2, "--address", ray_address, "--json")
     assert second.returncode == 0, second.stderr
     assert "6 of 9 rows done, 3 left" in second.stderr
+    assert json.loads(second.stdout) == {
+        "output": str(tmp_path / "out"), "total": 9, "done": 6, "failed": 0, "pending": 3, "updated": 0,
+        "interrupted": None,
+    }  # fmt: skip
+    status = json.loads(batchgen("status", job, "--json").stdout)
+    assert (status["outcome"], status["left"]) == ("limit reached", 3)
+    assert "all promises hold for what is there; 3 rows are not made (limit reached)" in batchgen("verify", job).stdout
     third = batchgen("run", job, "--address", ray_address)
     assert third.returncode == 0 and len(images(tmp_path / "out")) == 9
+    assert json.loads(batchgen("status", job, "--json").stdout)["outcome"] == "finished"
+
+
+def test_an_interrupted_run_says_its_counts(
+    batchgen: RunCli, write_manifest: WriteManifest, tiny_model: Path, ray_address: str, tmp_path: Path
+) -> None:
+    write_manifest("rows.parquet", prompts(3))
+    job = tmp_path / "job.toml"
+    job.write_text(f'manifest = "rows.parquet"\nmodel = "{tiny_model}"\noutput = "out"\n[limits]\nmax_images = 2\n')
+    stopped = batchgen("run", job, "--address", ray_address, "--json")
+    said = json.loads(stopped.stdout)
+    assert (stopped.returncode, said["done"], said["pending"]) == (3, 2, 1)
+    assert "max_images" in said["interrupted"]
+
+
+def test_a_limited_run_cuts_shards_as_any_other(
+    batchgen: RunCli, write_manifest: WriteManifest, tiny_model: Path, ray_address: str, tmp_path: Path
+) -> None:
+    """Shards have the rows that were asked for; the last one, which the limit ends, is announced."""
+    rows = [{**row, "guidance_scale": 4.0} for row in prompts(12)]
+    command = ["run", write_manifest("rows.parquet", rows), "--model", tiny_model, "--output", tmp_path / "out"]
+    sizes = ["--shard-rows", 4, "--batch-size", 2, "--address", ray_address]
+    limited = batchgen(*command, *sizes, "--limit", 5)
+    assert limited.returncode == 0 and "the last one has 1 row\n" in limited.stderr, limited.stderr
+    assert batchgen(*command, *sizes).returncode == 0
+    receipts = [json.loads(path.read_text()) for path in (tmp_path / "out").glob(".batchgen/receipts/*.json")]
+    assert sorted(receipt["done"] for receipt in receipts) == [1, 3, 4, 4]
+
+
+def test_a_run_that_finds_no_place_says_so(
+    batchgen: RunCli, write_manifest: WriteManifest, tiny_model: Path, ray_address: str, tmp_path: Path
+) -> None:
+    """Incident: of a run that could not place a worker `status` said "killed", `verify` that all promises hold."""
+    write_manifest("rows.parquet", prompts(3))
+    job = tmp_path / "job.toml"
+    job.write_text(f'manifest = "rows.parquet"\nmodel = "{tiny_model}"\noutput = "out"\n[worker]\nnum_cpus = 99\n')
+    assert batchgen("run", job, "--address", ray_address).returncode == 4
+    status = json.loads(batchgen("status", job, "--json").stdout)
+    assert status["outcome"].startswith("failed: no node") and (status["rows"], status["left"]) == (3, 3)
+    assert "[worker]" in batchgen("status", job).stdout
+    assert "3 rows are not made (failed: no node" in batchgen("verify", job).stdout
+
+
+def test_a_cluster_that_does_not_answer_is_the_outcome(
+    batchgen: RunCli, write_manifest: WriteManifest, tiny_model: Path, tmp_path: Path
+) -> None:
+    """It was an output of which `status` said that no row was to be made."""
+    output = tmp_path / "out"
+    common = [write_manifest("rows.parquet", prompts(3)), "--model", tiny_model, "--output", output]
+    assert batchgen("run", *common, "--address", "127.0.0.1:1").returncode == 4
+    status = json.loads(batchgen("status", output, "--json").stdout)
+    assert status["outcome"].startswith("failed: no Ray cluster answers") and status["left"] == 3
 
 
 def test_plan_and_dry_run_write_nothing(
@@ -374,6 +439,28 @@ def test_another_layout_or_other_columns_are_refused(
     rows = [{**row, "extra": "x"} for row in prompts(2)]
     wider = batchgen("run", write_manifest("wider.parquet", rows), *common)
     assert wider.returncode == 2 and "extra" in wider.stderr
+
+
+@pytest.mark.s3
+def test_a_job_file_stands_for_its_output(
+    s3_server: S3Server, s3_bucket: str, batchgen: RunCli, tmp_path: Path
+) -> None:
+    """Incident: `status`, `verify` and `retry` looked at another endpoint than the job's [storage_options]."""
+    for file in (KEPT / "files").rglob("*"):
+        if file.is_file():
+            open_store(s3_bucket).write(f"set/{file.relative_to(KEPT / 'files')}", file.read_bytes())
+    job = tmp_path / "job.toml"
+    job.write_text(
+        f'manifest = "m.csv"\noutput = "{s3_bucket}/set"\n[storage_options]\nendpoint_url = "{s3_server.endpoint}"\n'
+    )
+    elsewhere = {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}
+    assert batchgen("status", f"{s3_bucket}/set", env=elsewhere).returncode == 4
+    status = json.loads(batchgen("status", job, "--json", env=elsewhere).stdout)
+    assert (status["output"], status["done"], status["failed"]) == (f"{s3_bucket}/set", 5, 1)
+    assert batchgen("status", job, "--watch", env=elsewhere).returncode == 0
+    assert batchgen("verify", job, env=elsewhere).returncode == 0
+    opened = batchgen("retry", job, env=elsewhere)
+    assert opened.returncode == 0 and "1 row will be tried again" in opened.stderr
 
 
 @pytest.mark.s3

@@ -95,7 +95,7 @@ def test_the_newest_of_several_folds_counts(begun: Dataset, monkeypatch: pytest.
     fold_receipts(begun)
     assert len(list_snapshots(begun.store)) == 2 and begun.store.names(RECEIPTS) == []
     ((found, rows),) = read_done(begun, repair=False)
-    assert [id_ for id_, _ in rows] == [row.id for row in shard.rows[1:]] and found.done == 3
+    assert [row.id for row in rows] == [row.id for row in shard.rows[1:]] and found.done == 3
 
 
 def test_a_row_in_two_shards_counts_once_and_is_dropped_from_one() -> None:

@@ -190,6 +190,22 @@ def test_usage_errors_are_exit_2(batchgen: RunCli) -> None:
         assert done.stderr
 
 
+@pytest.mark.parametrize("command", ["run", "plan", "validate"])
+def test_flags_that_are_columns_are_answered(command: str, batchgen: RunCli) -> None:
+    """Somebody who looks for a picture's settings among the flags learns where they are said."""
+    for flag, column in (
+        ("--steps", "num_inference_steps"),
+        ("--scheduler", "scheduler"),
+        ("--cfg-scale", "guidance_scale"),
+    ):
+        done = batchgen(command, "m.csv", flag, "3")
+        assert done.returncode == 2
+        assert f"column {column!r}" in done.stderr and "[defaults]" in done.stderr
+    done = batchgen(command, "m.csv", "--mask-image", "3")
+    assert "column 'mask_image'" in done.stderr and "[defaults]" not in done.stderr
+    assert "column" not in batchgen(command, "m.csv", "--nonsense", "3").stderr
+
+
 def test_every_sampler_name_is_found() -> None:
     """Class names and A1111 names, whatever the case and whatever joins the words; options fit the class."""
     for name, sampler in NAMES.items():

@@ -1,6 +1,8 @@
 """Bad input of every kind ends in exit 2 with file, row, column and what to try, all at once, with nothing written."""
 
 import json
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -216,13 +218,11 @@ def test_numbers_that_no_column_can_hold(tmp_path: Path, model_configs: Path) ->
 
 
 FILES: list[tuple[str, bytes, str]] = [
-    ("m.csv", b"", "no rows"),
-    ("m.csv", b"prompt,seed\n", "no rows"),
+    ("m.csv", b"", "is empty"),
     ("m.csv", b"prompt,seed\na,1,2\n", "3 cells where the header has 2"),
     ("m.csv", b"prompt,prompt\na,b\n", "twice"),
     ("m.csv", b'prompt\n"open\n', "CSV"),
     ("m.csv", "prompt\nü\n".encode("latin-1"), "UTF-8"),
-    ("m.jsonl", b"", "no rows"),
     ("m.jsonl", b"{\n", "not JSON"),
     ("m.jsonl", b"[1]\n", "not a JSON object"),
     ("m.jsonl", '{"prompt": "ü"}\n'.encode("utf-16"), "UTF-8"),
@@ -309,3 +309,92 @@ def test_an_absent_model_is_told_at_once(write_manifest: WriteManifest, batchgen
     done = batchgen("validate", path, "--model", "no/such-model", timeout=30)
     assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1)
     assert "no/such-model" in done.stderr
+
+
+@pytest.mark.parametrize(("name", "content"), [("m.csv", b"prompt,seed\n"), ("m.jsonl", b""), ("m.jsonl", b"\n\n")])
+def test_no_rows_are_a_success_with_a_notice(name: str, content: bytes, tmp_path: Path, batchgen: RunCli) -> None:
+    """A night with nothing new; also over an output that has columns which no row of it can show."""
+    (tmp_path / name).write_bytes(content)
+    shutil.copytree(Path(__file__).parent / "fixtures" / "outputs" / "files", tmp_path / "out")
+    output = ("--output", tmp_path / "out")
+    for command in (["validate"], ["validate", *output], ["plan", *output], ["run", *output], ["run", "-o", "new"]):
+        done = batchgen(command[0], tmp_path / name, *command[1:], cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "has no rows" in done.stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_empty_folder_of_parts_is_one_table(write_manifest: WriteManifest, model_configs: Path) -> None:
+    """A part without rows beside one that has some is worth no line."""
+    write_manifest("d/a.jsonl", [{"prompt": "a"}])
+    (empty := write_manifest("d/b.csv", [{"prompt": ""}])).write_text("prompt\n")
+    ((row,), resolved) = read(empty.parent, model_configs)
+    assert row.parameters.to_cells()["prompt"] == "a" and resolved.notices == []
+
+
+@pytest.mark.parametrize("name", ["m.csv", "m.jsonl"])
+def test_a_wrong_default_is_told_once(
+    name: str, write_manifest: WriteManifest, model_configs: Path, tmp_path: Path, batchgen: RunCli
+) -> None:
+    """Incident: a misspelt scheduler in [defaults] was 120 problems of rows in a manifest without that column."""
+    rows: list[dict[str, Any]] = [{"prompt": str(n), "steps": 2} for n in range(30)]
+    write_manifest(name, [*rows, {"prompt": "own", "steps": 2, "scheduler": "nope"}])
+    job = tmp_path / "job.toml"
+    job.write_text(f'manifest = "{name}"\nmodel = "{model_configs}"\n[defaults]\nscheduler = "nosuch"\nclip_skip = 9\n')
+    said = json.loads(batchgen("validate", job, "--json").stdout)
+    found = [(problem["file"], problem["row"], problem["message"].partition(":")[0]) for problem in said["problems"]]
+    assert found[:2] == [(str(job), None, "[defaults] scheduler"), (str(job), None, "[defaults] clip_skip")]
+    assert [(file, row) for file, row, _ in found[2:]] == [(str(tmp_path / name), 31)]
+
+
+def test_numbers_are_spelt_as_everywhere(write_manifest: WriteManifest, model_configs: Path) -> None:
+    """Python alone reads 1_000 and ١٢ as numbers."""
+    rows = [{"prompt": "a", "seed": "1_000"}, {"prompt": "b", "seed": "١٢"}, {"prompt": "c", "seed": " 12 "}]
+    found = problems(write_manifest("m.csv", [*rows, {"prompt": "d", "seed": "1_0.5"}]), model_configs)
+    assert [(problem.row, problem.column) for problem in found] == [(1, "seed"), (2, "seed"), (4, "seed")]
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        ('{"prompt": "a", "seed": 1, "seed": 2}', "seed"),
+        ('{"prompt": "a", "scheduler_kwargs": {"beta_end": 0.1, "beta_end": 0.2}}', "beta_end"),
+        (json.dumps({"prompt": "a", "scheduler_kwargs": '{"beta_end": 0.1, "beta_end": 0.2}'}), "beta_end"),
+        (json.dumps({"prompt": "a", "loras": '[{"path": "a", "path": "b"}]'}), "path"),
+    ],
+)
+def test_a_key_twice_is_a_mistake(line: str, key: str, tmp_path: Path, model_configs: Path) -> None:
+    """Also within a cell, where JSON takes the last one in silence."""
+    (tmp_path / "m.jsonl").write_text(f'{{"prompt": "a"}}\n{line}\n')
+    (found,) = problems(tmp_path / "m.jsonl", model_configs)
+    assert found.row == 2 and f"key {key!r} stands twice" in found.message
+
+
+def test_validate_sees_what_an_output_would_refuse(
+    tmp_path: Path, write_manifest: WriteManifest, batchgen: RunCli
+) -> None:
+    """Columns, layout, and a place that is none; without --output nothing of it is looked at."""
+    kept = Path(__file__).parent / "fixtures" / "outputs"
+    output = shutil.copytree(kept / "files", tmp_path / "out")
+    manifest = write_manifest("m.jsonl", [{"prompt": "a", "label": "x"}])
+    other = write_manifest("n.jsonl", [{"prompt": "a", "label": 1}])
+    assert batchgen("validate", manifest, "--output", output).returncode == 0
+    assert batchgen("validate", other).returncode == 0
+    for refused, *flags in ((other,), (manifest, "--layout", "parquet"), (manifest, "--format", "webp")):
+        done = batchgen("validate", refused, "--output", output, *flags)
+        assert done.returncode == 2 and "was begun with" in done.stderr, done.stderr
+    said = json.loads(batchgen("validate", other, "--output", output, "--json").stdout)
+    assert not said["ok"] and "label" in said["problems"][0]["message"]
+
+
+@pytest.mark.parametrize("command", [["validate"], ["plan"], ["run", "--dry-run"], ["run"]])
+def test_places_that_no_run_can_use(
+    command: list[str], tmp_path: Path, write_manifest: WriteManifest, batchgen: RunCli
+) -> None:
+    """A file, what lies below one, a folder that cannot be written to: all commands refuse alike."""
+    manifest = write_manifest("m.jsonl", [{"prompt": "a"}])
+    (tmp_path / "sealed").mkdir(mode=0o555)
+    places = [manifest, manifest / "out"] + ([tmp_path / "sealed", tmp_path / "sealed" / "out"] if os.geteuid() else [])
+    for place in places:
+        done = batchgen(*command, manifest, "--output", place)
+        assert done.returncode == 2 and f"output {place}" in done.stderr, done.stderr

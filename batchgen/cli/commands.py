@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -54,6 +54,30 @@ class _Group(click.Group):
                 f"error: {type(error).__name__}: {text} (unexpected; BATCHGEN_TRACEBACK=1 shows where)", err=True
             )
             ctx.exit(InfrastructureError.exit_code)
+
+
+class _SourceCommand(click.Command):
+    """A command on a manifest: a flag that is a column's name is answered with where that is said."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if (line := _about_column(error.option_name)) is not None:
+                raise click.UsageError(f"no option {error.option_name}: {line}", ctx) from None
+            raise
+
+
+def _about_column(option: str) -> str | None:
+    """Where a manifest or a job says what somebody looked for among the flags; None where that is no column."""
+    from batchgen.job import DEFAULT_COLUMNS
+    from batchgen.manifest.names import find_column
+
+    name = find_column(option.lstrip("-"), own=True)
+    if name is None:
+        return None
+    line = f"how a picture is made stands in the manifest, in the column {name!r}"
+    return f"{line}, or for all rows in a job file, under [defaults]" if name in DEFAULT_COLUMNS else line
 
 
 def _choice(options: type[StrEnum]) -> click.Choice[str]:
@@ -117,13 +141,14 @@ def main() -> None:
     """
 
 
-@main.command()
+@main.command(cls=_SourceCommand)
 @click.argument("source")
 @_generation_options
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Make at most N images in this run.")
 @click.option("--address", metavar="A", help="A running Ray cluster; without it Ray is started here and stopped.")
 @click.option("--dry-run", is_flag=True, help="Print the plan of all rows and stop.")
-def run(source: str, limit: int | None, dry_run: bool, **flags: Any) -> None:
+@_json_option
+def run(source: str, limit: int | None, dry_run: bool, as_json: bool, **flags: Any) -> None:
     """Generate what is not yet in the output.
 
     SOURCE is a manifest (.parquet, .csv, .jsonl, a folder or a glob of them) or a job file (.toml).
@@ -141,35 +166,47 @@ def run(source: str, limit: int | None, dry_run: bool, **flags: Any) -> None:
 
     job = _job(source, flags)
     if dry_run:
-        _print_plan(job, as_json=False)
+        _print_plan(job, as_json=as_json)
         return
-    counts = run_job(job, source=source, limit=limit, reporter=RunDisplay(_stderr()))
+    try:
+        counts = run_job(job, source=source, limit=limit, reporter=RunDisplay(_stderr()))
+    except Interrupted as error:
+        if as_json and error.counts is not None:
+            click.echo(json.dumps({"output": job.output, **asdict(error.counts), "interrupted": str(error)}))
+        raise
+    if as_json:
+        click.echo(json.dumps({"output": job.output, **asdict(counts), "interrupted": None}))
     failed = f", {counts.failed:,} failed (see failures/)" if counts.failed else ""
     left = f", {counts.pending:,} left" if counts.pending else ""
-    click.echo(f"{counts.done:,} of {counts.total:,} rows done{failed}{left}: {job.output}", err=True)
+    updated = f", {counts.updated:,} updated" if counts.updated else ""
+    click.echo(f"{counts.done:,} of {counts.total:,} rows done{updated}{failed}{left}: {job.output}", err=True)
     sys.exit(ROWS_FAILED if counts.failed else OK)
 
 
-@main.command()
+@main.command(cls=_SourceCommand)
 @click.argument("source")
 @click.option("--model", "-m", metavar="MODEL", help="builtin, a folder, a .safetensors file, or a hub id.")
+@click.option("--output", "-o", metavar="URI", help="Also say what this output, if it exists, would refuse.")
+@click.option("--layout", type=_choice(Layout), help="Of the output; default: files.")
+@click.option("--format", type=_choice(ImageFormat), help="Of the output's pictures; default: png.")
 @_json_option
 def validate(source: str, as_json: bool, **flags: Any) -> None:
     """Report every problem of every row, before any model is loaded.
 
-    SOURCE is a manifest or a job file.
+    SOURCE is a manifest or a job file. A job's own output is not looked at without --output.
 
     \b
     Examples:
       batchgen validate prompts.csv
       batchgen validate jobs/nightly.toml --json
+      batchgen validate prompts.csv --output s3://bucket/dataset
     """
     from batchgen.driver import check
     from batchgen.errors import ManifestProblems
     from batchgen.manifest.problems import ProblemLog
 
     try:
-        checked = check(_job(source, flags))
+        checked = check(_job(source, flags), output=flags["output"] is not None)
     except InputError as error:
         log = error.log if isinstance(error, ManifestProblems) else ProblemLog.of(source, str(error))
         if as_json:
@@ -190,7 +227,7 @@ def validate(source: str, as_json: bool, **flags: Any) -> None:
     click.echo(f"{checked.rows:,} rows in {files} file{'s' * (files > 1)}, no problem found")
 
 
-@main.command()
+@main.command(cls=_SourceCommand)
 @click.argument("source")
 @_generation_options
 @_json_option
@@ -215,18 +252,22 @@ def plan(source: str, as_json: bool, **flags: Any) -> None:
 def status(output: str, watch: bool, as_json: bool) -> None:
     """Print how far an output is: done, failed, left, rate, time to go, failures by class.
 
+    OUTPUT is a folder or s3://bucket/prefix, or a job file that names it and its [storage_options].
+
     \b
-    Example:
+    Examples:
       batchgen status out/quickstart
+      batchgen status jobs/nightly.toml --watch
     """
     from batchgen.report.status import follow, read_status, status_table
 
+    uri, options = _output(output)
     if as_json:
-        click.echo(json.dumps(asdict(read_status(output))))
+        click.echo(json.dumps(asdict(read_status(uri, options))))
     elif watch:
-        follow(output, _stdout())
+        follow(uri, _stdout(), options)
     else:
-        _stdout().print(status_table(read_status(output)))
+        _stdout().print(status_table(read_status(uri, options)))
 
 
 @main.command()
@@ -239,13 +280,17 @@ def status(output: str, watch: bool, as_json: bool) -> None:
 def verify(output: str, deep: bool, clean: bool, as_json: bool) -> None:
     """Check what an output promises on the stored bytes: markers, receipts, hashes, uniqueness, schema, strays.
 
+    OUTPUT is a folder or s3://bucket/prefix, or a job file that names it and its [storage_options]. Rows that are not
+    made yet are counted and no fault.
+
     \b
     Example:
       batchgen verify s3://bucket/dataset --deep
     """
     from batchgen.dataset.verify import verify_output
 
-    report = verify_output(output, deep=deep, clean=clean)
+    uri, options = _output(output)
+    report = verify_output(uri, deep=deep, clean=clean, storage_options=options)
     if as_json:
         click.echo(json.dumps(asdict(report) | {"ok": report.ok}, ensure_ascii=False))
     else:
@@ -267,6 +312,8 @@ def verify(output: str, deep: bool, clean: bool, as_json: bool) -> None:
 def retry(output: str, classes: tuple[str, ...]) -> None:
     """Open failed rows again for the next run.
 
+    OUTPUT is a folder or s3://bucket/prefix, or a job file that names it and its [storage_options].
+
     \b
     Examples:
       batchgen retry out/quickstart
@@ -274,7 +321,8 @@ def retry(output: str, classes: tuple[str, ...]) -> None:
     """
     from batchgen.driver import retry as retry_rows
 
-    rows = retry_rows(output, classes)
+    uri, options = _output(output)
+    rows = retry_rows(uri, classes, options)
     click.echo(f"{rows:,} row{'s' * (rows != 1)} will be tried again by the next run", err=True)
 
 
@@ -326,16 +374,24 @@ def _job(source: str, flags: dict[str, Any]) -> "Job":
     return load_job(source, **flags)
 
 
+def _output(named: str) -> tuple[str, Mapping[str, Any]]:
+    """An output's URI and storage options; a job file names both."""
+    if not named.endswith(".toml"):
+        return named, {}
+    job = _job(named, {})
+    return job.require_output(), job.storage_options
+
+
 def _print_plan(job: "Job", *, as_json: bool) -> None:
     from batchgen.driver import plan as plan_job
     from batchgen.report.display import plan_table
 
     summary = plan_job(job)
-    for line in summary.notices:
-        click.echo(line, err=True)
     if as_json:
         click.echo(json.dumps(asdict(summary)))
     else:
+        for line in summary.notices:
+            click.echo(line, err=True)
         _stdout().print(plan_table(summary))
 
 

@@ -15,6 +15,7 @@ from uuid import uuid4
 
 import pyarrow as pa
 
+from batchgen.dataset.carried import with_carried, with_prints
 from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.receipts import (
     FAILURES,
@@ -29,7 +30,7 @@ from batchgen.errors import StoreError
 from batchgen.options import ImageFormat
 from batchgen.rows import FailedRow, Receipt, Row, Shard
 
-__all__ = ["Attempt", "commit_failures", "drop_rows", "reopen_rows"]
+__all__ = ["Attempt", "commit_failures", "drop_rows", "reopen_rows", "update_carried"]
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 
@@ -85,8 +86,9 @@ class Attempt:
         )
         if not done:
             return _commit_without_marker(self._dataset, receipt)
+        output = self._dataset.format
         table = with_about(
-            metadata_table(self._dataset.format.schema, done),
+            with_prints(metadata_table(output.schema, done), output.carried),
             attempt=self.id,
             run=self._run,
             key=self._shard.key,
@@ -182,9 +184,27 @@ def drop_rows(dataset: Dataset, receipt: Receipt, dropped: Collection[tuple[str,
     kept = marker.table.filter(pa.array([pair not in dropped for pair in pairs]))
     write_receipt(dataset, replace(receipt, done=kept.num_rows))
     if kept.num_rows:
-        dataset.store.write(key, dataset.layout.encode(kept))
+        dataset.store.write(key, dataset.layout.encode(with_prints(kept, dataset.format.carried)))
     else:
         dataset.store.delete(key)
+
+
+def update_carried(dataset: Dataset, receipt: Receipt, changed: Mapping[str, Mapping[str, Any]]) -> None:
+    """Give rows of a committed shard other carried cells; pictures and all other columns stay as they are.
+
+    The marker is replaced in one write, as `drop_rows` does it, and for its reason the receipt is written before.
+
+    Args:
+        dataset: the output.
+        receipt: of the shard.
+        changed: the new cells by the row's id.
+    """
+    marker = dataset.marker(receipt.shard, pictures=True)
+    if marker is None:
+        return
+    write_receipt(dataset, receipt)
+    table = with_carried(marker.table, dataset.format.carried, changed)
+    dataset.store.write(dataset.layout.marker_key(receipt.shard), dataset.layout.encode(table))
 
 
 def picture_name(row: Row, image_format: ImageFormat, step: int | None = None) -> str:

@@ -1,7 +1,8 @@
 """What an output holds so far, from receipts, snapshots of them and markers: for status counts, for resume rows.
 
 A shard counts as its own receipt says, else as the newest snapshot that has it, else as its marker. Which of its rows
-are done comes from the same snapshot, or from two columns of its marker.
+are done, and with which carried cells, comes from the same snapshot, or from two columns of its marker and what it
+says of itself.
 """
 
 from collections import deque
@@ -11,8 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TypeVar
 
-import pyarrow as pa
-
+from batchgen.dataset.carried import marker_prints
 from batchgen.dataset.dataset import READERS, Dataset, Marker
 from batchgen.dataset.receipts import (
     BOOK_COLUMNS,
@@ -26,7 +26,7 @@ from batchgen.dataset.receipts import (
 from batchgen.dataset.snapshots import Snapshot, list_snapshots, write_snapshot
 from batchgen.errors import Damaged
 from batchgen.identity import shard_id
-from batchgen.rows import Receipt
+from batchgen.rows import DoneRow, Receipt
 
 __all__ = ["DoneRows", "done_rows", "fold_receipts", "read_done", "read_receipts", "snapshot_digests"]
 
@@ -36,8 +36,8 @@ _Result = TypeVar("_Result")
 FOLD_ABOVE = 1000  # receipts in no snapshot; so many take 1 to 2 s from an object store, their markers twice as long
 SNAPSHOT_SHARDS = 1000  # of one snapshot, which is held in memory: 50 MB where a shard has 1,000 rows
 
-DoneRows = list[tuple[str, str]]
-"""Ids and fingerprints, in the order of the shard's marker."""
+DoneRows = list[DoneRow]
+"""In the order of the shard's marker."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +81,7 @@ def read_done(dataset: Dataset, *, repair: bool) -> Iterator[tuple[Receipt, Done
         Damaged: a marker cannot be read.
     """
     present = set(dataset.shards())
+    whole = {snapshot for snapshot in list_snapshots(dataset.store) if _is_whole(dataset, snapshot)}
     folded: dict[Snapshot, dict[str, Receipt]] = {}
     loose: list[Receipt] = []
     for known in _known(dataset, present, repair=repair, damaged=None):
@@ -89,8 +90,8 @@ def read_done(dataset: Dataset, *, repair: bool) -> Iterator[tuple[Receipt, Done
             if not receipt.done:
                 yield receipt, []
         elif known.marker is not None:
-            yield receipt, _rows_of(known.marker)
-        elif known.snapshot is not None and known.snapshot.has_rows and receipt.done:
+            yield receipt, _rows_of(dataset, known.marker)
+        elif known.snapshot in whole and receipt.done:
             folded.setdefault(known.snapshot, {})[receipt.shard] = receipt
         else:
             loose.append(receipt)
@@ -107,7 +108,7 @@ def read_done(dataset: Dataset, *, repair: bool) -> Iterator[tuple[Receipt, Done
 
 def _agreed(receipt: Receipt, rows: DoneRows) -> Receipt:
     """The receipt as its marker would have it, after a kill between the two, or an attempt that woke up late."""
-    made = set(rows)
+    made = {(row.id, row.fingerprint) for row in rows}
     failures = [row for row in receipt.failures if (row.id, row.fingerprint) not in made]
     return replace(receipt, done=len(rows), failures=failures)
 
@@ -119,7 +120,7 @@ def done_rows(dataset: Dataset, shard: str) -> DoneRows:
         Damaged: the marker cannot be read.
     """
     marker = dataset.marker(shard, columns=("id", "fingerprint"))
-    return [] if marker is None else _rows_of(marker)
+    return [] if marker is None else _rows_of(dataset, marker)
 
 
 def snapshot_digests(dataset: Dataset) -> dict[str, str]:
@@ -127,7 +128,7 @@ def snapshot_digests(dataset: Dataset) -> dict[str, str]:
     known = _known(dataset, set(), repair=False, damaged=None)
     wanted = {one.receipt.shard: one.snapshot for one in known if one.snapshot is not None and one.snapshot.has_rows}
     return {
-        shard: shard_id(rows)
+        shard: shard_id((row.id, row.fingerprint) for row in rows)
         for snapshot in set(wanted.values())
         for shard, rows in snapshot.done_rows()
         if wanted.get(shard) == snapshot
@@ -138,19 +139,23 @@ def fold_receipts(dataset: Dataset) -> None:
     """Gather receipts, and the done rows of their shards, into snapshots where many are in none.
 
     A kill in between leaves both, without harm. Receipts whose marker is missing, damaged, or says another number of
-    rows stay as they are, for `verify` to find. Snapshots that earlier code wrote, without rows, are folded anew.
+    rows stay as they are, for `verify` to find. Snapshots that earlier code wrote, without rows or without prints of
+    carried cells, are folded anew.
     """
     store = dataset.store
-    older = [snapshot for snapshot in list_snapshots(store) if not snapshot.has_rows]
+    snapshots = list_snapshots(store)
+    older = [snapshot for snapshot in snapshots if not _is_whole(dataset, snapshot)]
     loose = loose_shards(store)
     if not older and len(loose) <= FOLD_ABOVE:
         return
     waiting: dict[str, Receipt | None] = dict.fromkeys(loose)
     if older:
-        known = {r.shard for snapshot in list_snapshots(store) if snapshot.has_rows for r in snapshot.receipts()}
-        for receipt in (receipt for snapshot in older for receipt in snapshot.receipts()):
-            if receipt.shard not in known:
-                waiting.setdefault(receipt.shard, receipt)
+        known = set(loose)
+        for snapshot in snapshots:  # the newest that has a shard says how it is
+            for receipt in snapshot.receipts():
+                if receipt.shard not in known and snapshot in older:
+                    waiting[receipt.shard] = receipt
+                known.add(receipt.shard)
     present = set(dataset.shards())
     shards = iter(waiting)
     while chunk := list(islice(shards, SNAPSHOT_SHARDS)):
@@ -165,15 +170,18 @@ def fold_receipts(dataset: Dataset) -> None:
         snapshot.delete()
 
 
-def _foldable(dataset: Dataset, shard: str, receipt: Receipt | None, present: bool) -> tuple[Receipt, pa.Table] | None:
+def _is_whole(dataset: Dataset, snapshot: Snapshot) -> bool:
+    """Whether a snapshot says all of its shards' done rows that resuming asks for."""
+    return snapshot.has_rows and (not dataset.format.carried or snapshot.has_prints())
+
+
+def _foldable(dataset: Dataset, shard: str, receipt: Receipt | None, present: bool) -> tuple[Receipt, DoneRows] | None:
     receipt = receipt or read_receipt(dataset.store, shard)
     try:
-        marker = dataset.marker(shard, columns=("id", "fingerprint")) if present else None
+        rows = done_rows(dataset, shard) if present else []
     except Damaged:
         return None
-    nothing = pa.array([], pa.string())
-    rows = pa.table({"id": nothing, "fingerprint": nothing}) if marker is None else marker.table
-    return None if receipt is None or receipt.done != rows.num_rows else (receipt, rows)
+    return None if receipt is None or receipt.done != len(rows) else (receipt, rows)
 
 
 def _known(
@@ -210,8 +218,10 @@ def _readable_marker(dataset: Dataset, shard: str, damaged: Callable[[str], None
         return None
 
 
-def _rows_of(marker: Marker) -> DoneRows:
-    return list(zip(marker.table["id"].to_pylist(), marker.table["fingerprint"].to_pylist(), strict=True))
+def _rows_of(dataset: Dataset, marker: Marker) -> DoneRows:
+    table = marker.table
+    columns = (table["id"].to_pylist(), table["fingerprint"].to_pylist(), marker_prints(dataset, marker))
+    return [DoneRow(*row) for row in zip(*columns, strict=True)]
 
 
 def _side_by_side(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:

@@ -1,17 +1,20 @@
-"""The runs over an output, a record each: what a run was asked for, and how it ended."""
+"""The runs over an output, a record each: what a run was asked for, how it ended, and how far its manifest is made."""
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 
+from batchgen.dataset.lease import is_held
 from batchgen.errors import StoreError
+from batchgen.rows import Receipt
 from batchgen.storage import Store, read_json
 from batchgen.version import __version__
 
-__all__ = ["RunRecord", "latest_run", "new_run_name", "write_run"]
+__all__ = ["FINISHED", "LIMIT_REACHED", "RunRecord", "Standing", "latest_run", "new_run_name", "standing", "write_run"]
 
 RUNS = ".batchgen/runs"
+FINISHED, LIMIT_REACHED = "finished", "limit reached"  # outcomes; others are what stopped a run
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +56,43 @@ def latest_run(store: Store) -> RunRecord | None:
         return RunRecord(**read_json(store, key))
     except TypeError as error:
         raise StoreError(f"{store.uri}/{key} is damaged: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Standing:
+    """How far the manifest of a run is made; done + failed + left = rows."""
+
+    outcome: str
+    rows: int
+    done: int
+    failed: int
+    made: int  # by the run itself
+
+    @property
+    def left(self) -> int:
+        return self.rows - self.done - self.failed
+
+
+def standing(store: Store, record: RunRecord, receipts: Iterable[Receipt]) -> Standing:
+    """How far a run came, or has come by now.
+
+    Args:
+        store: the output.
+        record: of its latest run.
+        receipts: of all shards; those of other runs do not count.
+    """
+    made = failed = 0
+    for receipt in receipts:
+        if receipt.run == record.run:
+            made += receipt.done
+            failed += receipt.failed
+    return Standing(
+        outcome="killed" if record.outcome == "running" and not is_held(store) else record.outcome,
+        rows=record.rows,
+        done=record.done_before + made,
+        failed=record.failed_before + failed,
+        made=made,
+    )
 
 
 def new_run_name(now: float) -> str:

@@ -1,13 +1,13 @@
 """Snapshots of many receipts: what a run resumes from without a request for each shard.
 
 One is two Parquet files: `.batchgen/snapshots/<name>.parquet` holds the receipts, `<name>.rows.parquet`, written before
-it, the done rows of their shards by id and fingerprint. Names sort by time, and a shard counts as the newest says.
-Those that earlier code wrote have no rows.
+it, the done rows of their shards by id, fingerprint and print of the carried cells. Names sort by time, and a shard
+counts as the newest says. Those that earlier code wrote have no rows, or rows without prints.
 """
 
 import io
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchgen.dataset.receipts import receipt_from_json, receipt_to_json
-from batchgen.dataset.tables import damage_named
-from batchgen.rows import Receipt
+from batchgen.dataset.tables import StoredFile, damage_named
+from batchgen.rows import DoneRow, Receipt
 from batchgen.storage import Store
 
 __all__ = ["SNAPSHOTS", "Snapshot", "list_snapshots", "write_snapshot"]
@@ -26,7 +26,7 @@ SNAPSHOTS = ".batchgen/snapshots"
 ROW_GROUP = 1 << 16  # rows: some 8 MiB in memory, however many a snapshot has
 BATCH = 1 << 12  # rows at a time as Python's strings, which take three times as much
 _RECEIPTS, _ROWS = ".parquet", ".rows.parquet"
-_ROW_COLUMNS = ["shard", "id", "fingerprint"]
+_ROW_COLUMNS = ["shard", "id", "fingerprint", "carried"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,27 +47,40 @@ class Snapshot:
         with self._open(_RECEIPTS) as file:
             yield from map(receipt_from_json, file.read(["receipt"])["receipt"].to_pylist())
 
-    def done_rows(self) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-        """Shards that have done rows, with these rows' ids and fingerprints in the marker's order.
+    def has_prints(self) -> bool:
+        """Whether its rows say the prints of their carried cells; reads the end of a file alone.
+
+        Raises:
+            Damaged: they cannot be read.
+        """
+        key = f"{SNAPSHOTS}/{self.name}{_ROWS}"
+        with damage_named(f"{self.store.uri}/{key}", self._remedy()):
+            return "carried" in pq.read_schema(StoredFile(self.store, key)).names
+
+    def done_rows(self) -> Iterator[tuple[str, list[DoneRow]]]:
+        """Shards that have done rows, with these rows in the marker's order.
 
         Raises:
             Damaged: they cannot be read.
         """
         with self._open(_ROWS) as file:
+            names = [name for name in _ROW_COLUMNS if name in file.schema_arrow.names]
             cells = (
                 row
-                for batch in file.iter_batches(batch_size=BATCH, columns=_ROW_COLUMNS, use_threads=False)
+                for batch in file.iter_batches(batch_size=BATCH, columns=names, use_threads=False)
                 for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)
             )
             for shard, rows in groupby(cells, key=lambda row: row[0]):
-                yield shard, [(id_, fingerprint) for _, id_, fingerprint in rows]
+                yield shard, [DoneRow(*row) for _, *row in rows]
 
     @contextmanager
     def _open(self, suffix: str) -> Iterator[pq.ParquetFile]:
         key = f"{SNAPSHOTS}/{self.name}{suffix}"
-        remedy = f"remove {SNAPSHOTS}/{self.name}*, what it says is read from the shards then"
-        with damage_named(f"{self.store.uri}/{key}", remedy):
+        with damage_named(f"{self.store.uri}/{key}", self._remedy()):
             yield pq.ParquetFile(io.BytesIO(self.store.read(key)))
+
+    def _remedy(self) -> str:
+        return f"remove {SNAPSHOTS}/{self.name}*, what it says is read from the shards then"
 
     def delete(self) -> None:
         """Remove it, the receipts first: without them the rows count for nothing."""
@@ -82,12 +95,12 @@ def list_snapshots(store: Store) -> list[Snapshot]:
     return [Snapshot(store=store, name=name, has_rows=f"{name}{_ROWS}" in found) for name in reversed(names)]
 
 
-def write_snapshot(store: Store, folded: Iterable[tuple[Receipt, pa.Table]]) -> list[Receipt]:
+def write_snapshot(store: Store, folded: Iterable[tuple[Receipt, Sequence[DoneRow]]]) -> list[Receipt]:
     """Store a snapshot, newer than all there are, and return its receipts; none is stored of nothing.
 
     Args:
         store: the output.
-        folded: receipts, each with the columns `id` and `fingerprint` of its shard's done rows.
+        folded: receipts, each with its shard's done rows.
     """
     receipts: list[Receipt] = []
     stream = io.BytesIO()
@@ -96,8 +109,8 @@ def write_snapshot(store: Store, folded: Iterable[tuple[Receipt, pa.Table]]) -> 
         waiting: list[pa.Table] = []
         for receipt, rows in folded:
             receipts.append(receipt)
-            shard = pa.array([receipt.shard] * rows.num_rows, pa.string())
-            waiting.append(pa.table([shard, rows["id"], rows["fingerprint"]], schema=schema))
+            cells = [[receipt.shard] * len(rows), *map(list, zip(*rows, strict=True))] if rows else [[]] * len(schema)
+            waiting.append(pa.table([pa.array(column, pa.string()) for column in cells], schema=schema))
             if sum(table.num_rows for table in waiting) >= ROW_GROUP:
                 writer.write_table(pa.concat_tables(waiting))
                 waiting.clear()

@@ -1,11 +1,15 @@
 """Checks on the stored bytes what an output promises: markers, receipts, hashes, uniqueness, schema, strays."""
 
 import hashlib
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
+from batchgen.dataset.carried import computed_prints, said_prints
 from batchgen.dataset.dataset import READERS, Dataset, DatasetRow, Marker
 from batchgen.dataset.progress import read_receipts, snapshot_digests
+from batchgen.dataset.runs import latest_run, standing
 from batchgen.errors import ImageError, StoreError
 from batchgen.identity import shard_id
 from batchgen.images import decode
@@ -26,6 +30,8 @@ class Verification:
     failed_rows: int = 0
     strays: int = 0  # pictures that no committed shard names; harmless
     removed: int = 0
+    outcome: str | None = None  # of the latest run
+    left: int = 0  # rows of its manifest that are neither made nor recorded as failed
     faults: list[str] = field(default_factory=list)
 
     @property
@@ -37,13 +43,18 @@ class Verification:
         decoded = f", {self.decoded:,} decoded" if self.decoded else ""
         removed = f", {self.removed:,} removed" if self.removed else ""
         verdict = "all promises hold" if self.ok else f"{len(self.faults):,} faults"
+        if self.left:
+            rows = "1 row is" if self.left == 1 else f"{self.left:,} rows are"
+            verdict += f" for what is there; {rows} not made ({self.outcome})"
         return (
             f"{self.shards:,} shards, {self.rows:,} rows, {self.images:,} images hashed{decoded}, "
             f"{self.failed_rows:,} failed rows, {self.strays:,} stray pictures{removed}: {verdict}"
         )
 
 
-def verify_output(uri: str, *, deep: bool = False, clean: bool = False) -> Verification:
+def verify_output(
+    uri: str, *, deep: bool = False, clean: bool = False, storage_options: Mapping[str, Any] | None = None
+) -> Verification:
     """Read everything an output holds and compare.
 
     Args:
@@ -51,15 +62,19 @@ def verify_output(uri: str, *, deep: bool = False, clean: bool = False) -> Verif
         deep: decode every image, too.
         clean: remove the strays of committed shards; those of shards that are not committed may belong to an attempt
             that is under way.
+        storage_options: passed to the fsspec file system over what the environment says.
 
     Raises:
         InputError: there is no output.
     """
-    dataset = Dataset.open(open_store(uri))
+    dataset = Dataset.open(open_store(uri, storage_options))
     found = Verification()
     receipts = {
         receipt.shard: receipt for receipt in read_receipts(dataset, repair=False, missing=True, damaged=lambda _: None)
     }
+    if (record := latest_run(dataset.store)) is not None:
+        now = standing(dataset.store, record, receipts.values())
+        found.outcome, found.left = now.outcome, max(0, now.left)
     with ThreadPoolExecutor(READERS) as pool:
         check = _Check(dataset, pool, deep, clean, found, snapshot_digests(dataset), {})
         for shard in dataset.shards():
@@ -105,6 +120,9 @@ def _verify_shard(check: _Check, shard: str, receipt: Receipt | None) -> None:
         if id_ in check.places:
             found.faults.append(f"{key}: id {id_!r} is in {check.places[id_]}, too")
         check.places[id_] = key
+    said = said_prints(marker)
+    if said is not None and said != computed_prints(marker, dataset.format.carried):
+        found.faults.append(f"{key}: what it says of its carried columns is not what they hold")
     _verify_receipt(check, marker, receipt)
     named = {key}
     for fault, keys in check.pool.map(lambda row: _verify_row(row, check.deep), dataset.rows_of(marker)):

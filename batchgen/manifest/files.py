@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from batchgen.errors import InputError, StoreError
 from batchgen.manifest.problems import ProblemLog
+from batchgen.manifest.strict_json import parse_json
 from batchgen.storage import expand, is_remote, open_input
 
 __all__ = ["Record", "column_types", "embedded_bytes", "folder_of", "manifest_files", "records"]
@@ -100,8 +101,6 @@ def _parquet_records(file: str, stream: IO[bytes], problems: ProblemLog) -> Iter
         for cells in batch.to_pylist():
             number += 1
             yield Record(file=file, number=number, cells=_without_nulls(cells), columns=columns, from_text=False)
-    if number == 0:
-        problems.add(file, None, None, "has no rows")
 
 
 def _holds_bytes(column: pa.Field) -> bool:
@@ -118,6 +117,9 @@ def _csv_records(file: str, stream: IO[bytes], problems: ProblemLog) -> Iterator
     number = 0
     try:
         header = next(reader, [])
+        if not header:
+            problems.add(file, None, None, "is empty; a table without rows still has a header")
+            return
         for name in {name for name in header if header.count(name) > 1}:
             problems.add(file, None, name, "appears twice in the header; rename one of the two columns")
             return
@@ -133,8 +135,6 @@ def _csv_records(file: str, stream: IO[bytes], problems: ProblemLog) -> Iterator
             yield Record(file=file, number=number, cells=filled, columns=columns, from_text=True)
     except csv.Error as error:
         problems.add(file, number + 1, None, f"is not valid CSV near line {reader.line_num}: {error}")
-    if number == 0:
-        problems.add(file, None, None, "has no rows")
 
 
 def _json_records(file: str, stream: IO[bytes], problems: ProblemLog) -> Iterator[Record]:
@@ -144,7 +144,7 @@ def _json_records(file: str, stream: IO[bytes], problems: ProblemLog) -> Iterato
             continue
         number += 1
         try:
-            cells = json.loads(line, parse_constant=_constant)
+            cells = parse_json(line)
         except (ValueError, RecursionError) as error:
             problems.add(file, number, None, f"is not JSON: {error}")
             continue
@@ -158,8 +158,6 @@ def _json_records(file: str, stream: IO[bytes], problems: ProblemLog) -> Iterato
         yield Record(
             file=file, number=number, cells=_without_nulls(cells), columns=columns, from_text=False, declared=False
         )
-    if number == 0:
-        problems.add(file, None, None, "has no rows")
 
 
 def _broken_text(cells: Mapping[str, Any]) -> str | None:
@@ -170,12 +168,6 @@ def _broken_text(cells: Mapping[str, Any]) -> str | None:
         except UnicodeEncodeError:
             return name.encode("ascii", "backslashreplace").decode()
     return None
-
-
-def _constant(name: str) -> None:
-    """NaN is a null, as pandas means it; infinity is a mistake."""
-    if name != "NaN":
-        raise ValueError(f"{name} is no JSON number")
 
 
 def column_types(files: list[str]) -> dict[str, pa.DataType]:

@@ -1,12 +1,12 @@
 """What a manifest's cells hold: values in their columns' types, from whatever a file's reader gives."""
 
-import json
 import math
 from typing import Any
 
 from batchgen.errors import CellError
 from batchgen.manifest.columns import WORDING, Column, Kind
 from batchgen.manifest.names import fold
+from batchgen.manifest.strict_json import parse_json
 
 __all__ = ["SCHEDULES", "parse_cell", "scheduled"]
 
@@ -52,8 +52,8 @@ def _from_json(cell: Any) -> Any:
     """The cell, or what its text says where that is a JSON list or object."""
     if isinstance(cell, str) and cell.lstrip()[:1] in ("[", "{"):
         try:
-            return json.loads(cell)
-        except ValueError as error:
+            return parse_json(cell)
+        except (ValueError, RecursionError) as error:
             raise CellError(f"starts like JSON and is none: {error}") from None
     return cell
 
@@ -109,6 +109,8 @@ def _parse_number(column: Column, cell: Any, from_text: bool) -> int | float:
     whole = column.kind in (Kind.INTEGER, Kind.SIZE)
     if from_text and isinstance(cell, str):
         try:
+            if "_" in cell or not cell.isascii():  # Python's own spellings, which are no other program's
+                raise ValueError
             cell = int(cell) if whole and "." not in cell else float(cell)
         except (ValueError, OverflowError):
             raise CellError(f"is {_shown(cell)}, not {WORDING[column.kind]}") from None
@@ -143,8 +145,8 @@ def _check_range(column: Column, value: float) -> None:
 def _parse_options(cell: Any) -> dict[str, Any]:
     if isinstance(cell, str):
         try:
-            cell = json.loads(cell)
-        except ValueError as error:
+            cell = parse_json(cell)
+        except (ValueError, RecursionError) as error:
             raise CellError(f"is not JSON: {error}") from None
     if isinstance(cell, list) and all(isinstance(item, tuple) and len(item) == 2 for item in cell):
         cell = dict(cell)  # an Arrow map

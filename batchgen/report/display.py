@@ -100,6 +100,7 @@ def plan_table(plan: PlanSummary) -> Table:
         ("done already", f"{plan.done:,}"),
         ("failed before", f"{plan.failed:,}"),
         ("to make", f"{plan.pending:,}"),
+        ("metadata to update", f"{plan.outdated:,}"),
         ("batch keys", f"{plan.keys:,}"),
         ("shards", f"{plan.shards:,}"),
         ("micro-batches", f"{plan.micro_batches:,} ({plan.padded:,} padded images)"),

@@ -4,15 +4,17 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.lease import is_held
 from batchgen.dataset.progress import read_receipts
-from batchgen.dataset.runs import latest_run
+from batchgen.dataset.runs import latest_run, standing
 from batchgen.report.display import duration
 from batchgen.rows import Receipt
 from batchgen.storage import open_store
@@ -28,7 +30,7 @@ class OutputStatus:
 
     output: str
     running: bool
-    outcome: str  # of the latest run
+    outcome: str  # of the latest run: running, finished, limit reached, killed, or what stopped it
     rows: int
     done: int
     failed: int
@@ -39,13 +41,17 @@ class OutputStatus:
     failures: Mapping[str, int]  # by error class
 
 
-def read_status(uri: str) -> OutputStatus:
+def read_status(uri: str, storage_options: Mapping[str, Any] | None = None) -> OutputStatus:
     """The status of the output at a path or URI.
+
+    Args:
+        uri: the output.
+        storage_options: passed to the fsspec file system over what the environment says.
 
     Raises:
         InputError: there is no output.
     """
-    store = open_store(uri, quick=True)
+    store = open_store(uri, storage_options, quick=True)
     dataset = Dataset.open(store)
     record = latest_run(store)
     running = is_held(store)
@@ -54,17 +60,13 @@ def read_status(uri: str) -> OutputStatus:
     if record is None:
         done = sum(receipt.done for receipt in receipts)
         rows, failed, rate = done + failures.total(), failures.total(), None
-        outcome = "running" if running else "no row was to be made"
+        outcome = "running" if running else "no row was begun"
     else:
-        own = [receipt for receipt in receipts if receipt.run == record.run]
-        done = record.done_before + sum(receipt.done for receipt in own)
-        failed = record.failed_before + sum(receipt.failed for receipt in own)
-        rows, outcome = record.rows, record.outcome
-        if outcome == "running" and not running:
-            outcome = "killed"
-        until = time.time() if running else max((receipt.finished for receipt in own), default=record.started)
-        made = sum(receipt.done for receipt in own)
-        rate = made / (until - record.started) if made else None
+        now = standing(store, record, receipts)
+        rows, done, failed, outcome = now.rows, now.done, now.failed, now.outcome
+        finished = (receipt.finished for receipt in receipts if receipt.run == record.run)
+        until = time.time() if running else max(finished, default=record.started)
+        rate = now.made / (until - record.started) if now.made else None
     left = rows - done - failed
     return OutputStatus(
         output=uri,
@@ -103,15 +105,15 @@ def status_table(status: OutputStatus) -> Table:
         ("time to go", duration(status.seconds_left) if status.left and status.seconds_left is not None else "-"),
         *((f"  {error_class}", f"{count:,}") for error_class, count in status.failures.items()),
     ):
-        table.add_row(name, value)
+        table.add_row(name, escape(value))  # paths and errors may hold brackets, which rich would take for its own
     return table
 
 
-def follow(uri: str, console: Console) -> None:
+def follow(uri: str, console: Console, storage_options: Mapping[str, Any] | None = None) -> None:
     """Print the status again and again until no run holds the output."""
-    status = read_status(uri)
+    status = read_status(uri, storage_options)
     with Live(status_table(status), console=console, auto_refresh=False) as live:
         while status.running and status.left:
             time.sleep(WATCH_EVERY)
-            status = read_status(uri)
+            status = read_status(uri, storage_options)
             live.update(status_table(status), refresh=True)
