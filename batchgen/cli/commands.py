@@ -173,7 +173,7 @@ def validate(source: str, as_json: bool, **flags: Any) -> None:
     except InputError as error:
         log = error.log if isinstance(error, ManifestProblems) else ProblemLog.of(source, str(error))
         if as_json:
-            problems = [asdict(problem) for problem in log.shown]
+            problems = [asdict(problem) | _repeats(log.rows(problem)) for problem in log.shown]
             click.echo(json.dumps({"ok": False, "problems": problems, "count": log.total}, ensure_ascii=False))
         elif not isinstance(error, ManifestProblems):
             raise
@@ -188,6 +188,11 @@ def validate(source: str, as_json: bool, **flags: Any) -> None:
         click.echo(line, err=True)
     files = len(checked.files)
     click.echo(f"{checked.rows:,} rows in {files} file{'s' * (files > 1)}, no problem found")
+
+
+def _repeats(rows: int) -> dict[str, int]:
+    """How many rows have a fault, where it is more than the one that is named."""
+    return {"rows": rows} if rows > 1 else {}
 
 
 @main.command()
