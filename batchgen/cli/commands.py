@@ -107,7 +107,7 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON 
 def main() -> None:
     """Turn a table of prompts into an image dataset.
 
-    SOURCE is a manifest (.parquet, .csv, .jsonl, a folder or a glob of them) or a job file (.toml).
+    SOURCE is a manifest (.parquet, .csv, .tsv, .jsonl, .json, .txt, a folder or a glob) or a job file (.toml).
 
     \b
     Examples:
@@ -126,7 +126,7 @@ def main() -> None:
 def run(source: str, limit: int | None, dry_run: bool, **flags: Any) -> None:
     """Generate what is not yet in the output.
 
-    SOURCE is a manifest (.parquet, .csv, .jsonl, a folder or a glob of them) or a job file (.toml).
+    SOURCE is a manifest (.parquet, .csv, .tsv, .jsonl, .json, .txt, a folder or a glob) or a job file (.toml).
 
     A second run of a finished output does nothing, after a kill it resumes, on a longer manifest it makes the new rows.
 

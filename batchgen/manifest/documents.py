@@ -12,7 +12,7 @@ from batchgen.manifest.names import find_column
 from batchgen.manifest.problems import ProblemLog
 from batchgen.manifest.record import Record, without_nulls
 from batchgen.manifest.strict_json import parse_json
-from batchgen.manifest.text import TextFile
+from batchgen.manifest.text import TextError, TextFile
 
 __all__ = ["json_records"]
 
@@ -94,6 +94,8 @@ def _document_values(file: TextFile, problems: ProblemLog) -> Iterator[tuple[int
             for row in [value] if listed else _rows_of(value, file):
                 number += 1
                 yield number, row
+    except TextError:
+        raise
     except (ValueError, RecursionError) as error:
         problems.add(file.file, number + 1, None, f"is not JSON: {error}")
 
@@ -203,7 +205,7 @@ def _rows_of(value: Any, file: TextFile) -> Iterator[Any]:
     """The rows of a document that is no list: itself, a list that it holds, or its columns side by side.
 
     Raises:
-        ValueError: it is a table of another kind.
+        TextError: it is a table of another kind.
     """
     if not _is_container(value):
         yield value
@@ -215,7 +217,7 @@ def _rows_of(value: Any, file: TextFile) -> Iterator[Any]:
     lists = {name: part for name, part in value.items() if isinstance(part, list) and _is_table(part)}
     if len(lists) != 1:
         found = f"lists {', '.join(map(repr, lists))}" if lists else f"keys {', '.join(map(repr, list(value)[:5]))}"
-        raise ValueError(f"an object with the {found} where rows are expected; {_WRITE_LINES}")
+        raise TextError(f"is an object with the {found}, and no table; {_WRITE_LINES}")
     ((name, rows),) = lists.items()
     file.notice(f"{file.file}: the list {name!r} is read")
     yield from rows
@@ -233,7 +235,7 @@ def _by_columns(value: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for name, part in columns.items():
         same = isinstance(part, type(first)) and part is not None and len(part) == len(places)
         if not same or (isinstance(part, dict) and part.keys() != set(places)):
-            raise ValueError(f"columns of different lengths: {name!r} and {next(iter(columns))!r}; {_WRITE_LINES}")
+            raise TextError(f"has columns of other lengths: {name!r} and {next(iter(columns))!r}; {_WRITE_LINES}")
     for place in places:
         yield {name: part[place] for name, part in columns.items() if part is not None}
 

@@ -6,6 +6,7 @@ Knows nothing of what a column means beyond its name; at most one record batch i
 import lzma
 import zlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import IO
 
@@ -196,26 +197,52 @@ def column_types(files: list[str]) -> tuple[dict[str, pa.DataType], set[str]]:
     Raises:
         InputError: two files give one column types of two kinds.
     """
-    types: dict[str, tuple[pa.DataType, str]] = {}
-    mixed: set[str] = set()
+    types: dict[str, _Declared] = {}
     by_folders: set[str] = set()
     for file in files:
         said = partitions_of(file)
         by_folders |= said.keys()
-        kinds = _said_types(said) | _schema(file)
-        for name, kind in kinds.items():
-            known, first = types.get(name, (pa.null(), file))
-            common = common_type(known, kind)
-            if common is None and name in by_folders:
-                common = pa.string()  # folders spell numbers and words alike
-            if common is None:
-                raise InputError(
-                    f"manifest column {name!r} is {known} in {first} but {kind} in {file}; write it with one type"
-                )
-            if common != kind or (common != known and not pa.types.is_null(known)):
-                mixed.add(name)
-            types[name] = (common, file if pa.types.is_null(known) else first)
-    return {name: kind for name, (kind, _) in types.items()}, mixed
+        for name, kind in (_said_types(said) | _schema(file)).items():
+            known = types.setdefault(name, _Declared(kind=pa.null()))
+            if (common := common_type(known.kind, kind)) is None:
+                common = pa.string() if name in by_folders else _where_filled(name, known, kind, file)
+            known.mixed |= common != kind or not (common == known.kind or pa.types.is_null(known.kind))
+            known.kind = common
+            known.files.append(file)
+    return {name: known.kind for name, known in types.items()}, {name for name, known in types.items() if known.mixed}
+
+
+@dataclass(kw_only=True, slots=True)
+class _Declared:
+    """The type of a column so far, and the files that have it."""
+
+    kind: pa.DataType
+    mixed: bool = False
+    files: list[str] = field(default_factory=list)
+
+
+def _where_filled(name: str, known: _Declared, kind: pa.DataType, file: str) -> pa.DataType:
+    """The type of those files in which the column has a cell; pandas writes texts that are all missing as numbers.
+
+    Raises:
+        InputError: it has cells of both types.
+    """
+    if _is_null(file, name):
+        return known.kind
+    if all(_is_null(one, name) for one in known.files):
+        return kind
+    raise InputError(
+        f"manifest column {name!r} is {known.kind} in {known.files[0]} but {kind} in {file}; write it with one type"
+    )
+
+
+def _is_null(file: str, column: str) -> bool:
+    """Whether a Parquet file has no cell in a column; NaN is none."""
+    if _kind(file) not in _PARQUET:
+        return False
+    with open_input(file) as stream:
+        batches = pq.ParquetFile(stream, pre_buffer=False).iter_batches(_BATCH_ROWS, columns=[column])
+        return all(batch.column(0).is_null(nan_is_null=True).true_count == len(batch) for batch in batches)
 
 
 def _said_types(said: dict[str, str | None]) -> dict[str, pa.DataType]:
@@ -226,7 +253,9 @@ def _said_types(said: dict[str, str | None]) -> dict[str, pa.DataType]:
 def _schema(file: str) -> dict[str, pa.DataType]:
     if _kind(file) in _PARQUET:
         with open_input(file) as stream:
-            return {column.name: column.type for column in pq.read_schema(stream)}
+            parquet = pq.ParquetFile(stream)
+            rows = parquet.metadata.num_rows  # a part without any has types that nobody thought of
+            return {column.name: column.type for column in parquet.schema_arrow} if rows else {}
     if _kind(file) in (*_LINES, ".json"):
         return {}
     with open_input(file) as stream:

@@ -116,7 +116,7 @@ def suggest(name: str) -> str | None:
     folded = fold(name)
     if folded in _MEANT:
         return _MEANT[folded]
-    if len(folded) < _SHORTEST or folded in _SAID:
+    if len(folded) < _SHORTEST or folded in _SAID or folded.endswith("id"):
         return None
     turned = next((known for known in _OWN if sorted(known) == sorted(folded)), None)
     near = [one for one in get_close_matches(folded, _OWN, n=3, cutoff=0.8) if one[0] == folded[0] and len(one) > 3]

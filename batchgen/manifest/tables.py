@@ -24,7 +24,7 @@ def header_of(file: TextFile, delimiter: str) -> list[str]:
     """The columns of a table, or `prompt` alone where a list has no header."""
     if delimiter == "\n":
         return ["prompt"]
-    rows = find_separators(file, delimiter).rows(file.text(newline=""), strict=False)
+    rows = find_separators(file, delimiter, header=True).rows(file.text(newline=""), strict=False)
     return _named(next(rows, []))
 
 

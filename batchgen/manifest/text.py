@@ -142,10 +142,11 @@ class Separators:
         return csv.reader(lines, delimiter=self.delimiter, quoting=csv.QUOTE_NONE)
 
 
-def find_separators(file: TextFile, usual: str) -> Separators:
+def find_separators(file: TextFile, usual: str, *, header: bool = False) -> Separators:
     """How a table is written: with the usual delimiter, or with one that gives all first rows the header's columns.
 
-    Tables with tabs are often written without quotes as separators (PartiPrompts is): a cell may begin with one.
+    Tables with tabs are often written without quotes around cells (PartiPrompts is), and then a cell may begin with
+    one; which it is only the whole file shows, and is left open where `header` says that the header alone is wanted.
     """
     sample = file.sample()
     if said := re.match(r'"?sep=(.)"?\r?\n', sample):  # as Excel writes it
@@ -155,7 +156,7 @@ def find_separators(file: TextFile, usual: str) -> Separators:
     if found.delimiter != usual:
         name = _NAMES.get(found.delimiter, repr(found.delimiter))
         file.notice(f"{file.file} is read with {name} between its columns")
-    if found.delimiter == "\t" and not _is_table(file, found):
+    if not header and found.delimiter == "\t" and not _is_table(file, found):
         plain = replace(found, quoted=False)
         if _is_table(file, plain):
             file.notice(f"{file.file} is read with its quotes as text")

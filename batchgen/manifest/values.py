@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from typing import Any
 
 from batchgen.errors import CellError
@@ -111,7 +112,8 @@ def _parse_number(column: Column, cell: Any, from_text: bool) -> int | float:
         try:
             cell = int(cell) if whole and "." not in cell else float(cell)
         except (ValueError, OverflowError):
-            raise CellError(f"is {_shown(cell)}, not {WORDING[column.kind]}") from None
+            comma = "; write a point for the comma" if re.fullmatch(r"\s*-?\d+,\d+\s*", cell) else ""
+            raise CellError(f"is {_shown(cell)}, not {WORDING[column.kind]}{comma}") from None
     if isinstance(cell, bool) or not isinstance(cell, (int, float)):
         raise CellError(
             f"is {_shown(cell)}, not {WORDING[column.kind]}; write the column as {'int64' if whole else 'float64'}"
