@@ -409,9 +409,16 @@ def test_files_that_want_another_form(name: str, tmp_path: Path, model_configs: 
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(InputError, match=r"save|unpack|name it"):
         read(tmp_path / name, model_configs)
-    (tmp_path / "m.csv").write_bytes(b"PK\x03\x04xx")
-    (found,) = problems(tmp_path / "m.csv", model_configs)
-    assert "Excel" in found.message
+
+
+@pytest.mark.parametrize("name", ["m.csv", "m.jsonl", "m.parquet"])
+def test_files_that_are_something_else(name: str, tmp_path: Path, model_configs: Path) -> None:
+    """A workbook under another name, what Git LFS leaves, a page instead of a download."""
+    for content, said in ((b"PK\x03\x04xx", "Excel"), (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+                          (b"\n<!DOCTYPE html><html>", "web page")):  # fmt: skip
+        (tmp_path / name).write_bytes(content)
+        (found,) = problems(tmp_path / name, model_configs)
+        assert found.row is None and said in found.message
 
 
 def test_lists_in_folders(tmp_path: Path, model_configs: Path) -> None:

@@ -20,7 +20,7 @@ from batchgen.manifest.partitions import partition_notice, partitions_of, typed,
 from batchgen.manifest.problems import ProblemLog
 from batchgen.manifest.record import Notice, Record, no_notice, without_nulls
 from batchgen.manifest.tables import header_of, is_table, line_records, table_records
-from batchgen.manifest.text import TextError, TextFile
+from batchgen.manifest.text import TextError, TextFile, refuse_others
 from batchgen.storage import expand, is_remote, open_input
 
 __all__ = ["FORMATS", "Record", "column_types", "embedded_bytes", "folder_of", "manifest_files", "records"]
@@ -169,6 +169,9 @@ def _form(text: TextFile) -> str:
 
 
 def _parquet_records(file: str, stream: IO[bytes], problems: ProblemLog) -> Iterator[Record]:
+    if (head := stream.read(64)) and not head.startswith(b"PAR1"):
+        refuse_others(head)
+    stream.seek(0)
     parquet = pq.ParquetFile(stream, pre_buffer=False)  # reading ahead would hold whole row groups
     names = parquet.schema_arrow.names
     for name in {name for name in names if names.count(name) > 1}:

@@ -19,18 +19,21 @@ import pyarrow as pa
 from batchgen.errors import BatchgenError
 from batchgen.manifest.record import Notice, no_notice
 
-__all__ = ["Separators", "TextError", "TextFile", "find_separators"]
+__all__ = ["Separators", "TextError", "TextFile", "find_separators", "refuse_others"]
 
 SAMPLE_BYTES = 64 << 10  # looked at before a file is read: some hundred rows
 SAMPLE_ROWS = 20
 _NAMES = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 _OTHERS = (
     (b"PK\x03\x04", "a zip archive or an Excel workbook; unpack it, or save the sheet as CSV in UTF-8"),
-    (b"PAR1", "Parquet; let its name end in .parquet"),
-    (b"ARROW1", "an Arrow file; write it as Parquet"),
+    (b"PAR1\x15", "Parquet; let its name end in .parquet"),
+    (b"ARROW1\x00", "an Arrow file; write it as Parquet"),
     (b"\xd0\xcf\x11\xe0", "an old Excel workbook; save the sheet as CSV in UTF-8"),
     (b"SQLite format 3", "an SQLite database; export the table as CSV"),
     (b"%PDF", "a PDF; copy the prompts into a text file, one a line"),
+    (b"version https://git-lfs", "a pointer of Git LFS; fetch the file itself with `git lfs pull`"),
+    (b"<!doctype html", "a web page; download the file itself"),
+    (b"<html", "a web page; download the file itself"),
 )
 _BOMS = (  # the longer ones first: UTF-16's is the beginning of UTF-32's
     (b"\xff\xfe\x00\x00", "utf-32"),
@@ -56,9 +59,7 @@ class TextFile:
 
     def __post_init__(self) -> None:
         sample = self._bytes().read(SAMPLE_BYTES)
-        for magic, what in _OTHERS:
-            if sample.startswith(magic):
-                raise TextError(f"is {what}")
+        refuse_others(sample)
         self.encoding = _encoding(sample)
         if self.encoding != "utf-8-sig":
             self.notice(f"{self.file} is read as {self.encoding.upper()}")
@@ -108,6 +109,17 @@ class TextFile:
         reader = io.BufferedReader(raw)
         self._kept.append(reader)
         return reader
+
+
+def refuse_others(sample: bytes) -> None:
+    """Look at a file's first bytes for what is no manifest at all, whatever its name says.
+
+    Raises:
+        TextError: it is something else.
+    """
+    for magic, what in _OTHERS:
+        if sample.startswith(magic) or (magic.startswith(b"<") and sample.lstrip().lower().startswith(magic)):
+            raise TextError(f"is {what}")
 
 
 def _encoding(sample: bytes) -> str:
