@@ -103,8 +103,8 @@ def misfits(index: Index, types: Mapping[str, pa.DataType]) -> Iterator[tuple[st
     """Carried cells that columns of these types do not hold exactly: column, file, row, and why."""
     for _, text, carried in index.encoded() if types else ():
         for name, kind in types.items():
-            cell = carried.get(name)
-            if cell is not None and (why := misfit(carried_cell(cell, kind), kind)) is not None:
+            cell = carried_cell(carried.get(name), kind)
+            if cell is not None and (why := misfit(cell, kind)) is not None:
                 row = decode_row(text, carried)
                 yield name, row.file, row.number, why
 

@@ -17,6 +17,7 @@ from batchgen.errors import ManifestProblems
 from batchgen.generation.samplers import NAMES
 from batchgen.index import Index
 from batchgen.job import Job
+from batchgen.manifest.cells import carried_cell
 from batchgen.manifest.columns import COLUMNS
 from batchgen.manifest.files import embedded_bytes, records
 from batchgen.manifest.names import ALIASES
@@ -91,6 +92,32 @@ def test_null_is_the_default(name: str, write_manifest: WriteManifest, model_con
     names = ("num_inference_steps", "guidance_scale", "width", "height", "negative_prompt", "scheduler", "eta")
     assert [found[0].parameters.to_cells()[n] for n in names] == [7, 2.0, 128, 64, "n", "DDIMScheduler", 0.0]
     assert [found[1].parameters.to_cells()[n] for n in names] == [11, 7.5, 64, 64, "", "DDIMScheduler", 0.0]
+
+
+def test_carried_cells_are_unchanged(write_manifest: WriteManifest, model_configs: Path) -> None:
+    """Incident: NaN and structs of nulls became null, and a whole number beyond 2^53 beside 0.5 failed its row."""
+    kinds: dict[str, Any] = {
+        "number": pa.float64(),
+        "struct": pa.struct([("a", pa.int64())]),
+        "list": pa.list_(pa.int8()),
+    }
+    rows: list[dict[str, Any]] = [
+        {"prompt": "a", "number": float("nan"), "struct": {"a": None}, "list": []},
+        {"prompt": "b", "number": None, "struct": None, "list": None},
+    ]
+    found, resolved = read(write_manifest("m.parquet", rows, **kinds), model_configs)
+    assert {name: resolved.carried[name] for name in kinds} == kinds
+    assert str(found[0].carried["number"]) == "nan"
+    assert found[0].carried["struct"] == {"a": None}
+    assert found[0].carried["list"] == []
+    assert not found[1].carried
+
+    large = 2**53 + 1
+    lines = [{"prompt": "a", "mixed": large, "whole": 1}, {"prompt": "b", "mixed": 0.5, "whole": large}]
+    found, resolved = read(write_manifest("m.jsonl", lines), model_configs)
+    assert resolved.carried == {"mixed": pa.string(), "whole": pa.int64()}
+    cells = [[carried_cell(row.carried[name], kind) for row in found] for name, kind in resolved.carried.items()]
+    assert cells == [[str(large), "0.5"], [1, large]]
 
 
 def test_a_struct_of_nulls_is_null(write_manifest: WriteManifest, model_configs: Path) -> None:

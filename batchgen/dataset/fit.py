@@ -42,7 +42,8 @@ def fit_to_output(resolved: Resolved, store: Store, index: Index) -> Resolved:
         problems.add(file, number, name, f"{why}; {store.uri} was begun with that type, use another output")
     if problems.total:
         raise ManifestProblems(problems)
-    filled = {name for _, _, cells in index.encoded() for name in cells} if len(alike) < len(differing) else set()
+    rows = index.encoded() if len(alike) < len(differing) else ()
+    filled = {name for _, _, cells in rows for name, cell in cells.items() if cell == cell}  # NaN marks a gap
     fitting: dict[str, pa.DataType] = {
         name: kind for name, kind in differing.items() if name in alike or name not in filled
     }

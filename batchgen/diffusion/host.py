@@ -22,7 +22,7 @@ from PIL.Image import Image
 from batchgen.diffusion.loaded import AfterStep, LoadedModel
 from batchgen.diffusion.loading import DTYPES, Loader, Loading, load_components
 from batchgen.diffusion.pixels import PixelModel
-from batchgen.models.catalog import Family, Model
+from batchgen.models.catalog import Family, Model, require_unchanged
 from batchgen.rows import MicroBatch, Row
 
 __all__ = ["Environment", "Pictures", "PipelineHost"]
@@ -119,7 +119,7 @@ class PipelineHost:
             save_steps: sampling steps, from 1, after which the latents are decoded too, with the noise still in them.
 
         Raises:
-            ModelLoadError: the model cannot be loaded.
+            ModelLoadError: the model cannot be loaded, or changed since it was checked.
             InputError: the model, an adapter or the scheduler cannot do what the rows ask.
         """
         assert 0 < len(batch.rows) <= batch.size
@@ -216,6 +216,7 @@ class PipelineHost:
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
+        require_unchanged(model)
         components = self._load_components(model, device=self._device, dtype=self._dtype, how=self._loading)
         if model.family is Family.PIXELS:
             return PixelModel(model, components, self._dtype)

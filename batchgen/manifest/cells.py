@@ -70,7 +70,7 @@ class CellSorter:
                 self._carried.add(name)
                 if not record.declared:
                     self._kinds.setdefault(name, set()).add(_kind(cell))
-            elif _is_empty_struct(cell):
+            elif _stands_for_null(cell):
                 continue
             elif meaning.schedule:
                 schedule = name, cell
@@ -105,7 +105,7 @@ class CellSorter:
         for name, kind in declared.items():
             seen = _seen_type(self._kinds[name]) if name in self._kinds else kind
             common = common_type(kind, seen)
-            if common is None and pa.types.is_string(kind) and not mixed.isdisjoint({name}):
+            if common is None and pa.types.is_string(kind) and name in mixed:
                 common = kind  # what folders spell, and is a number in some of them
             if common is None:
                 raise InputError(
@@ -170,9 +170,11 @@ class CellSorter:
         self.notices.setdefault(line)
 
 
-def _is_empty_struct(cell: Any) -> bool:
-    """A struct of nulls, as an image column holds where a row has no image."""
-    return isinstance(cell, dict) and bool(cell) and all(value is None for value in cell.values())
+def _stands_for_null(cell: Any) -> bool:
+    """NaN, as pandas writes a missing number, or a struct of nulls, as an image column holds where a row has none."""
+    if isinstance(cell, dict):
+        return bool(cell) and all(value is None for value in cell.values())
+    return isinstance(cell, float) and cell != cell
 
 
 def missing_prompt(record: Record) -> str:
@@ -192,19 +194,31 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(shown[:8]) + (", ..." if len(shown) > 8 else "")
 
 
+class _WideInteger:
+    """What a whole number is that no float holds."""
+
+
 def _kind(cell: Any) -> type:
-    too_large = isinstance(cell, int) and not -(2**63) <= cell < 2**63  # for Arrow's widest integer
-    return object if too_large else type(cell)
+    if type(cell) is not int or abs(cell) <= 2**53:
+        return type(cell)
+    return _WideInteger if -(2**63) <= cell < 2**63 else object  # Arrow's widest integer
 
 
 def _seen_type(kinds: set[type]) -> pa.DataType:
     if kinds == {int, float}:
         return pa.float64()
+    if kinds <= {int, _WideInteger}:
+        return pa.int64()
     return _ARROW.get(next(iter(kinds)), pa.string()) if len(kinds) == 1 else pa.string()
 
 
 def carried_cell(cell: Any, kind: pa.DataType) -> Any:
-    """A carried cell as its column's type takes it: JSON text where lists, objects or mixed types became text."""
+    """A carried cell as its column's type takes it: JSON text where lists, objects or mixed types became text.
+
+    NaN, by which pandas marks a gap, is null where the column turned out to be none of floats.
+    """
+    if isinstance(cell, float) and cell != cell and not pa.types.is_floating(kind):
+        return None
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     if is_text and cell is not None and not isinstance(cell, (str, ArrowCell)):
         return canonical(cell)

@@ -28,5 +28,5 @@ def no_notice(line: str) -> None:
 
 
 def without_nulls(cells: Mapping[str, Any]) -> dict[str, Any]:
-    """The cells that are not null; pandas writes a missing number as NaN."""
-    return {name: cell for name, cell in cells.items() if cell is not None and cell == cell}
+    """The cells that are not null."""
+    return {name: cell for name, cell in cells.items() if cell is not None}

@@ -15,10 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from batchgen import builtin
-from batchgen.errors import InputError
+from batchgen.errors import InputError, ModelLoadError
 from batchgen.options import Family
 
-__all__ = ["Family", "Model", "Source", "find_model", "hash_file", "hash_folder", "hash_text", "latent_factor"]
+__all__ = [
+    "Family",
+    "Model",
+    "Source",
+    "find_model",
+    "hash_file",
+    "hash_folder",
+    "hash_text",
+    "latent_factor",
+    "require_unchanged",
+]
 
 _BUILTIN = re.compile(r"builtin(-[a-z0-9-]+)?")
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?$")
@@ -27,6 +37,8 @@ _SD_PIPELINES = frozenset(
     "StableDiffusionDepth2ImgPipeline StableDiffusionImg2ImgPipeline StableDiffusionInpaintPipeline "
     "StableDiffusionInstructPix2PixPipeline".split()
 )
+_LOADED_KINDS = frozenset({".json", ".safetensors", ".bin", ".txt", ".model"})
+_MODELS = frozenset({"depth_estimator", "image_encoder", "safety_checker", "text_encoder", "unet", "vae"})
 _HASH_BLOCK = 1 << 22  # bytes; large enough that sha256, not system calls, takes the time
 
 
@@ -77,6 +89,7 @@ class Model:
     estimates_depth: bool = False  # has a depth estimator beside its UNet
     checks_safety: bool = False  # has a safety checker
     text_layers: int = 12  # of CLIP ViT-L, the text encoder of SD 1.x
+    looks: tuple[tuple[str, int, int], ...] = ()  # name, size and time of change of each file in the fingerprint
     classes: int | None = None  # labels that its UNet takes, where it is class-conditional
     revision: str | None = None  # resolved commit of a hub id
     config: str | None = None  # folder or hub id with the layout of a single file
@@ -124,9 +137,24 @@ def _folder_model(name: str, path: Path) -> Model:
         name=name,
         source=Source.FOLDER,
         location=str(path.resolve()),
-        fingerprint=hash_folder(path),
+        fingerprint=_whole(path, name),
+        looks=_looks(path),
         **_layout(path, name),
     )
+
+
+def _whole(path: Path, name: str) -> str:
+    """The fingerprint of a folder in which every model that model_index.json names has files that count.
+
+    Raises:
+        InputError: a part that is missing or empty.
+    """
+    found = {file.relative_to(path).parts[0] for file in _loaded_files(path)}
+    if "unet" in found and "model_index.json" in found:  # the oldest models that denoise pixels lie flat
+        for part, what in _read_json(path / "model_index.json", name).items():
+            if part.removesuffix("_2") in _MODELS and what[0] is not None and part not in found:
+                raise InputError(f"model {name!r}: {path / part} is missing or empty; is the folder complete?")
+    return hash_folder(path)
 
 
 def _single_file_model(name: str, path: Path, config: str | None) -> Model:
@@ -142,6 +170,7 @@ def _single_file_model(name: str, path: Path, config: str | None) -> Model:
         source=Source.SINGLE_FILE,
         location=str(path.resolve()),
         fingerprint=hash_file(path),
+        looks=_looks(path),
         config=config,
         **layout,
     )
@@ -271,11 +300,49 @@ def hash_folder(path: Path) -> str:
 
 
 def _loaded_files(path: Path) -> Iterator[Path]:
-    kinds = {".json", ".safetensors", ".bin", ".txt", ".model"}
-    for file in sorted(path.rglob("*")):
+    """The files that count, in the order of their names; what lies behind links to folders counts as what is loaded."""
+    for file in sorted(_walk(path, frozenset())):
         hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
-        if file.is_file() and file.suffix in kinds and not hidden:
+        if file.suffix in _LOADED_KINDS and not hidden:
             yield file
+
+
+def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
+    """All files below a folder, through links, but for those that lead back up."""
+    real = folder.resolve()
+    for entry in folder.iterdir() if real not in above else ():
+        if entry.is_dir():
+            yield from _walk(entry, above | {real})
+        elif entry.is_file():
+            yield entry
+
+
+def _looks(path: Path) -> tuple[tuple[str, int, int], ...]:
+    """Name, size and time of change of a model's files."""
+    files = _loaded_files(path) if path.is_dir() else [path]
+    found = [(file.relative_to(path).as_posix(), file.stat()) for file in files]
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)
+
+
+def require_unchanged(model: Model) -> None:
+    """Make sure that a model's files are those that its fingerprint was made of; they are read where they look other.
+
+    Raises:
+        ModelLoadError: they changed, or are gone.
+    """
+    if model.source is Source.HUB:
+        return  # a commit does not change
+    path = model.folder
+    try:
+        same = _looks(path) == model.looks or (
+            (hash_folder(path) if path.is_dir() else hash_file(path)) == model.fingerprint
+        )
+    except OSError as error:
+        raise ModelLoadError(f"model {model.name!r} cannot be read here: {error}") from error
+    if not same:
+        raise ModelLoadError(
+            f"model {model.name!r} changed since the manifest was checked; run again to take it as it is now"
+        )
 
 
 def hash_file(path: Path) -> str:
