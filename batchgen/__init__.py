@@ -23,7 +23,8 @@ def load_job(source: str, **settings: Any) -> "Job":
     """The job of a job file, or of a manifest alone with every setting at its default.
 
     Args:
-        source: a `.toml` file, or a manifest: a `.parquet`, `.csv` or `.jsonl` file, a folder or a glob of them.
+        source: a `.toml` file, or a manifest: a `.parquet`, `.csv`, `.tsv`, `.jsonl`, `.json` or `.txt`
+            file, a folder or a glob of them.
         settings: keys of a job file, laid over those of the file: `output="out/cats"`, `defaults={"steps": 30}`.
 
     Raises:

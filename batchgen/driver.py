@@ -12,6 +12,7 @@ from batchgen.dataset.card import write_card
 from batchgen.dataset.carried import compare_carried
 from batchgen.dataset.commit import commit_failures, drop_rows, reopen_rows, update_carried
 from batchgen.dataset.dataset import Dataset
+from batchgen.dataset.fit import fit_to_output
 from batchgen.dataset.format import OutputFormat, new_format
 from batchgen.dataset.kept import forget_resolved, keep_resolved, take_resolved
 from batchgen.dataset.lease import Lease
@@ -86,6 +87,7 @@ def check(job: Job, *, output: bool = False) -> CheckedJob:
     with resolved_rows(job) as (index, resolved):
         rows, notices = index.counts().total, list(resolved.notices)
         if store is not None and rows:
+            resolved = fit_to_output(resolved, store, index)
             notices += _left_out(Dataset.begin(store, _wanted(job, resolved), create=False), _wanted(job, resolved))
         return CheckedJob(rows=rows, files=resolved.files, notices=notices)
 
@@ -104,13 +106,13 @@ def resolved_rows(job: Job, output: Store | None = None) -> Iterator[tuple[Index
     """
     with Index() as index:
         if output is not None and (kept := take_resolved(output, job, index)) is not None:
-            yield index, kept
+            yield index, fit_to_output(kept, output, index)
             return
         problems = ProblemLog()
         resolved = resolve(job, index, problems)
         if problems.total:
             raise ManifestProblems(problems)
-        yield index, resolved
+        yield index, resolved if output is None else fit_to_output(resolved, output, index)
 
 
 def plan(job: Job) -> PlanSummary:

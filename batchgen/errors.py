@@ -6,6 +6,7 @@ BatchgenError
 ├── CellError                  a cell does not fit its column; becomes a problem of its row
 ├── ImageError                 a conditioning image cannot be used; the same
 ├── LoraTagError               a prompt's <lora:...> cannot be read; the same
+├── TextError                  a file of a manifest is no text; a problem of the file
 ├── UnknownSampler             no sampler of that name; the same
 ├── Interrupted                a signal or a limit ended the run; the same command resumes it      exit 3
 └── InfrastructureError        something around the job failed; transient, so retrying may help    exit 4
@@ -50,6 +51,7 @@ __all__ = [
     "OutOfDeviceMemory",
     "OutputBusy",
     "StoreError",
+    "TextError",
     "UnknownSampler",
 ]
 
@@ -102,6 +104,10 @@ class ImageError(BatchgenError, ValueError):
 
 class LoraTagError(BatchgenError, ValueError):
     """A LoRA tag in a prompt that cannot be read; the text says what is wrong."""
+
+
+class TextError(BatchgenError, ValueError):
+    """A file that is no text; the message says what it is and what to try, without its name."""
 
 
 class UnknownSampler(BatchgenError, LookupError):

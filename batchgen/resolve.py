@@ -5,7 +5,7 @@ every conditioning image exists and decodes. No model is loaded; knows nothing o
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -23,17 +23,18 @@ from batchgen.identity import canonical, derive_seed, fingerprint, row_id
 from batchgen.images import decode
 from batchgen.index import Index
 from batchgen.job import Job
-from batchgen.manifest.cells import CellSorter, Parsed
+from batchgen.manifest.arrow import misfit
+from batchgen.manifest.cells import CellSorter, Parsed, carried_cell
 from batchgen.manifest.columns import COLUMNS, MAX_SEED, WORDING, Kind, input_name
 from batchgen.manifest.files import Record, folder_of, manifest_files, records
 from batchgen.manifest.problems import ProblemLog
 from batchgen.models.adapters import ADAPTERS, Finder, adapter_files
 from batchgen.models.catalog import Model, find_model
-from batchgen.rows import Row
+from batchgen.rows import Row, decode_row
 from batchgen.sharding import batch_key
 from batchgen.storage import join, read_input
 
-__all__ = ["Resolved", "resolve"]
+__all__ = ["Resolved", "misfits", "resolve"]
 
 CHUNK_ROWS = 64  # rows whose images are fetched side by side
 IMAGE_THREADS = 16  # object stores answer in 20 to 100 ms: one at a time would be 10 to 50 images a second
@@ -61,23 +62,52 @@ def resolve(job: Job, index: Index, problems: ProblemLog) -> Resolved:
     Raises:
         InputError: the manifest as a whole, or the job's model, cannot be used.
     """
-    files = manifest_files(job.manifest)
+    notices: dict[str, None] = {}
+    files = manifest_files(job.manifest, notices.setdefault)
     sorter = CellSorter(problems)
     builder = _RowBuilder(job, index, problems)
     builder.model(job.model)
     with ThreadPoolExecutor(IMAGE_THREADS) as pool:
         images = _ImageReader(sorter, pool)
         for file in files:
-            rows = records(file, problems)
+            rows = records(file, problems, notices.setdefault)
             while chunk := list(islice(rows, CHUNK_ROWS)):
                 for parsed, inputs in images.read([sorter.parse(record) for record in chunk], problems):
                     builder.add(parsed, inputs)
     # a file with problems may not even have a schema
     carried = {} if problems.total else sorter.carried_types(files)
-    notices = list(sorter.notices)
+    if sorter.mixed and not problems.total:
+        carried = _settled(carried, sorter.mixed, index, problems)
+    said = [*notices, *sorter.notices]
     if builder.records == 0 and not problems.total:
-        notices.append(f"manifest {job.manifest} has no rows: there is nothing to make")
-    return Resolved(files=files, models=builder.models, carried=carried, notices=notices, read=builder.read)
+        said.append(f"manifest {job.manifest} has no rows: there is nothing to make")
+    return Resolved(files=files, models=builder.models, carried=carried, notices=said, read=builder.read)
+
+
+def _settled(
+    carried: Mapping[str, pa.DataType], mixed: Set[str], index: Index, problems: ProblemLog
+) -> dict[str, pa.DataType]:
+    """The types of columns that files store in several ways: whole numbers stay such where the others have but gaps.
+
+    Cells that the type does not hold exactly become problems.
+    """
+    floats = {name for name in mixed if pa.types.is_floating(carried[name])}
+    whole = {name for name in floats if any(isinstance(cells.get(name), int) for _, _, cells in index.encoded())}
+    fractions = {name for name, *_ in misfits(index, dict.fromkeys(whole, pa.int64()))}
+    found = {**carried, **dict.fromkeys(whole - fractions, pa.int64())}
+    for name, file, number, why in misfits(index, {name: found[name] for name in mixed}):
+        problems.add(file, number, name, f"{why}; other files of the manifest write the column so")
+    return found
+
+
+def misfits(index: Index, types: Mapping[str, pa.DataType]) -> Iterator[tuple[str, str, int, str]]:
+    """Carried cells that columns of these types do not hold exactly: column, file, row, and why."""
+    for _, text, carried in index.encoded() if types else ():
+        for name, kind in types.items():
+            cell = carried_cell(carried.get(name), kind)
+            if cell is not None and (why := misfit(cell, kind)) is not None:
+                row = decode_row(text, carried)
+                yield name, row.file, row.number, why
 
 
 class _ImageReader:

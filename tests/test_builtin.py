@@ -461,7 +461,7 @@ def test_samplers_that_need_a_history_start_within_a_schedule(inpainting: bool, 
     host = PipelineHost(device="cpu", dtype="float32")
 
     def make(cells: list[dict[str, Any]], inputs: dict[str, Image.Image]) -> dict[str, "np.ndarray[Any, Any]"]:
-        shared = {"prompt": "a red ball", "seed": 1, "width": 64, "height": 64, "num_inference_steps": 25}
+        shared = {"prompt": "a red ball on a meadow", "seed": 1, "width": 64, "height": 64, "num_inference_steps": 25}
         (tmp_path / "m.jsonl").write_text("\n".join(json.dumps(shared | cell) for cell in cells))
         with resolved_rows(Job(manifest=str(tmp_path / "m.jsonl"))) as (index, resolved):
             rows = [row for _, row in index.pending()]

@@ -117,7 +117,7 @@ def test_all_problems_of_all_rows_at_once(write_manifest: WriteManifest, model_c
 
 
 def test_equal_problems_are_capped(write_manifest: WriteManifest, model_configs: Path) -> None:
-    """A million rows with the same mistake are twenty lines and a count; another mistake is not lost in them."""
+    """A million rows with the same mistake are five lines and a count; another mistake is not lost in them."""
     rows: list[dict[str, Any]] = [{"prompt": "a", "width": 8 * n + 1} for n in range(1, 301)] + [
         {"prompt": "b", "seed": -3}
     ]
@@ -126,7 +126,7 @@ def test_equal_problems_are_capped(write_manifest: WriteManifest, model_configs:
     lines = list(error.value.log.lines())
     assert error.value.log.total == 301
     assert len(lines) == EQUAL_SHOWN + 2
-    assert any("280 more like" in line for line in lines)
+    assert any("295 more like" in line for line in lines)
     assert any("'seed'" in line for line in lines)
 
 
@@ -225,7 +225,6 @@ FILES: list[tuple[str, bytes, str]] = [
     ("m.csv", "prompt\nü\n".encode("latin-1"), "UTF-8"),
     ("m.jsonl", b"{\n", "not JSON"),
     ("m.jsonl", b"[1]\n", "not a JSON object"),
-    ("m.jsonl", '{"prompt": "ü"}\n'.encode("utf-16"), "UTF-8"),
     ("m.parquet", b"", "Parquet"),
     ("m.parquet", b"PAR1 this is none PAR1", "Parquet"),
 ]
@@ -255,10 +254,10 @@ def test_a_damaged_parquet_file(write_manifest: WriteManifest, model_configs: Pa
     assert refused > 5
 
 
-@pytest.mark.parametrize("source", ["absent.csv", "absent/*.csv", ".", "x.txt", "absent.toml", "nothing"])
+@pytest.mark.parametrize("source", ["absent.csv", "absent/*.csv", ".", "x.md", "absent.toml", "nothing"])
 def test_no_manifest(source: str, tmp_path: Path, batchgen: RunCli) -> None:
     """Nothing there, or no manifest: one line with the name, exit 2."""
-    (tmp_path / "x.txt").write_text("x")
+    (tmp_path / "x.md").write_text("x")
     done = batchgen("validate", source, cwd=tmp_path)
     assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1)
     assert source in done.stderr

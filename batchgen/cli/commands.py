@@ -131,7 +131,7 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON 
 def main() -> None:
     """Turn a table of prompts into an image dataset.
 
-    SOURCE is a manifest (.parquet, .csv, .jsonl, a folder or a glob of them) or a job file (.toml).
+    SOURCE is a manifest (.parquet, .csv, .tsv, .jsonl, .json, .txt, a folder or a glob) or a job file (.toml).
 
     \b
     Examples:
@@ -151,7 +151,7 @@ def main() -> None:
 def run(source: str, limit: int | None, dry_run: bool, as_json: bool, **flags: Any) -> None:
     """Generate what is not yet in the output.
 
-    SOURCE is a manifest (.parquet, .csv, .jsonl, a folder or a glob of them) or a job file (.toml).
+    SOURCE is a manifest (.parquet, .csv, .tsv, .jsonl, .json, .txt, a folder or a glob) or a job file (.toml).
 
     A second run of a finished output does nothing, after a kill it resumes, on a longer manifest it makes the new rows.
 
@@ -210,7 +210,7 @@ def validate(source: str, as_json: bool, **flags: Any) -> None:
     except InputError as error:
         log = error.log if isinstance(error, ManifestProblems) else ProblemLog.of(source, str(error))
         if as_json:
-            problems = [asdict(problem) for problem in log.shown]
+            problems = [asdict(problem) | _repeats(log.rows(problem)) for problem in log.shown]
             click.echo(json.dumps({"ok": False, "problems": problems, "count": log.total}, ensure_ascii=False))
         elif not isinstance(error, ManifestProblems):
             raise
@@ -225,6 +225,11 @@ def validate(source: str, as_json: bool, **flags: Any) -> None:
         click.echo(line, err=True)
     files = len(checked.files)
     click.echo(f"{checked.rows:,} rows in {files} file{'s' * (files > 1)}, no problem found")
+
+
+def _repeats(rows: int) -> dict[str, int]:
+    """How many rows have a fault, where it is more than the one that is named."""
+    return {"rows": rows} if rows > 1 else {}
 
 
 @main.command(cls=_SourceCommand)

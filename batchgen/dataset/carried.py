@@ -17,6 +17,7 @@ from batchgen.dataset.schema import metadata_table
 from batchgen.dataset.tables import with_about
 from batchgen.errors import InputError
 from batchgen.index import DoneCells, Index
+from batchgen.manifest.arrow import python_rows
 
 __all__ = ["compare_carried", "computed_prints", "marker_prints", "said_prints", "with_carried", "with_prints"]
 
@@ -135,5 +136,5 @@ def _cells(column: pa.ChunkedArray, kind: pa.DataType) -> Iterator[Any]:
     column = column.cast(kind)
     if pa.types.is_temporal(kind) and not pa.types.is_interval(kind):
         column = column.cast(pa.int32() if kind.bit_width == 32 else pa.int64())
-    for cell in column.to_pylist():
+    for cell in (cells["cell"] for batch in pa.table({"cell": column}).to_batches() for cells in python_rows(batch)):
         yield hashlib.sha256(cell).hexdigest() if isinstance(cell, bytes) and len(cell) > 64 else cell

@@ -18,6 +18,7 @@ from batchgen.dataset.format import OutputFormat, conflict, format_record, left_
 from batchgen.dataset.layouts.layout import DatasetLayout
 from batchgen.dataset.tables import about, damage_named
 from batchgen.errors import AlreadyExists, Damaged, InputError, NotFound
+from batchgen.manifest.arrow import python_rows
 from batchgen.storage import Store, open_store, read_json
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ class Dataset:
     def rows_of(self, marker: Marker) -> Iterator[DatasetRow]:
         """The rows of one shard, in its order."""
         for batch in marker.table.to_batches(max_chunksize=READERS):
-            for cells in batch.to_pylist():
+            for cells in python_rows(batch):
                 yield DatasetRow(dataset=self, shard=marker.shard, cells=cells)
 
     def images(self) -> Iterator[tuple[DatasetRow, "Image"]]:

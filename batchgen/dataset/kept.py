@@ -21,6 +21,7 @@ from batchgen.errors import InputError, StoreError
 from batchgen.identity import VERSION, canonical
 from batchgen.index import Index
 from batchgen.job import Job
+from batchgen.manifest.arrow import arrow_column, python_rows
 from batchgen.manifest.cells import carried_cell
 from batchgen.manifest.columns import COLUMNS
 from batchgen.manifest.files import manifest_files
@@ -162,7 +163,7 @@ def _encode(rows: list[_Encoded], schema: pa.Schema) -> bytes:
     for field in list(schema)[len(_OWN) :]:
         name = field.name.removeprefix(_CARRIED)
         cells = [carried_cell(carried.get(name), field.type) for _, _, carried in rows]
-        columns.append(pa.array(cells, type=field.type))
+        columns.append(arrow_column(cells, field.type))
     stream = io.BytesIO()
     pq.write_table(pa.Table.from_arrays(columns, schema=schema), stream, compression="zstd", write_page_checksum=True)
     return stream.getvalue()
@@ -173,7 +174,7 @@ def _decode(data: bytes, schema: pa.Schema) -> Iterator[tuple[str, Row]]:
     if file.schema_arrow.names != schema.names:
         raise ValueError("columns are not those of the plan")
     for batch in file.iter_batches(READ_ROWS):
-        for cells in batch.to_pylist():
+        for cells in python_rows(batch):
             carried = {name: cell for name, cell in cells.items() if name.startswith(_CARRIED) and cell is not None}
             named = {name.removeprefix(_CARRIED): cell for name, cell in carried.items()}
             yield cells["key"], decode_row(cells["row"], named)

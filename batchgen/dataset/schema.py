@@ -15,6 +15,7 @@ from batchgen.dataset.layouts.layout import DatasetLayout
 from batchgen.generation.parameters import APPLIED, Parameters
 from batchgen.generation.tasks import TASKS
 from batchgen.identity import canonical
+from batchgen.manifest.arrow import arrow_column
 from batchgen.manifest.cells import carried_cell
 from batchgen.manifest.columns import COLUMNS, Column, Kind, image_column, input_name
 from batchgen.models.catalog import Model
@@ -153,7 +154,7 @@ def input_prints(cells: Mapping[str, Any]) -> dict[str, str]:
 
 def metadata_table(schema: pa.Schema, cells: Sequence[Mapping[str, Any]]) -> pa.Table:
     """A table of the schema from one mapping a row; absent cells are null."""
-    columns = [pa.array([carried_cell(row.get(c.name), c.type) for row in cells], type=c.type) for c in schema]
+    columns = [arrow_column([carried_cell(row.get(c.name), c.type) for row in cells], c.type) for c in schema]
     return pa.Table.from_arrays(columns, schema=schema)
 
 

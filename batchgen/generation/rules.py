@@ -205,6 +205,11 @@ def _apply_prompts(values: Values, parsed: Parsed, model: Model, defaults: Defau
     """Size conditioning and the second prompt of SDXL; LoRAs named in a prompt of A1111's syntax."""
     if values["prompt"] is None and "prompt" not in parsed.spoiled:
         problems.add("prompt", missing_prompt(parsed.record))
+    for name in ("prompt", "negative_prompt"):
+        if "{prompt}" in (values[name] or ""):
+            problems.add(
+                name, "holds {prompt}, as A1111's styles do, where a prompt is to stand; write one row for each prompt"
+            )
     if values["clip_skip"] is not None and values["clip_skip"] >= model.text_layers:
         problems.add("clip_skip", f"is {values['clip_skip']}; {model.name!r} has {model.text_layers} text layers")
     if model.family in (Family.SDXL, Family.REFINER):

@@ -9,9 +9,10 @@ import pyarrow as pa
 
 from batchgen.errors import CellError, InputError
 from batchgen.identity import canonical
+from batchgen.manifest.arrow import ArrowCell, common_type
 from batchgen.manifest.columns import COLUMNS, RESERVED
 from batchgen.manifest.files import Record, column_types
-from batchgen.manifest.names import find_column, fold, is_sampler, is_schedule, remark, suggest
+from batchgen.manifest.names import describes_another, find_column, fold, is_sampler, is_schedule, remark, suggest
 from batchgen.manifest.problems import ProblemLog
 from batchgen.manifest.values import parse_cell, scheduled
 
@@ -52,6 +53,7 @@ class CellSorter:
         self._meanings: dict[tuple[str, str], _Meaning] = {}
         self._carried: set[str] = set()
         self._kinds: dict[str, set[type]] = {}  # of the cells of JSONL, which declares no types
+        self.mixed: set[str] = set()  # carried columns that files store in several ways, known with their types
 
     def parse(self, record: Record) -> Parsed:
         """The record's cells sorted and parsed; those that do not fit become problems."""
@@ -74,7 +76,10 @@ class CellSorter:
                 schedule = name, cell
             else:
                 try:
-                    cells[meaning.column] = parse_cell(COLUMNS[meaning.column], cell, from_text=record.from_text)
+                    said = record.partitions.get(name)
+                    from_text = record.from_text or said is not None
+                    given = cell if said is None else said
+                    cells[meaning.column] = parse_cell(COLUMNS[meaning.column], given, from_text=from_text)
                 except CellError as error:
                     self._problems.add(record.file, record.number, name, str(error))
                     spoiled.add(meaning.column)
@@ -91,18 +96,25 @@ class CellSorter:
 
         A JSONL column of mixed types, of lists or of objects becomes JSON text; one that is null everywhere, text.
         """
+        types, mixed = column_types(files)
         declared = {
             name: pa.string() if pa.types.is_null(kind) else kind
-            for name, kind in column_types(files).items()
+            for name, kind in types.items()
             if name not in RESERVED and (find_column(name) is None or name in self._carried)
         }
         for name, kind in declared.items():
-            floats = {float} if pa.types.is_floating(kind) else set()
-            seen = _seen_type(self._kinds[name] | floats) if name in self._kinds else kind
-            if not _fits(seen, kind):
+            seen = _seen_type(self._kinds[name]) if name in self._kinds else kind
+            common = common_type(kind, seen)
+            if common is None and pa.types.is_string(kind) and name in mixed:
+                common = kind  # what folders spell, and is a number in some of them
+            if common is None:
                 raise InputError(
                     f"manifest column {name!r} is {kind} in one file and {seen} in JSONL; write it with one type"
                 )
+            if common != seen:
+                mixed.add(name)
+            declared[name] = common
+        self.mixed = mixed & declared.keys()
         return declared | {
             name: _seen_type(kinds) for name, kinds in sorted(self._kinds.items()) if name not in declared
         }
@@ -127,6 +139,9 @@ class CellSorter:
         if name in RESERVED:
             self._problems.add(record.file, None, name, "is the name of a result column; rename it")
             return _Meaning(refused=True)
+        if describes_another(name, record.columns):
+            self._notice(f"column {name!r} is carried along; it describes the picture that the table has a URL of")
+            return _Meaning()
         if (column := find_column(name)) is not None:
             return self._classify_other_name(record, name, column)
         if near := suggest(name):
@@ -166,10 +181,10 @@ def missing_prompt(record: Record) -> str:
     """What to say of a record without a prompt."""
     if any(find_column(name) == "prompt" for name in record.columns):
         return "is null; write a prompt, or set one in the job's [defaults]"
-    folded = {fold(name): name for name in record.columns}
+    names = {fold(name): name for name in record.columns}
+    folded = {one: name for one, name in names.items() if not one.endswith(("id", "url", "key")) and one[:2] != "id"}
     near = get_close_matches("prompt", folded, n=1, cutoff=0.5)
-    if len(record.columns) == 1 and ";" in next(iter(record.columns)):
-        return "is missing; the file is separated by semicolons, write it with commas"
+    near = near or [one for one in folded if any(word in one for word in ("prompt", "caption", "text", "description"))]
     hint = f"rename {folded[near[0]]!r}" if near else f"the file has {_listed(record.columns)}"
     return f"is missing; {hint}"
 
@@ -189,15 +204,6 @@ def _kind(cell: Any) -> type:
     return _WideInteger if -(2**63) <= cell < 2**63 else object  # Arrow's widest integer
 
 
-def _fits(seen: pa.DataType, declared: pa.DataType) -> bool:
-    """Whether cells of JSONL can stand in a column that another file declares."""
-    if pa.types.is_floating(declared):
-        return bool(pa.types.is_floating(seen) or pa.types.is_integer(seen))
-    if pa.types.is_integer(declared):
-        return bool(pa.types.is_integer(seen))
-    return bool(seen == declared)
-
-
 def _seen_type(kinds: set[type]) -> pa.DataType:
     if kinds == {int, float}:
         return pa.float64()
@@ -207,7 +213,13 @@ def _seen_type(kinds: set[type]) -> pa.DataType:
 
 
 def carried_cell(cell: Any, kind: pa.DataType) -> Any:
-    """A carried cell as its column's type takes it: JSON text where lists, objects or mixed types became text."""
-    if pa.types.is_string(kind) and cell is not None and not isinstance(cell, str):
+    """A carried cell as its column's type takes it: JSON text where lists, objects or mixed types became text.
+
+    NaN, by which pandas marks a gap, is null where the column turned out to be none of floats.
+    """
+    if isinstance(cell, float) and cell != cell and not pa.types.is_floating(kind):
+        return None
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    if is_text and cell is not None and not isinstance(cell, (str, ArrowCell)):
         return canonical(cell)
     return cell

@@ -1,63 +1,112 @@
-"""Reading manifests: Parquet, CSV and JSONL, a file, folder or glob, streamed record by record.
+"""Reading manifests: Parquet, text tables, lists and JSON, a file, folder or glob, streamed record by record.
 
 Knows nothing of what a column means beyond its name; at most one record batch is in memory.
 """
 
-import csv
-import io
-import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import lzma
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import IO, Any
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchgen.errors import InputError, StoreError
+from batchgen.errors import InputError, StoreError, TextError
+from batchgen.manifest.arrow import common_type, python_rows
+from batchgen.manifest.documents import json_records
+from batchgen.manifest.partitions import partition_notice, partitions_of, typed, with_partitions
 from batchgen.manifest.problems import ProblemLog
-from batchgen.manifest.strict_json import parse_json
+from batchgen.manifest.record import Notice, Record, no_notice, without_nulls
+from batchgen.manifest.tables import header_of, is_table, line_records, table_records
+from batchgen.manifest.text import TextFile, refuse_others
 from batchgen.storage import expand, is_remote, open_input
 
-__all__ = ["Record", "column_types", "embedded_bytes", "folder_of", "manifest_files", "records"]
+__all__ = ["FORMATS", "Record", "column_types", "embedded_bytes", "folder_of", "manifest_files", "records"]
 
-SUFFIXES = (".parquet", ".pq", ".csv", ".jsonl", ".ndjson")
+_PARQUET = (".parquet", ".pq")
+_TABLES = {".csv": ",", ".tsv": "\t", ".tab": "\t"}  # with the usual separator of each
+_LINES = (".jsonl", ".ndjson")
+_LOOSE = (".txt", ".json")  # in a folder that holds tables, rather notes and settings
+_PACKED = (".gz", ".bz2", ".xz", ".zst")
+
+FORMATS = (*_PARQUET, *_TABLES, *_LINES, *_LOOSE)
+"""Endings of a manifest's name; those of text may be followed by that of a compression."""
+
+_OF_TEXT = tuple(kind for kind in FORMATS if kind not in _PARQUET)
+_SUFFIXES = (*FORMATS, *(kind + packed for kind in _OF_TEXT for packed in _PACKED))
+_BESIDE = ("/_temporary/", "/_delta_log/", "/_spark_metadata/")  # what Spark and Delta Lake keep beside a table
+_NOTES = ("readme", "license", "licence", "requirements", "notes", "dataset_info", "package", "config")
 _BATCH_ROWS = 1024  # of plain columns: a few hundred KiB
 _IMAGE_BATCH_ROWS = 16  # with embedded images of a MiB each this stays in the tens of MiB
 
-csv.field_size_limit(1 << 24)  # bytes; prompts longer than Python's default of 128 KiB exist
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Record:
-    """One row as the file has it; cells that are null are left out."""
-
-    file: str
-    number: int  # 1-based, header not counted
-    cells: Mapping[str, Any]
-    columns: frozenset[str]  # names of all columns of the file (JSONL: of this line), null here or not
-    from_text: bool  # the format has no types of its own
-    declared: bool = True  # the file says which columns it has
-
-
-def manifest_files(uri: str) -> list[str]:
+def manifest_files(uri: str, notice: Notice = no_notice) -> list[str]:
     """The files of a manifest, in the order they are read.
+
+    Text lists and JSON documents of a folder count where it holds no tables; `notice` is told of those passed over, and
+    of columns that folders name.
 
     Raises:
         InputError: nothing there, or a file of another kind.
     """
     try:
-        found = expand(uri, SUFFIXES)
+        found = expand(uri, _SUFFIXES)
     except StoreError as error:
         if error.__cause__ is not None and not isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError)):
             raise
         raise InputError(f"manifest {error}") from error
     if not found:
-        raise InputError(f"manifest {uri}: nothing there; give a {', '.join(SUFFIXES)} file, a folder or a glob")
+        raise InputError(f"manifest {uri}: nothing there; give a {_listed()} file, a folder or a glob")
     for file in found:
-        if not file.lower().endswith(SUFFIXES):
-            raise InputError(f"manifest {file}: not one of {', '.join(SUFFIXES)}")
+        if not file.lower().endswith(_SUFFIXES):
+            raise InputError(f"manifest {file}: {_refusal(file.lower())}")
+    if not any(mark in uri for mark in "*?[") and PurePosixPath(found[0]).name != PurePosixPath(uri).name:
+        found = _of_folder(uri, found, notice)
+    if (line := partition_notice(found)) is not None:
+        notice(line)
     return found
+
+
+def _of_folder(uri: str, found: list[str], notice: Notice) -> list[str]:
+    found = [file for file in found if not any(folder in file for folder in _BESIDE)]
+    tables = [file for file in found if not _is_loose(file)]
+    kept = tables or [file for file in found if not PurePosixPath(file).name.lower().startswith(_NOTES)]
+    if passed := [PurePosixPath(file).name for file in found if file not in set(kept)]:
+        shown = ", ".join(passed[:3]) + (", ..." if len(passed) > 3 else "")
+        notice(f"{uri}: {shown} passed over; name a text or JSON file itself, or by a glob, to have it read")
+    if not kept:
+        raise InputError(f"manifest {uri}: nothing there but notes; give a {_listed()} file, a folder or a glob")
+    return kept
+
+
+def _listed() -> str:
+    return ", ".join(FORMATS)
+
+
+def _refusal(name: str) -> str:
+    if name.endswith(tuple(kind + packed for kind in _PARQUET for packed in _PACKED)):
+        return "unpack it; Parquet is compressed within"
+    if name.endswith((".xlsx", ".xls", ".ods")):
+        return f"save the sheet as CSV in UTF-8; a manifest is one of {_listed()}"
+    if name.endswith((".zip", ".tar", ".tgz", ".7z", ".rar")):
+        return f"unpack it; a manifest is one of {_listed()}, the text ones also with {', '.join(_PACKED)}"
+    if name.endswith(_PACKED):
+        return f"name it by what is in it, such as {PurePosixPath(name).stem}.csv{PurePosixPath(name).suffix}"
+    return f"not one of {_listed()}"
+
+
+def _kind(file: str) -> str:
+    """The ending of a file's name that says its format, without that of a compression."""
+    name = file.lower()
+    packed = next((ending for ending in _PACKED if name.endswith(ending)), "")
+    name = name.removesuffix(packed)
+    return next(kind for kind in FORMATS if name.endswith(kind))
+
+
+def _is_loose(file: str) -> bool:
+    return _kind(file) in _LOOSE
 
 
 def folder_of(file: str) -> str:
@@ -68,27 +117,61 @@ def folder_of(file: str) -> str:
     return str(PurePosixPath(file).parent)
 
 
-def records(file: str, problems: ProblemLog) -> Iterator[Record]:
+def records(file: str, problems: ProblemLog, notice: Notice = no_notice) -> Iterator[Record]:
     """The rows of one manifest file in order; what cannot be read goes to `problems`, with its place."""
+    what = "Parquet" if _kind(file) in _PARQUET else "text"
     try:
         with open_input(file) as stream:
-            if file.lower().endswith((".parquet", ".pq")):
-                yield from _parquet_records(file, stream, problems)
-            elif file.lower().endswith(".csv"):
-                yield from _csv_records(file, stream, problems)
+            if what == "Parquet":
+                rows = _parquet_records(file, stream, problems)
             else:
-                yield from _json_records(file, stream, problems)
+                rows = _text_records(file, stream, problems, notice)
+            yield from with_partitions(rows, partitions_of(file), problems)
+    except TextError as error:
+        problems.add(file, None, None, str(error))
+    except (EOFError, UnicodeDecodeError, zlib.error, lzma.LZMAError) as error:
+        problems.add(file, None, None, f"is damaged or cut off: {error}")
     except pa.ArrowException as error:
-        problems.add(file, None, None, f"is not readable as Parquet: {str(error).splitlines()[0]}")
+        problems.add(file, None, None, f"is not readable as {what}: {str(error).splitlines()[0]}")
     except OSError as error:
         if error.errno is not None:  # the store's; pyarrow's own, for damaged pages, has none
             raise StoreError(f"{file}: {error.strerror or error}") from error
         problems.add(file, None, None, f"is damaged: {str(error).splitlines()[0]}")
+
+
+def _text_records(file: str, stream: IO[bytes], problems: ProblemLog, notice: Notice) -> Iterator[Record]:
+    text = TextFile(file, stream, notice)
+    try:
+        match _form(text):
+            case "json":
+                yield from json_records(text, problems)
+            case "\n":
+                yield from line_records(text, problems)
+            case delimiter:
+                yield from table_records(text, delimiter, problems)
     except UnicodeDecodeError as error:
-        problems.add(file, None, None, f"is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8")
+        where = text.undecodable()
+        wrong = f"is not UTF-8: {where}" if where else f"is not {text.encoding.upper()} ({error.reason})"
+        problems.add(file, None, None, f"{wrong}; save it as UTF-8")
+
+
+def _form(text: TextFile) -> str:
+    """How a text file holds its rows: `json`, or what separates cells, a line's end where there is one a line."""
+    kind = _kind(text.file)
+    if kind in (*_LINES, ".json"):
+        return "json"
+    if kind == ".txt":
+        if is_table(text):
+            text.notice(f"{text.file} is read as a table, with tabs between its columns")
+            return "\t"
+        return "\n"
+    return _TABLES[kind]
 
 
 def _parquet_records(file: str, stream: IO[bytes], problems: ProblemLog) -> Iterator[Record]:
+    if (head := stream.read(64)) and not head.startswith(b"PAR1"):
+        refuse_others(head)
+    stream.seek(0)
     parquet = pq.ParquetFile(stream, pre_buffer=False)  # reading ahead would hold whole row groups
     names = parquet.schema_arrow.names
     for name in {name for name in names if names.count(name) > 1}:
@@ -98,9 +181,9 @@ def _parquet_records(file: str, stream: IO[bytes], problems: ProblemLog) -> Iter
     columns = frozenset(names)
     number = 0
     for batch in parquet.iter_batches(batch_size=batch_rows, use_threads=False):
-        for cells in batch.to_pylist():
+        for cells in python_rows(batch):
             number += 1
-            yield Record(file=file, number=number, cells=_without_nulls(cells), columns=columns, from_text=False)
+            yield Record(file=file, number=number, cells=without_nulls(cells), columns=columns, from_text=False)
 
 
 def _holds_bytes(column: pa.Field) -> bool:
@@ -108,96 +191,79 @@ def _holds_bytes(column: pa.Field) -> bool:
     return any(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) for kind in kinds)
 
 
-def _without_nulls(cells: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: cell for name, cell in cells.items() if cell is not None}
+def column_types(files: list[str]) -> tuple[dict[str, pa.DataType], set[str]]:
+    """Arrow types of the columns that the files, but for JSON, or their folders declare; text tables hold text only.
 
-
-def _csv_records(file: str, stream: IO[bytes], problems: ProblemLog) -> Iterator[Record]:
-    reader = csv.reader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""), strict=True)
-    number = 0
-    try:
-        header = next(reader, [])
-        if not header:
-            problems.add(file, None, None, "is empty; a table without rows still has a header")
-            return
-        for name in {name for name in header if header.count(name) > 1}:
-            problems.add(file, None, name, "appears twice in the header; rename one of the two columns")
-            return
-        columns = frozenset(header)
-        for cells in reader:
-            if not cells:
-                continue  # a blank line
-            number += 1
-            if len(cells) != len(header):
-                problems.add(file, number, None, f"has {len(cells)} cells where the header has {len(header)}")
-                continue
-            filled = {name: cell for name, cell in zip(header, cells, strict=True) if cell != ""}
-            yield Record(file=file, number=number, cells=filled, columns=columns, from_text=True)
-    except csv.Error as error:
-        problems.add(file, number + 1, None, f"is not valid CSV near line {reader.line_num}: {error}")
-
-
-def _json_records(file: str, stream: IO[bytes], problems: ProblemLog) -> Iterator[Record]:
-    number = 0
-    for line in io.TextIOWrapper(stream, encoding="utf-8-sig"):
-        if not line.strip():
-            continue
-        number += 1
-        try:
-            cells = parse_json(line)
-        except (ValueError, RecursionError) as error:
-            problems.add(file, number, None, f"is not JSON: {error}")
-            continue
-        if not isinstance(cells, dict):
-            problems.add(file, number, None, "is not a JSON object; write one {...} a line")
-            continue
-        if "\\ud" in line.lower() and (column := _broken_text(cells)) is not None:
-            problems.add(file, number, column, "holds one half of a surrogate pair, which is no character; remove it")
-            continue
-        columns = frozenset(cells)
-        yield Record(
-            file=file, number=number, cells=_without_nulls(cells), columns=columns, from_text=False, declared=False
-        )
-
-
-def _broken_text(cells: Mapping[str, Any]) -> str | None:
-    """The first column whose text cannot be written as UTF-8, which JSON escapes can spell."""
-    for name, cell in cells.items():
-        try:
-            json.dumps([name, cell], ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            return name.encode("ascii", "backslashreplace").decode()
-    return None
-
-
-def column_types(files: list[str]) -> dict[str, pa.DataType]:
-    """Arrow types of the columns of the Parquet and CSV files among `files`, by name; CSV holds text only.
+    Returns:
+        Types by name, and the columns that files declare with types that differ in storage.
 
     Raises:
-        InputError: two files give one column different types.
+        InputError: two files give one column types of two kinds.
     """
-    types: dict[str, tuple[pa.DataType, str]] = {}
+    types: dict[str, _Declared] = {}
+    by_folders: set[str] = set()
     for file in files:
-        for name, kind in _schema(file).items():
-            known, first = types.get(name, (pa.null(), file))
-            if pa.types.is_null(known):
-                types[name] = (kind, file)
-            elif kind != known and not pa.types.is_null(kind):
-                raise InputError(
-                    f"manifest column {name!r} is {known} in {first} but {kind} in {file}; write it with one type"
-                )
-    return {name: kind for name, (kind, _) in types.items()}
+        said = partitions_of(file)
+        by_folders |= said.keys()
+        for name, kind in (_said_types(said) | _schema(file)).items():
+            known = types.setdefault(name, _Declared(kind=pa.null()))
+            if (common := common_type(known.kind, kind)) is None:
+                common = pa.string() if name in by_folders else _where_filled(name, known, kind, file)
+            known.mixed |= common != kind or not (common == known.kind or pa.types.is_null(known.kind))
+            known.kind = common
+            known.files.append(file)
+    return {name: known.kind for name, known in types.items()}, {name for name, known in types.items() if known.mixed}
+
+
+@dataclass(kw_only=True, slots=True)
+class _Declared:
+    """The type of a column so far, and the files that have it."""
+
+    kind: pa.DataType
+    mixed: bool = False
+    files: list[str] = field(default_factory=list)
+
+
+def _where_filled(name: str, known: _Declared, kind: pa.DataType, file: str) -> pa.DataType:
+    """The type of those files in which the column has a cell; pandas writes texts that are all missing as numbers.
+
+    Raises:
+        InputError: it has cells of both types.
+    """
+    if _is_null(file, name):
+        return known.kind
+    if all(_is_null(one, name) for one in known.files):
+        return kind
+    raise InputError(
+        f"manifest column {name!r} is {known.kind} in {known.files[0]} but {kind} in {file}; write it with one type"
+    )
+
+
+def _is_null(file: str, column: str) -> bool:
+    """Whether a Parquet file has no cell in a column; NaN is none."""
+    if _kind(file) not in _PARQUET:
+        return False
+    with open_input(file) as stream:
+        batches = pq.ParquetFile(stream, pre_buffer=False).iter_batches(_BATCH_ROWS, columns=[column])
+        return all(batch.column(0).is_null(nan_is_null=True).true_count == len(batch) for batch in batches)
+
+
+def _said_types(said: dict[str, str | None]) -> dict[str, pa.DataType]:
+    kinds = {int: pa.int64(), float: pa.float64(), str: pa.string()}
+    return {name: pa.null() if text is None else kinds[type(typed(text))] for name, text in said.items()}
 
 
 def _schema(file: str) -> dict[str, pa.DataType]:
-    if file.lower().endswith((".parquet", ".pq")):
+    if _kind(file) in _PARQUET:
         with open_input(file) as stream:
-            return {column.name: column.type for column in pq.read_schema(stream)}
-    if file.lower().endswith(".csv"):
-        with open_input(file) as stream:
-            header = next(csv.reader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")), [])
-            return dict.fromkeys(header, pa.string())
-    return {}
+            parquet = pq.ParquetFile(stream)
+            rows = parquet.metadata.num_rows  # a part without any has types that nobody thought of
+            return {column.name: column.type for column in parquet.schema_arrow} if rows else {}
+    if _kind(file) in (*_LINES, ".json"):
+        return {}
+    with open_input(file) as stream:
+        text = TextFile(file, stream)
+        return dict.fromkeys(header_of(text, _form(text)), pa.string())
 
 
 def embedded_bytes(file: str, column: str, numbers: Iterable[int]) -> dict[int, bytes]:

@@ -4,12 +4,22 @@ Letter case, blanks, dashes and underscores do not matter. Knows names only, not
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 
 from batchgen.manifest.columns import COLUMNS
 
-__all__ = ["ALIASES", "FOREIGN", "find_column", "fold", "is_sampler", "is_schedule", "remark", "suggest"]
+__all__ = [
+    "ALIASES",
+    "FOREIGN",
+    "describes_another",
+    "find_column",
+    "fold",
+    "is_sampler",
+    "is_schedule",
+    "remark",
+    "suggest",
+]
 
 ALIASES: Mapping[str, str] = {
     "steps": "num_inference_steps",
@@ -96,12 +106,17 @@ def find_column(name: str, *, own: bool = False) -> str | None:
     return _OWN.get(fold(name)) or (None if own else _OTHERS.get(fold(name)))
 
 
+def describes_another(name: str, columns: Collection[str]) -> bool:
+    """Whether a column says the size of a picture elsewhere, as LAION's `WIDTH` and `HEIGHT` beside `URL` do."""
+    return name not in COLUMNS and fold(name) in ("width", "height") and any(fold(one) == "url" for one in columns)
+
+
 def suggest(name: str) -> str | None:
     """The column that a name which stands for none may have been meant for: letters turned, missing or too many."""
     folded = fold(name)
     if folded in _MEANT:
         return _MEANT[folded]
-    if len(folded) < _SHORTEST or folded in _SAID:
+    if len(folded) < _SHORTEST or folded in _SAID or folded.endswith("id"):
         return None
     turned = next((known for known in _OWN if sorted(known) == sorted(folded)), None)
     near = [one for one in get_close_matches(folded, _OWN, n=3, cutoff=0.8) if one[0] == folded[0] and len(one) > 3]

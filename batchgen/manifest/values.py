@@ -1,6 +1,7 @@
 """What a manifest's cells hold: values in their columns' types, from whatever a file's reader gives."""
 
 import math
+import re
 from typing import Any
 
 from batchgen.errors import CellError
@@ -113,7 +114,8 @@ def _parse_number(column: Column, cell: Any, from_text: bool) -> int | float:
                 raise ValueError
             cell = int(cell) if whole and "." not in cell else float(cell)
         except (ValueError, OverflowError):
-            raise CellError(f"is {_shown(cell)}, not {WORDING[column.kind]}") from None
+            comma = "; write a point for the comma" if re.fullmatch(r"\s*-?\d+,\d+\s*", cell) else ""
+            raise CellError(f"is {_shown(cell)}, not {WORDING[column.kind]}{comma}") from None
     if isinstance(cell, bool) or not isinstance(cell, (int, float)):
         raise CellError(
             f"is {_shown(cell)}, not {WORDING[column.kind]}; write the column as {'int64' if whole else 'float64'}"
