@@ -34,6 +34,7 @@ from batchgen.resolve import Resolved, resolve
 from batchgen.rows import DoneRow, Receipt, Shard, Status, failed_row
 from batchgen.sharding import Sizing, make_shards, shard_notices
 from batchgen.storage import Store, open_store, probe, require_place
+from batchgen.trials import try_schedulers
 from batchgen.work import Failure
 
 __all__ = ["CheckedJob", "Reporter", "check", "plan", "resolved_rows", "retry", "run"]
@@ -110,6 +111,7 @@ def resolved_rows(job: Job, output: Store | None = None) -> Iterator[tuple[Index
             return
         problems = ProblemLog()
         resolved = resolve(job, index, problems)
+        try_schedulers(index, resolved.models, problems)
         if problems.total:
             raise ManifestProblems(problems)
         yield index, resolved if output is None else fit_to_output(resolved, output, index)

@@ -95,7 +95,7 @@ ORDER = """
     estimate engine
     diffusion
     dataset
-    resolve
+    resolve trials
     sharding index job
     rows
     generation

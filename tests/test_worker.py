@@ -11,6 +11,7 @@ import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import save_file
+from tiny_adapters import build_lora
 from tiny_models import build_sd1, tiny_vae
 
 from batchgen.dataset.dataset import Dataset
@@ -71,12 +72,13 @@ def run(
 
 def test_an_error_of_the_key_is_found_out_with_few_calls(model: Path, calls: list[int], tmp_path: Path) -> None:
     """Incident: 1,024 rows whose scheduler refused their steps cost 2,176 attempts and as many shards of one row."""
+    lora = build_lora(tmp_path / "lora.safetensors", model)
     receipt, ledger = run(
-        tmp_path, model, [{"prompt": "a", "seed": n, "steps": 2, "scheduler": "PNDMScheduler"} for n in range(30)]
+        tmp_path, model, [{"prompt": "a", "seed": n, "loras": str(lora)} for n in range(30)], damage=lora
     )
     assert (receipt.done, receipt.failed, len(ledger)) == (0, 30, 30)
     assert calls == [4, *[1] * (ALIKE + PROBES)]
-    assert {row["error_class"] for row in ledger} == {"generation"}
+    assert {row["error_class"] for row in ledger} == {"input"}
     assert len({row["error"] for row in ledger}) == 1
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from batchgen.diffusion.loading import one_line
@@ -31,12 +31,20 @@ def read_weights(path: Path) -> Mapping[Any, Any]:
 
 
 def read_bundled(path: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """The embeddings in a LoRA's file, by their words, as the files of embeddings hold them; pickles have none."""
+    """The embeddings in a LoRA's file, by their words, as the files of embeddings hold them; pickles have none.
+
+    Raises:
+        InputError: damaged.
+    """
     found: dict[str, dict[str, torch.Tensor]] = {}
-    if path.suffix == ".safetensors":
+    if path.suffix != ".safetensors":
+        return found
+    try:
         with safe_open(path, framework="pt") as opened:
             for key in opened.keys():  # noqa: SIM118
                 if key.startswith(BUNDLED):
                     word, _, name = key.removeprefix(BUNDLED).partition(".")
                     found.setdefault(word, {})[name] = opened.get_tensor(key)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} could not be loaded: {one_line(error)}") from error
     return found

@@ -1,0 +1,50 @@
+"""Tries schedulers without a model: whether one can be built with its options, and runs its steps.
+
+`python -m batchgen.diffusion.trial` reads trials as JSON from stdin and writes what went wrong to stdout: checking a
+manifest must not import diffusers, and asks this in a process of its own.
+"""
+
+import json
+import sys
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from batchgen.diffusion.schedulers import make_scheduler, seed_scheduler
+from batchgen.errors import InputError
+
+__all__ = ["try_scheduler"]
+
+_SHAPE = (1, 4, 2, 2)
+
+
+def try_scheduler(class_name: str, kwargs: Mapping[str, Any], config: Mapping[str, Any], steps: int) -> str | None:
+    """Run a scheduler's steps on numbers that stand for a model's; why it cannot, or None.
+
+    Args:
+        class_name: one of `samplers.OPTIONS`.
+        kwargs: its options, over `config`.
+        config: the scheduler config in the model's folder.
+        steps: `num_inference_steps`.
+    """
+    try:
+        scheduler = make_scheduler(class_name, kwargs, config)
+        seed_scheduler(scheduler, [0])
+        scheduler.set_timesteps(steps)
+        sample = torch.ones(_SHAPE)
+        for timestep in scheduler.timesteps:
+            scheduler.scale_model_input(sample, timestep)
+            sample = scheduler.step(torch.zeros(_SHAPE), timestep, sample).prev_sample
+    except InputError as error:
+        return str(error)
+    except Exception as error:  # each class fails in ways of its own
+        return f"{class_name} cannot do {steps} steps: {' '.join(str(error).split()) or type(error).__name__}"
+    return None if sample.isfinite().all() else f"{class_name} gives numbers that are not finite in {steps} steps"
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    with torch.inference_mode():
+        json.dump([try_scheduler(*trial) for trial in json.load(sys.stdin)], sys.stdout)
