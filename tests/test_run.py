@@ -18,9 +18,11 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import RunCli, WriteManifest
 from PIL import Image
 from s3_server import S3Server
+from safetensors.torch import save_file
 from test_kept_outputs import KEPT
 
 from batchgen.storage import open_store
@@ -244,12 +246,13 @@ def test_a_killed_worker_is_replaced(reference: tuple[Path, Path], tiny_model: P
 def test_a_row_that_breaks_the_pipeline_is_isolated(
     batchgen: RunCli, write_manifest: WriteManifest, tiny_model: Path, ray_address: str, tmp_path: Path
 ) -> None:
-    """Options that only the scheduler itself can refuse: that row is in the ledger, its shard-mates are made."""
+    """A hypernetwork that is seen to be none when it is loaded: that row is in the ledger, the others are made."""
+    save_file({"weight": torch.zeros(3)}, tmp_path / "none.safetensors")
     rows = prompts(6)
     for row in rows:
         row["guidance_scale"] = 5.0
-        row["scheduler_kwargs"] = None
-    rows[3]["scheduler_kwargs"] = '{"trained_betas": "no such numbers"}'
+        row["hypernetwork"] = None
+    rows[3]["hypernetwork"] = "none.safetensors"
     output = tmp_path / "out"
     manifest = write_manifest("rows.parquet", rows)
     done = batchgen("run", manifest, "--model", tiny_model, "--output", output, "--address", ray_address)
@@ -257,7 +260,7 @@ def test_a_row_that_breaks_the_pipeline_is_isolated(
     assert images(output).keys() == {row["id"] for row in rows} - {"row-003"}
     ledger = duckdb.sql(f"SELECT id, status, attempts, error FROM '{output}/failures/*.parquet'").fetchall()
     assert [row[:2] for row in ledger] == [("row-003", "failed")]
-    assert "no such numbers" in ledger[0][3]
+    assert "hypernetwork" in ledger[0][3]
     again = batchgen("run", manifest, "--model", tiny_model, "--output", output, "--address", "127.0.0.1:1")
     assert again.returncode == 1, again.stderr
     status = json.loads(batchgen("status", output, "--json").stdout)
