@@ -65,6 +65,24 @@ def test_what_is_not_tried_goes_well(config: str, steps: int) -> None:
     assert [reason for reason in reasons if reason is not None] == []
 
 
+@pytest.mark.parametrize(
+    ("sampler", "kwargs", "steps"),
+    [
+        ("DDPM", {}, 100),
+        ("DDIM", {}, 250),
+        ("DPM++ 2M", {}, 100),
+        ("DPM++ 2M", {"solver_order": 3}, 20),
+        ("UniPC", {}, 60),
+    ],
+)
+def test_models_that_learnt_their_variance_are_not_refused(sampler: str, kwargs: Mapping[str, Any], steps: int) -> None:
+    """Incident: a trial gave these classes no variance, and rows of ADM's models that go well were refused."""
+    config = {"num_train_timesteps": 1000, "beta_schedule": "linear", "variance_type": "learned_range"}
+    found = NAMES[sampler]
+    with torch.inference_mode():
+        assert try_scheduler(found.class_name, {**found.kwargs, **kwargs}, config, steps) is None
+
+
 @pytest.mark.slow
 def test_what_a_scheduler_refuses_is_a_problem_of_its_rows(write_manifest: WriteManifest) -> None:
     """Incident: these rows passed the check and failed on the device, each twice."""

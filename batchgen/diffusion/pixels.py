@@ -14,7 +14,7 @@ from batchgen.diffusion.adapters import as_checked
 from batchgen.diffusion.classifier import Classifier, load_classifier
 from batchgen.diffusion.loading import Components
 from batchgen.diffusion.noise import randn_tensor
-from batchgen.diffusion.schedulers import make_scheduler, seed_scheduler
+from batchgen.diffusion.schedulers import make_scheduler, seed_scheduler, takes_variance
 from batchgen.generation.parameters import ClassGuidance
 from batchgen.models.catalog import Model
 from batchgen.rows import Row
@@ -70,7 +70,7 @@ class PixelModel:
             predicted = self._unet(seen, timestep, class_labels=labels).sample
             if guide is not None:
                 predicted = torch.cat([guide(predicted[:, :channels], seen, timestep), predicted[:, channels:]], dim=1)
-            if not _takes_variance(scheduler):
+            if not takes_variance(scheduler):
                 predicted = predicted[:, :channels]
             samples = scheduler.step(predicted, timestep, samples, **extra).prev_sample
             if after_step is not None:
@@ -131,12 +131,6 @@ def _classes(rows: Sequence[Row]) -> Iterator[ClassGuidance]:
     for row in rows:
         assert row.parameters.classes is not None, "the manifest's check asks for a label"
         yield row.parameters.classes
-
-
-def _takes_variance(scheduler: Any) -> bool:
-    """Whether the scheduler reads the variance that some models, ADM's among them, predict beside the noise."""
-    knows = "variance_type" in inspect.signature(type(scheduler).__init__).parameters  # configs keep what others knew
-    return knows and str(scheduler.config.variance_type).startswith("learned")
 
 
 def _step_arguments(scheduler: Any, eta: float | None, generators: list[torch.Generator]) -> dict[str, Any]:

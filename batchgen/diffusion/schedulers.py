@@ -1,5 +1,6 @@
 """Schedulers by class name, over the config that the model was trained with."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import diffusers
 from batchgen.diffusion.noise import draw_in_float32
 from batchgen.errors import InputError
 
-__all__ = ["make_scheduler", "seed_scheduler"]
+__all__ = ["make_scheduler", "seed_scheduler", "takes_variance"]
 
 
 class LMSDiscreteScheduler(diffusers.LMSDiscreteScheduler):  # type: ignore[misc]  # diffusers has no types
@@ -56,3 +57,9 @@ def seed_scheduler(scheduler: Any, seeds: Sequence[int]) -> None:
     """
     if hasattr(scheduler, "noise_sampler_seed"):
         scheduler.noise_sampler_seed = list(seeds)
+
+
+def takes_variance(scheduler: Any) -> bool:
+    """Whether the scheduler reads the variance that some models, ADM's among them, predict beside the noise."""
+    knows = "variance_type" in inspect.signature(type(scheduler).__init__).parameters  # configs keep what others knew
+    return knows and str(scheduler.config.variance_type).startswith("learned")

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from batchgen.diffusion.schedulers import make_scheduler, seed_scheduler
+from batchgen.diffusion.schedulers import make_scheduler, seed_scheduler, takes_variance
 from batchgen.errors import InputError
 
 __all__ = ["try_scheduler"]
 
-_SHAPE = (1, 4, 2, 2)
+_CHANNELS, _SIDE = 3, 2  # of pixels: some classes cut what a model learnt of the variance off after so many
 
 
 def try_scheduler(class_name: str, kwargs: Mapping[str, Any], config: Mapping[str, Any], steps: int) -> str | None:
@@ -33,10 +33,11 @@ def try_scheduler(class_name: str, kwargs: Mapping[str, Any], config: Mapping[st
         scheduler = make_scheduler(class_name, kwargs, config)
         seed_scheduler(scheduler, [0])
         scheduler.set_timesteps(steps)
-        sample = torch.ones(_SHAPE)
+        sample = torch.ones(1, _CHANNELS, _SIDE, _SIDE)
+        predicted = torch.zeros(1, _CHANNELS * (2 if takes_variance(scheduler) else 1), _SIDE, _SIDE)
         for timestep in scheduler.timesteps:
             scheduler.scale_model_input(sample, timestep)
-            sample = scheduler.step(torch.zeros(_SHAPE), timestep, sample).prev_sample
+            sample = scheduler.step(predicted, timestep, sample).prev_sample
     except InputError as error:
         return str(error)
     except Exception as error:  # each class fails in ways of its own
