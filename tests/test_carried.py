@@ -23,7 +23,7 @@ from test_run import images, prompts
 from batchgen.dataset import progress
 from batchgen.dataset.carried import compare_carried, computed_prints, marker_prints, said_prints
 from batchgen.dataset.commit import drop_rows, update_carried
-from batchgen.dataset.dataset import Dataset
+from batchgen.dataset.dataset import Dataset, Marker
 from batchgen.dataset.format import new_format
 from batchgen.dataset.progress import fold_receipts, read_done, read_receipts
 from batchgen.dataset.receipts import RECEIPTS
@@ -200,6 +200,35 @@ def test_cells_of_every_type_have_one_print(name: str, tmp_path: Path) -> None:
     assert said_prints(marker) == computed_prints(marker, output.carried) == marker_prints(dataset, marker)
     assert outdated(dataset, rows) == {}
     assert outdated(dataset, [replace(rows[0], carried={}), rows[1]]) != {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "numbers"),
+    [
+        (pa.timestamp("s"), pa.int64()),
+        (pa.list_(pa.timestamp("s")), pa.list_(pa.int64())),
+        (pa.struct([("at", pa.list_(pa.timestamp("s")))]), pa.struct([("at", pa.list_(pa.int64()))])),
+        (pa.map_(pa.string(), pa.timestamp("s")), pa.map_(pa.string(), pa.int64())),
+    ],
+    ids=str,
+)
+def test_times_that_python_has_not_have_prints_of_their_own(kind: pa.DataType, numbers: pa.DataType) -> None:
+    """Incident: times beyond the year 9999 in a list all had one print, and a changed one was not brought up to date."""
+
+    def print_of(second: int) -> str:
+        times = [*range(400_000_000_000, 400_000_000_050), second]
+        cell: Any = second
+        if pa.types.is_list(kind):
+            cell = times
+        elif pa.types.is_struct(kind):
+            cell = {"at": times}
+        elif pa.types.is_map(kind):
+            cell = [(str(place), one) for place, one in enumerate(times)]
+        table = pa.table({"id": ["a"], "cell": pa.array([cell], numbers).cast(kind)})
+        (found,) = computed_prints(Marker(shard="s", about={}, table=table), {"cell": kind})
+        return found
+
+    assert print_of(400_000_000_100) == print_of(400_000_000_100) != print_of(400_000_000_101)
 
 
 def test_a_cell_that_no_longer_fits_is_named(tmp_path: Path) -> None:

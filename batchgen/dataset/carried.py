@@ -11,13 +11,13 @@ from itertools import islice
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.types as kinds
 
 from batchgen.dataset.dataset import Dataset, Marker
 from batchgen.dataset.schema import metadata_table
 from batchgen.dataset.tables import with_about
 from batchgen.errors import InputError
 from batchgen.index import DoneCells, Index
-from batchgen.manifest.arrow import python_rows
 
 __all__ = ["compare_carried", "computed_prints", "marker_prints", "said_prints", "with_carried", "with_prints"]
 
@@ -133,8 +133,24 @@ def _prints(table: pa.Table, carried: Types) -> list[str]:
 
 def _cells(column: pa.ChunkedArray, kind: pa.DataType) -> Iterator[Any]:
     """A column's cells as values of Python with one spelling; times as numbers, since Python's have fewer years."""
-    column = column.cast(kind)
-    if pa.types.is_temporal(kind) and not pa.types.is_interval(kind):
-        column = column.cast(pa.int32() if kind.bit_width == 32 else pa.int64())
-    for cell in (cells["cell"] for batch in pa.table({"cell": column}).to_batches() for cells in python_rows(batch)):
+    for cell in column.cast(kind).cast(_without_times(kind)).to_pylist():
         yield hashlib.sha256(cell).hexdigest() if isinstance(cell, bytes) and len(cell) > 64 else cell
+
+
+def _without_times(kind: pa.DataType) -> pa.DataType:
+    """The type with numbers in the place of times, in lists, structs and maps too."""
+    if kinds.is_dictionary(kind):
+        return _without_times(kind.value_type)
+    if kinds.is_temporal(kind) and not kinds.is_interval(kind):
+        return pa.int32() if kind.bit_width == 32 else pa.int64()
+    if kinds.is_list(kind):
+        return pa.list_(_without_times(kind.value_type))
+    if kinds.is_large_list(kind):
+        return pa.large_list(_without_times(kind.value_type))
+    if kinds.is_fixed_size_list(kind):
+        return pa.list_(_without_times(kind.value_type), kind.list_size)
+    if kinds.is_map(kind):
+        return pa.map_(_without_times(kind.key_type), _without_times(kind.item_type))
+    if kinds.is_struct(kind):
+        return pa.struct([(field.name, _without_times(field.type)) for field in kind])
+    return kind
