@@ -213,7 +213,7 @@ def test_cells_of_every_type_have_one_print(name: str, tmp_path: Path) -> None:
     ids=str,
 )
 def test_times_that_python_has_not_have_prints_of_their_own(kind: pa.DataType, numbers: pa.DataType) -> None:
-    """Incident: times beyond the year 9999 in a list all had one print, and a changed one was not brought up to date."""
+    """Incident: times beyond the year 9999 in a list had one print, and a changed one was left as it was."""
 
     def print_of(second: int) -> str:
         times = [*range(400_000_000_000, 400_000_000_050), second]
