@@ -9,7 +9,7 @@ at a time, and every row draws its noise from a CPU generator of its own, made a
 import gc
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -124,49 +124,35 @@ class PipelineHost:
         """
         assert 0 < len(batch.rows) <= batch.size
         assert len(inputs) == len(batch.rows)
-        try:
-            return self._generate(model, batch, inputs, refiner, save_steps)
-        except BaseException:
-            self.forget()
-            raise
+        with self._using(model, refiner) as loaded:
+            pixels: dict[int, npt.NDArray[np.uint8]] = {}
+            finite: dict[int, bool] = {}
+            steps: dict[int, dict[int, npt.NDArray[np.uint8]]] = {}
+            for places in _alike([loaded.chunks(row) for row in batch.rows]):
+                rows, images = [batch.rows[i] for i in places], [inputs[i] for i in places]
+                seen: dict[int, torch.Tensor] = {}
+                made, sound = self._make(loaded, rows, images, batch.size, _keeper(seen, save_steps))
+                for step, latents in seen.items():
+                    after, _ = loaded.decode(latents[: len(rows)], rows[0].parameters.adapters.vae)
+                    steps.setdefault(step, {}).update(zip(places, after, strict=True))
+                pixels.update(zip(places, made, strict=True))
+                finite.update(zip(places, sound, strict=True))
+            ordered = [_unmasked_kept(pixels[i], row, inputs[i]) for i, row in enumerate(batch.rows)]
+            return Pictures(
+                pixels=np.stack(ordered),
+                steps={
+                    step: np.stack([after[i] for i in range(len(ordered))])
+                    for step, after in steps.items()
+                    if len(after) == len(ordered)
+                },
+                flagged=tuple(loaded.is_flagged(picture) for picture in ordered),
+                finite=tuple(finite[i] for i in range(len(ordered))),
+                prompt_tokens=tuple(loaded.count_tokens(row) for row in batch.rows),
+            )
 
     def forget(self) -> None:
         """Drop what is loaded, with all that was attached to it; the next call reads it again."""
         self._loaded = self._refiner = None
-
-    def _generate(
-        self,
-        model: Model,
-        batch: MicroBatch,
-        inputs: Sequence[Mapping[str, Image]],
-        refiner: Model | None,
-        save_steps: Collection[int],
-    ) -> Pictures:
-        loaded = self._load(model, refiner)
-        pixels: dict[int, npt.NDArray[np.uint8]] = {}
-        finite: dict[int, bool] = {}
-        steps: dict[int, dict[int, npt.NDArray[np.uint8]]] = {}
-        for places in _alike([loaded.chunks(row) for row in batch.rows]):
-            rows, images = [batch.rows[i] for i in places], [inputs[i] for i in places]
-            seen: dict[int, torch.Tensor] = {}
-            made, sound = self._make(loaded, rows, images, batch.size, _keeper(seen, save_steps))
-            for step, latents in seen.items():
-                after, _ = loaded.decode(latents[: len(rows)], rows[0].parameters.adapters.vae)
-                steps.setdefault(step, {}).update(zip(places, after, strict=True))
-            pixels.update(zip(places, made, strict=True))
-            finite.update(zip(places, sound, strict=True))
-        ordered = [_unmasked_kept(pixels[i], row, inputs[i]) for i, row in enumerate(batch.rows)]
-        return Pictures(
-            pixels=np.stack(ordered),
-            steps={
-                step: np.stack([after[i] for i in range(len(ordered))])
-                for step, after in steps.items()
-                if len(after) == len(ordered)
-            },
-            flagged=tuple(loaded.is_flagged(picture) for picture in ordered),
-            finite=tuple(finite[i] for i in range(len(ordered))),
-            prompt_tokens=tuple(loaded.count_tokens(row) for row in batch.rows),
-        )
 
     @torch.inference_mode()
     def watch(self, model: Model, row: Row, inputs: Mapping[str, Image]) -> list[npt.NDArray[np.uint8]]:
@@ -176,11 +162,11 @@ class PipelineHost:
             ModelLoadError: the model cannot be loaded.
             InputError: the model, an adapter or the scheduler cannot do what the row asks.
         """
-        loaded = self._load(model, None)
         seen: list[torch.Tensor] = []
         generators = [torch.Generator("cpu").manual_seed(row.parameters.sampling.seed)]
-        loaded.denoise([row], [inputs], generators, after_step=lambda _step, latents: seen.append(latents))
-        return [loaded.decode(latents, row.parameters.adapters.vae)[0][0] for latents in seen]
+        with self._using(model, None) as loaded:
+            loaded.denoise([row], [inputs], generators, after_step=lambda _step, latents: seen.append(latents))
+            return [loaded.decode(latents, row.parameters.adapters.vae)[0][0] for latents in seen]
 
     def _make(
         self,
@@ -200,6 +186,15 @@ class PipelineHost:
             latents, last = self._refiner.refine(latents, padded, generators), self._refiner
         vae = None if self._refiner is not None else rows[0].parameters.adapters.vae
         return last.decode(latents[: len(rows)], vae)
+
+    @contextmanager
+    def _using(self, model: Model, refiner: Model | None) -> Iterator[_Loaded]:
+        """The loaded model, which is dropped where an error ends its use."""
+        try:
+            yield self._load(model, refiner)
+        except BaseException:
+            self.forget()
+            raise
 
     def _load(self, model: Model, refiner: Model | None) -> _Loaded:
         if self._loaded is None or self._loaded.model != model:

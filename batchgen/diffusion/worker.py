@@ -185,7 +185,14 @@ class GenerationWorker:
                 work.fail(row, work.key_failure.error_class, work.key_failure.message)
         if not work.left(rows):
             return
-        failure = self._try(model, replace(batch, rows=rows), [inputs[row.id] for row in rows], attempt, work)
+        failure: Failure | None = None
+        try:
+            self._generate(model, replace(batch, rows=rows), [inputs[row.id] for row in rows], attempt, work)
+        except InfrastructureError:
+            raise
+        except Exception as error:  # whatever a pipeline raises
+            failure = failure_of(error)
+        # the error ends above: its traceback holds the model that failed, and the next call reads another
         if failure is None:
             work.last_failure, work.alike = None, 0
         elif len(rows) > 1:
@@ -195,26 +202,6 @@ class GenerationWorker:
             work.fail_alone(rows[0], failure)
             if work.alike == ALIKE:
                 self._probe(model, batch.size, inputs, attempt, work)
-
-    def _try(
-        self,
-        model: Model,
-        batch: MicroBatch,
-        inputs: Sequence[Mapping[str, Image]],
-        attempt: Attempt,
-        work: _ShardWork,
-    ) -> Failure | None:
-        """Make the rows; why not, where a pipeline raises something.
-
-        The error itself ends here: its traceback holds the model that failed, and the next call reads another.
-        """
-        try:
-            self._generate(model, batch, inputs, attempt, work)
-        except InfrastructureError:
-            raise
-        except Exception as error:  # whatever a pipeline raises
-            return failure_of(error)
-        return None
 
     def _probe(
         self, model: Model, size: int, inputs: Mapping[str, Mapping[str, Image]], attempt: Attempt, work: _ShardWork

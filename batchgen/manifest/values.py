@@ -169,7 +169,7 @@ def scheduled(sampler: str | None, schedule: Any) -> str:
     if sampler is None:
         raise CellError(f"is the noise schedule {schedule!r}, and no sampler is named beside it")
     folded = fold(schedule)
-    if folded in _USUAL_SCHEDULES or folded == fold(sampler) or fold(sampler).endswith(folded):
+    if folded in _USUAL_SCHEDULES or fold(sampler).endswith(folded):
         return sampler
     if folded not in kinds:
         raise CellError(

@@ -199,12 +199,9 @@ def _flat(layer: str) -> str:
 
 def _diffusers_name(flat: str) -> str:
     """A layer of the original implementation of SDXL's UNet as diffusers names it."""
-    for old, new in _SGM_ENDS.items():
-        if flat == old:
-            return new
     match = _SGM.fullmatch(flat)
-    if match is None:
-        return flat
+    if flat in _SGM_ENDS or match is None:
+        return _SGM_ENDS.get(flat, flat)
     kind, number, inner, rest = match[1], int(match[2]), match[3], match[4]
     if kind == "middle_block":
         return f"mid_block_{('resnets_0', 'attentions_0', 'resnets_1')[number]}_{_SGM_RESNETS.get(rest, rest)}"
