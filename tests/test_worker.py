@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tiny_models import build_sd1, tiny_vae
 
 from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.format import new_format
+from batchgen.diffusion.canary import Canary
 from batchgen.diffusion.device import device_errors
 from batchgen.diffusion.host import Pictures, PipelineHost
 from batchgen.diffusion.settings import WorkerSettings
@@ -24,7 +26,7 @@ from batchgen.driver import resolved_rows
 from batchgen.errors import DeviceLost, OutOfDeviceMemory
 from batchgen.job import Job
 from batchgen.options import ImageFormat, Layout
-from batchgen.rows import Receipt
+from batchgen.rows import MicroBatch, Receipt, Row
 from batchgen.sharding import Sizing, make_shards
 from batchgen.storage import open_store
 
@@ -107,6 +109,30 @@ def test_many_rows_that_fail_alike_do_not_harm_the_rest(model: Path, calls: list
     assert (
         sum(calls) <= 20 + 16 + 4
     )  # the canary's, each row once, and those of the four micro-batches that failed whole a second time
+
+
+def test_a_canary_whose_adapter_is_gone_fails_no_shard(model: Path, tmp_path: Path) -> None:
+    """Incident: the remembered call named a LoRA that was removed since, and failed a shard without it."""
+    lora = build_lora(tmp_path / "lora.safetensors", model)
+    cells = {"prompt": "a", "seed": 1, "width": 64, "height": 64, "steps": 2}
+    (tmp_path / "m.jsonl").write_text(f"{json.dumps({**cells, 'loras': str(lora)})}\n{json.dumps(cells)}")
+    with resolved_rows(Job(manifest=str(tmp_path / "m.jsonl"), model=str(model))) as (index, resolved):
+        rows = {row.id: row for _, row in index.pending()}
+        with_lora = next(row for row in rows.values() if row.parameters.adapters.loras)
+        (plain,) = (row for row in rows.values() if row is not with_lora)
+    canary, found = Canary(PipelineHost(device="cpu", dtype="float32")), resolved.models[str(model)]
+
+    def make(row: Row) -> None:
+        canary.generate(found, MicroBatch(rows=[row], size=1), [{}], refiner=None, save_steps=())
+
+    make(with_lora)
+    lora.unlink()
+    with pytest.raises(ValueError, match="broadcast"):
+        broken = replace(plain.parameters.sampling, scheduler="PNDMScheduler")
+        make(replace(plain, parameters=replace(plain.parameters, sampling=broken)))
+    canary.check("shard")
+    make(plain)
+    canary.check("next")
 
 
 @pytest.mark.parametrize(
