@@ -88,8 +88,8 @@ def check(job: Job, *, output: bool = False) -> CheckedJob:
     with resolved_rows(job) as (index, resolved):
         rows, notices = index.counts().total, list(resolved.notices)
         if store is not None and rows:
-            resolved = fit_to_output(resolved, store, index)
-            notices += _left_out(Dataset.begin(store, _wanted(job, resolved), create=False), _wanted(job, resolved))
+            wanted = _wanted(job, fit_to_output(resolved, store, index))
+            notices += _left_out(Dataset.begin(store, wanted, create=False), wanted)
         return CheckedJob(rows=rows, files=resolved.files, notices=notices)
 
 
@@ -123,8 +123,9 @@ def plan(job: Job) -> PlanSummary:
     with resolved_rows(job, store) as (index, resolved):
         measured, outdated, notices = Measured(), 0, list(resolved.notices)
         if store is not None and index.counts().total:
-            dataset = Dataset.begin(store, _wanted(job, resolved), create=False)
-            notices += _left_out(dataset, _wanted(job, resolved))
+            wanted = _wanted(job, resolved)
+            dataset = Dataset.begin(store, wanted, create=False)
+            notices += _left_out(dataset, wanted)
             measured = _survey(dataset, index, repair=False)
             outdated = compare_carried(dataset, index)
         device = _local_device(job.device)

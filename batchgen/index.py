@@ -207,6 +207,10 @@ class Index:
         )
         self._db.execute("DELETE FROM outdated")
 
+    def batch_keys(self) -> Iterator[str]:
+        """The batch keys, without a look at their rows."""
+        return (text for (text,) in self._db.execute("SELECT text FROM key ORDER BY text"))
+
     def groups(self) -> Iterator[Group]:
         """Batch keys in the order in which they will run."""
         for key, total, pending in self._db.execute(

@@ -67,8 +67,8 @@ def try_schedulers(index: Index, models: Mapping[str, Model], problems: ProblemL
     """
     configs = {name: _config(model) for name, model in models.items()}
     trials: dict[str, Trial] = {}
-    for group in index.groups():
-        name, _, _, shared, *_ = json.loads(group.key)
+    for key in index.batch_keys():
+        name, _, _, shared, *_ = json.loads(key)
         config = configs[name]
         if config is not None and shared.get("scheduler") is not None:
             trial = Trial(
@@ -78,7 +78,7 @@ def try_schedulers(index: Index, models: Mapping[str, Model], problems: ProblemL
                 steps=shared["num_inference_steps"],
             )
             if not trial.is_known:
-                trials[group.key] = trial
+                trials[key] = trial
     reasons = _tried(trials)
     for key, text, carried in index.encoded() if reasons else ():
         if key in reasons:

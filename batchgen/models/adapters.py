@@ -13,7 +13,7 @@ from typing import Any
 
 from batchgen import builtin
 from batchgen.errors import CellError
-from batchgen.models.catalog import Model, hash_file, hash_folder, hash_text
+from batchgen.models.catalog import Model, hash_path, hash_text
 from batchgen.models.compatibility import (
     CLASSIFIER_WEIGHTS,
     Shapes,
@@ -175,11 +175,8 @@ def image_encoder(weights: Path) -> Path | None:
 @lru_cache(maxsize=1024)
 def adapter_fingerprint(path: Path) -> str:
     """sha256 of an adapter's bytes, of all its files where it is a folder; read once in a process."""
-    if path.is_dir():
-        return hash_folder(path)
-    file, *beside = adapter_files(path)
-    hashes = [hash_folder(one) if one.is_dir() else hash_file(one) for one in beside]
-    return hash_text(hash_file(file) + "".join(hashes)) if hashes else hash_file(file)
+    hashes = [hash_path(one) for one in adapter_files(path)]
+    return hashes[0] if len(hashes) == 1 else hash_text("".join(hashes))
 
 
 @lru_cache(maxsize=1024)

@@ -25,6 +25,7 @@ __all__ = [
     "find_model",
     "hash_file",
     "hash_folder",
+    "hash_path",
     "hash_text",
     "latent_factor",
     "require_unchanged",
@@ -291,6 +292,11 @@ def _read_json(path: Path, name: str) -> Mapping[str, Any]:
     return content
 
 
+def hash_path(path: Path) -> str:
+    """sha256 of a file, or of what can be loaded from a folder."""
+    return hash_folder(path) if path.is_dir() else hash_file(path)
+
+
 def hash_folder(path: Path) -> str:
     """sha256 over names and contents of all files a pipeline can load; cards and pictures beside them do not count."""
     digest = hashlib.sha256()
@@ -334,9 +340,7 @@ def require_unchanged(model: Model) -> None:
         return  # a commit does not change
     path = model.folder
     try:
-        same = _looks(path) == model.looks or (
-            (hash_folder(path) if path.is_dir() else hash_file(path)) == model.fingerprint
-        )
+        same = _looks(path) == model.looks or hash_path(path) == model.fingerprint
     except OSError as error:
         raise ModelLoadError(f"model {model.name!r} cannot be read here: {error}") from error
     if not same:
