@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,9 @@ class Model:
     estimates_depth: bool = False  # has a depth estimator beside its UNet
     checks_safety: bool = False  # has a safety checker
     text_layers: int = 12  # of CLIP ViT-L, the text encoder of SD 1.x
-    looks: tuple[tuple[str, int, int], ...] = ()  # name, size and time of change of each file in the fingerprint
+    looks: tuple[tuple[str, int, int], ...] = field(
+        default=(), compare=False
+    )  # name, size, time of change of each file
     classes: int | None = None  # labels that its UNet takes, where it is class-conditional
     revision: str | None = None  # resolved commit of a hub id
     config: str | None = None  # folder or hub id with the layout of a single file
