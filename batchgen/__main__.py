@@ -1,5 +1,5 @@
 """`python -m batchgen`."""
 
-from batchgen.cli.commands import main
+from batchgen.cli import main
 
 main(prog_name="batchgen")

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from batchgen.cli.commands import main
+from batchgen.cli import main
 
 ROOT = Path(__file__).parents[1]
 INFRA = ROOT / "infra"

@@ -13,7 +13,7 @@ import click
 import pytest
 from conftest import RunCli
 
-from batchgen.cli.commands import main
+from batchgen.cli import main
 from batchgen.generation.samplers import NAMES, OPTIONS, find_sampler
 
 PACKAGE = Path(__file__).parents[1] / "batchgen"

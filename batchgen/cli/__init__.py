@@ -1,5 +1,63 @@
-"""The command line."""
+"""The command line. Knows how to ask and to answer; what it asks for is imported when a command needs it.
 
-from batchgen.cli.commands import main
+Data goes to stdout, talk and progress to stderr. Errors are mapped to exit codes here and nowhere else.
+"""
+
+import os
+import signal
+from typing import Any
+
+import click
+
+from batchgen.cli.generating import plan, run, validate
+from batchgen.cli.outputs import retry, status, verify
+from batchgen.cli.prompts import explain
+from batchgen.errors import BatchgenError, InfrastructureError, Interrupted
+from batchgen.version import __version__
 
 __all__ = ["main"]
+
+
+class _Group(click.Group):
+    """Maps errors to one line on stderr and to exit codes."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's way to say Ctrl-C
+        try:
+            return super().invoke(ctx)
+        except BatchgenError as error:
+            for line in str(error).splitlines():
+                click.echo(line if isinstance(error, Interrupted) else f"error: {line}", err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("stopped; the same command goes on", err=True)
+            ctx.exit(Interrupted.exit_code)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, SystemExit):
+            raise
+        except Exception as error:  # a mistake of ours: one line for the user, all of it for a report
+            if os.environ.get("BATCHGEN_TRACEBACK"):
+                raise
+            text = " ".join(str(error).split())
+            click.echo(
+                f"error: {type(error).__name__}: {text} (unexpected; BATCHGEN_TRACEBACK=1 shows where)", err=True
+            )
+            ctx.exit(InfrastructureError.exit_code)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="batchgen")
+def main() -> None:
+    """Turn a table of prompts into an image dataset.
+
+    SOURCE is a manifest (.parquet, .csv, .tsv, .jsonl, .json, .txt, a folder or a glob) or a job file (.toml).
+
+    \b
+    Examples:
+      batchgen run manifests/quickstart.parquet --output out/quickstart
+      batchgen validate jobs/nightly.toml
+      batchgen status s3://bucket/dataset --watch
+    """
+
+
+for _command in (run, validate, plan, status, verify, retry, explain):
+    main.add_command(_command)

@@ -1,0 +1,149 @@
+"""Commands on a manifest or a job: run, validate, plan."""
+
+import json
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from batchgen.cli.shared import (
+    OK,
+    ROWS_FAILED,
+    SourceCommand,
+    choice,
+    generation_options,
+    json_option,
+    named_job,
+    stderr,
+    stdout,
+)
+from batchgen.errors import InputError, Interrupted
+from batchgen.options import ImageFormat, Layout
+
+if TYPE_CHECKING:
+    from batchgen.job import Job
+
+__all__ = ["plan", "run", "validate"]
+
+
+@click.command(cls=SourceCommand)
+@click.argument("source")
+@generation_options
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Make at most N images in this run.")
+@click.option("--address", metavar="A", help="A running Ray cluster; without it Ray is started here and stopped.")
+@click.option("--dry-run", is_flag=True, help="Print the plan of all rows and stop.")
+@json_option
+def run(source: str, limit: int | None, dry_run: bool, as_json: bool, **flags: Any) -> None:
+    """Generate what is not yet in the output.
+
+    SOURCE is a manifest (.parquet, .csv, .tsv, .jsonl, .json, .txt, a folder or a glob) or a job file (.toml).
+
+    A second run of a finished output does nothing, after a kill it resumes, on a longer manifest it makes the new rows.
+
+    \b
+    Examples:
+      batchgen run manifests/quickstart.parquet --output out/quickstart
+      batchgen run jobs/nightly.toml --output s3://bucket/2026-11-21 --workers 8
+      batchgen run prompts.csv --output out/prompts --model ./my-model --limit 100
+    """
+    from batchgen.driver import run as run_job
+    from batchgen.report.display import RunDisplay
+
+    job = named_job(source, flags)
+    if dry_run:
+        _print_plan(job, as_json=as_json)
+        return
+    try:
+        counts = run_job(job, source=source, limit=limit, reporter=RunDisplay(stderr()))
+    except Interrupted as error:
+        if as_json and error.counts is not None:
+            click.echo(json.dumps({"output": job.output, **asdict(error.counts), "interrupted": str(error)}))
+        raise
+    if as_json:
+        click.echo(json.dumps({"output": job.output, **asdict(counts), "interrupted": None}))
+    failed = f", {counts.failed:,} failed (see failures/)" if counts.failed else ""
+    left = f", {counts.pending:,} left" if counts.pending else ""
+    updated = f", {counts.updated:,} updated" if counts.updated else ""
+    click.echo(f"{counts.done:,} of {counts.total:,} rows done{updated}{failed}{left}: {job.output}", err=True)
+    sys.exit(ROWS_FAILED if counts.failed else OK)
+
+
+@click.command(cls=SourceCommand)
+@click.argument("source")
+@click.option("--model", "-m", metavar="MODEL", help="builtin, a folder, a .safetensors file, or a hub id.")
+@click.option("--output", "-o", metavar="URI", help="Also say what this output, if it exists, would refuse.")
+@click.option("--layout", type=choice(Layout), help="Of the output; default: files.")
+@click.option("--format", type=choice(ImageFormat), help="Of the output's pictures; default: png.")
+@json_option
+def validate(source: str, as_json: bool, **flags: Any) -> None:
+    """Report every problem of every row, before any model is loaded.
+
+    SOURCE is a manifest or a job file. A job's own output is not looked at without --output.
+
+    \b
+    Examples:
+      batchgen validate prompts.csv
+      batchgen validate jobs/nightly.toml --json
+      batchgen validate prompts.csv --output s3://bucket/dataset
+    """
+    from batchgen.driver import check
+    from batchgen.errors import ManifestProblems
+    from batchgen.manifest.problems import ProblemLog
+
+    try:
+        checked = check(named_job(source, flags), output=flags["output"] is not None)
+    except InputError as error:
+        log = error.log if isinstance(error, ManifestProblems) else ProblemLog.of(source, str(error))
+        if as_json:
+            problems = [asdict(problem) | _repeats(log.rows(problem)) for problem in log.shown]
+            click.echo(json.dumps({"ok": False, "problems": problems, "count": log.total}, ensure_ascii=False))
+        elif not isinstance(error, ManifestProblems):
+            raise
+        else:
+            click.echo("\n".join(log.lines()))
+            click.echo(f"{log.total:,} problem{'s' * (log.total > 1)} in {source}", err=True)
+        sys.exit(error.exit_code)
+    if as_json:
+        click.echo(json.dumps({"ok": True} | asdict(checked)))
+        return
+    for line in checked.notices:
+        click.echo(line, err=True)
+    files = len(checked.files)
+    click.echo(f"{checked.rows:,} rows in {files} file{'s' * (files > 1)}, no problem found")
+
+
+def _repeats(rows: int) -> dict[str, int]:
+    """How many rows have a fault, where it is more than the one that is named."""
+    return {"rows": rows} if rows > 1 else {}
+
+
+@click.command(cls=SourceCommand)
+@click.argument("source")
+@generation_options
+@json_option
+def plan(source: str, as_json: bool, **flags: Any) -> None:
+    """Print what a run would do: rows, shards, switches, bytes, time.
+
+    SOURCE is a manifest or a job file.
+
+    With an output, what it holds already is subtracted, and its measured rate gives the time.
+
+    \b
+    Example:
+      batchgen plan jobs/nightly.toml --output s3://bucket/2026-11-21
+    """
+    _print_plan(named_job(source, flags), as_json=as_json)
+
+
+def _print_plan(job: "Job", *, as_json: bool) -> None:
+    from batchgen.driver import plan as plan_job
+    from batchgen.report.display import plan_table
+
+    summary = plan_job(job)
+    if as_json:
+        click.echo(json.dumps(asdict(summary)))
+    else:
+        for line in summary.notices:
+            click.echo(line, err=True)
+        stdout().print(plan_table(summary))

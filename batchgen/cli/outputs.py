@@ -1,0 +1,93 @@
+"""Commands on an output: status, verify, retry."""
+
+import json
+import sys
+from dataclasses import asdict
+
+import click
+
+from batchgen.cli.shared import OK, ROWS_FAILED, json_option, named_output, stdout
+from batchgen.errors import ErrorClass
+
+__all__ = ["retry", "status", "verify"]
+
+
+@click.command()
+@click.argument("output")
+@click.option("--watch", is_flag=True, help="Print again every few seconds until all rows are made.")
+@json_option
+def status(output: str, watch: bool, as_json: bool) -> None:
+    """Print how far an output is: done, failed, left, rate, time to go, failures by class.
+
+    OUTPUT is a folder or s3://bucket/prefix, or a job file that names it and its [storage_options].
+
+    \b
+    Examples:
+      batchgen status out/quickstart
+      batchgen status jobs/nightly.toml --watch
+    """
+    from batchgen.report.status import follow, read_status, status_table
+
+    uri, options = named_output(output)
+    if as_json:
+        click.echo(json.dumps(asdict(read_status(uri, options))))
+    elif watch:
+        follow(uri, stdout(), options)
+    else:
+        stdout().print(status_table(read_status(uri, options)))
+
+
+@click.command()
+@click.argument("output")
+@click.option("--deep", is_flag=True, help="Decode every image, too.")
+@click.option(
+    "--clean", is_flag=True, help="Remove pictures that no committed shard names, where the shard is committed."
+)
+@json_option
+def verify(output: str, deep: bool, clean: bool, as_json: bool) -> None:
+    """Check what an output promises on the stored bytes: markers, receipts, hashes, uniqueness, schema, strays.
+
+    OUTPUT is a folder or s3://bucket/prefix, or a job file that names it and its [storage_options]. Rows that are not
+    made yet are counted and no fault.
+
+    \b
+    Example:
+      batchgen verify s3://bucket/dataset --deep
+    """
+    from batchgen.dataset.verify import verify_output
+
+    uri, options = named_output(output)
+    report = verify_output(uri, deep=deep, clean=clean, storage_options=options)
+    if as_json:
+        click.echo(json.dumps(asdict(report) | {"ok": report.ok}, ensure_ascii=False))
+    else:
+        for line in report.faults:
+            click.echo(line)
+        click.echo(report.summary())
+    sys.exit(OK if report.ok else ROWS_FAILED)
+
+
+@click.command()
+@click.argument("output")
+@click.option(
+    "--class",
+    "classes",
+    multiple=True,
+    metavar="C",
+    help=f"Only rows of this error class; may be repeated. Classes: {', '.join(ErrorClass)}.",
+)
+def retry(output: str, classes: tuple[str, ...]) -> None:
+    """Open failed rows again for the next run.
+
+    OUTPUT is a folder or s3://bucket/prefix, or a job file that names it and its [storage_options].
+
+    \b
+    Examples:
+      batchgen retry out/quickstart
+      batchgen retry s3://bucket/dataset --class worker-died --class conditioning
+    """
+    from batchgen.driver import retry as retry_rows
+
+    uri, options = named_output(output)
+    rows = retry_rows(uri, classes, options)
+    click.echo(f"{rows:,} row{'s' * (rows != 1)} will be tried again by the next run", err=True)

@@ -1,0 +1,50 @@
+"""The command on a prompt: explain."""
+
+import json
+from typing import Any
+
+import click
+
+from batchgen.cli.shared import json_option, stdout
+from batchgen.errors import InputError
+
+__all__ = ["explain"]
+
+
+@click.command()
+@click.argument("prompt")
+@click.option("--model", "-m", metavar="MODEL", help="builtin, a folder, a .safetensors file, or a hub id.")
+@click.option("--model-config", metavar="FOLDER", help="Diffusers folder with the layout of a .safetensors file.")
+@click.option("--scheduler", metavar="NAME", help='Class or name, like "DPM++ 2M Karras". Default: the model\'s.')
+@click.option("--steps", "num_inference_steps", type=int, metavar="N", help="Sampling steps. Default: 25.")
+@click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Seed of the noise. Default: 0.")
+@click.option("--guidance-scale", type=float, metavar="X", help="How strongly to follow the prompt. Default: 7.5.")
+@click.option(
+    "--prompt-syntax", type=click.Choice(["plain", "a1111"]), help="Whether (word:1.2) is a weight. Default: plain."
+)
+@click.option("--clip-skip", type=int, metavar="N", help="Last layers of the text encoder to leave out. Default: none.")
+@click.option("--output", "-o", metavar="FOLDER", help="Write explain.json, schedule.png and steps.png here.")
+@json_option
+def explain(
+    prompt: str, model: str | None, model_config: str | None, output: str | None, as_json: bool, **cells: Any
+) -> None:
+    """Show a prompt's tokens, where it is cut, the sampler's noise levels and, in a folder, a picture of every step.
+
+    \b
+    Examples:
+      batchgen explain "a red cube on a table"
+      batchgen explain "a (red:1.3) cube" --prompt-syntax a1111 --scheduler "Euler a" --steps 8 --output out/cube
+    """
+    from batchgen.report.explain import explain as explain_prompt
+    from batchgen.report.explain import explanation_tables, write_explanation
+
+    if output == "":
+        raise InputError("--output is empty; is a variable unset?")
+    explanation = explain_prompt({"prompt": prompt, **cells}, model=model or "builtin", model_config=model_config)
+    if as_json:
+        click.echo(json.dumps(explanation.record(), ensure_ascii=False))
+    else:
+        for part in explanation_tables(explanation):
+            stdout().print(part)
+    for place in () if output is None else write_explanation(explanation, output):
+        click.echo(f"wrote {place}", err=True)
