@@ -17,6 +17,7 @@ from batchgen.generation.tasks import TASKS
 from batchgen.manifest.columns import COLUMNS, Kind
 from batchgen.manifest.names import find_column, suggest
 from batchgen.manifest.values import parse_cell
+from batchgen.models.adapters import anchored
 from batchgen.options import Device, Dtype, ImageFormat, Layout, Memory, Safety
 from batchgen.storage import is_remote, join
 
@@ -138,9 +139,13 @@ def _read_job(source: str, wrong: list[str]) -> dict[str, Any]:
         raise InputError(f"job {source}: no such file") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"job {source}: {error}") from error
-    settings = _settings(table, wrong)
-    if "manifest" not in table:
-        wrong.append("key 'manifest' is missing; name the table of prompts")
+    settings = _settings({name: value for name, value in table.items() if name != "sweep"}, wrong)
+    if "sweep" in table:
+        if "manifest" in table:
+            wrong.append("has a manifest and a [sweep]; keep one of the two")
+        settings["manifest"] = path.name
+    elif "manifest" not in table:
+        wrong.append("key 'manifest' is missing; name the table of prompts, or write a [sweep]")
     for name in ("manifest", "output", "model", "model_config", "lora_folder"):
         if settings.get(name):
             settings[name] = _resolved(name, settings[name], path.parent)
@@ -148,7 +153,7 @@ def _read_job(source: str, wrong: list[str]) -> dict[str, Any]:
         if name in ("model", "refiner"):
             settings["defaults"][name] = _resolved("model", value, path.parent)
         elif COLUMNS[name].kind is Kind.ADAPTER:
-            settings["defaults"][name] = _resolved_adapter(value, path.parent)
+            settings["defaults"][name] = anchored(value, str(path.parent))
     return settings
 
 
@@ -157,15 +162,6 @@ def _resolved(name: str, value: str, folder: Path) -> str:
     if is_remote(value) or (name in ("model", "model_config") and not (folder / value).exists()):
         return value
     return join(str(folder), value)
-
-
-def _resolved_adapter(value: Any, folder: Path) -> Any:
-    """A default adapter, or a list of them, with its path seen from the job file's folder."""
-    if isinstance(value, list):
-        return [_resolved_adapter(one, folder) for one in value]
-    if isinstance(value, dict):
-        return {**value, "path": _resolved_adapter(value["path"], folder)} if "path" in value else value
-    return str((folder / value).resolve()) if isinstance(value, str) and (folder / value).exists() else value
 
 
 def _checked(kind: type, table: Mapping[str, Any], prefix: str, wrong: list[str]) -> dict[str, Any]:

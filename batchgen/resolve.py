@@ -26,7 +26,7 @@ from batchgen.job import Job
 from batchgen.manifest.arrow import misfit
 from batchgen.manifest.cells import CellSorter, Parsed, carried_cell
 from batchgen.manifest.columns import COLUMNS, MAX_SEED, WORDING, Kind, input_name
-from batchgen.manifest.files import Record, folder_of, manifest_files, records
+from batchgen.manifest.files import Record, folder_of, manifest_files, read_beside, records
 from batchgen.manifest.problems import ProblemLog
 from batchgen.models.adapters import ADAPTERS, Finder, adapter_files
 from batchgen.models.catalog import Model, find_model
@@ -81,7 +81,8 @@ def resolve(job: Job, index: Index, problems: ProblemLog) -> Resolved:
     said = [*notices, *sorter.notices]
     if builder.records == 0 and not problems.total:
         said.append(f"manifest {job.manifest} has no rows: there is nothing to make")
-    return Resolved(files=files, models=builder.models, carried=carried, notices=said, read=builder.read)
+    beside = frozenset[str]() if problems.total else frozenset().union(*map(read_beside, files))
+    return Resolved(files=files, models=builder.models, carried=carried, notices=said, read=builder.read | beside)
 
 
 def _settled(

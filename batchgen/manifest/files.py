@@ -1,4 +1,4 @@
-"""Reading manifests: Parquet, text tables, lists and JSON, a file, folder or glob, streamed record by record.
+"""Reading manifests: Parquet, text tables, lists, JSON and sweeps, a file, folder or glob, streamed record by record.
 
 Knows nothing of what a column means beyond its name; at most one record batch is in memory.
 """
@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,15 +19,26 @@ from batchgen.manifest.documents import json_records
 from batchgen.manifest.partitions import partition_notice, partitions_of, typed, with_partitions
 from batchgen.manifest.problems import ProblemLog
 from batchgen.manifest.record import Notice, Record, no_notice, without_nulls
+from batchgen.manifest.sweep import Sweep, parse_sweep, sweep_records
 from batchgen.manifest.tables import header_of, is_table, line_records, table_records
 from batchgen.manifest.text import TextFile, refuse_others
 from batchgen.storage import expand, is_remote, open_input
 
-__all__ = ["FORMATS", "Record", "column_types", "embedded_bytes", "folder_of", "manifest_files", "records"]
+__all__ = [
+    "FORMATS",
+    "Record",
+    "column_types",
+    "embedded_bytes",
+    "folder_of",
+    "manifest_files",
+    "read_beside",
+    "records",
+]
 
 _PARQUET = (".parquet", ".pq")
 _TABLES = {".csv": ",", ".tsv": "\t", ".tab": "\t"}  # with the usual separator of each
 _LINES = (".jsonl", ".ndjson")
+_SWEEP = ".toml"  # never one of a folder's manifests: jobs have that ending
 _LOOSE = (".txt", ".json")  # in a folder that holds tables, rather notes and settings
 _PACKED = (".gz", ".bz2", ".xz", ".zst")
 
@@ -60,7 +71,7 @@ def manifest_files(uri: str, notice: Notice = no_notice) -> list[str]:
     if not found:
         raise InputError(f"manifest {uri}: nothing there; give a {_listed()} file, a folder or a glob")
     for file in found:
-        if not file.lower().endswith(_SUFFIXES):
+        if not file.lower().endswith((*_SUFFIXES, _SWEEP)):
             raise InputError(f"manifest {file}: {_refusal(file.lower())}")
     if not any(mark in uri for mark in "*?[") and PurePosixPath(found[0]).name != PurePosixPath(uri).name:
         found = _of_folder(uri, found, notice)
@@ -102,7 +113,7 @@ def _kind(file: str) -> str:
     name = file.lower()
     packed = next((ending for ending in _PACKED if name.endswith(ending)), "")
     name = name.removesuffix(packed)
-    return next(kind for kind in FORMATS if name.endswith(kind))
+    return next(kind for kind in (*FORMATS, _SWEEP) if name.endswith(kind))
 
 
 def _is_loose(file: str) -> bool:
@@ -124,11 +135,16 @@ def records(file: str, problems: ProblemLog, notice: Notice = no_notice) -> Iter
         with open_input(file) as stream:
             if what == "Parquet":
                 rows = _parquet_records(file, stream, problems)
+            elif _kind(file) == _SWEEP:
+                rows = sweep_records(file, read_sweep_file(file), problems)
             else:
                 rows = _text_records(file, stream, problems, notice)
             yield from with_partitions(rows, partitions_of(file), problems)
     except TextError as error:
         problems.add(file, None, None, str(error))
+    except InputError as error:  # of a sweep, all that is wrong with it at once
+        for line in str(error).splitlines():
+            problems.add(file, None, None, line)
     except (EOFError, UnicodeDecodeError, zlib.error, lzma.LZMAError) as error:
         problems.add(file, None, None, f"is damaged or cut off: {error}")
     except pa.ArrowException as error:
@@ -137,6 +153,47 @@ def records(file: str, problems: ProblemLog, notice: Notice = no_notice) -> Iter
         if error.errno is not None:  # the store's; pyarrow's own, for damaged pages, has none
             raise StoreError(f"{file}: {error.strerror or error}") from error
         problems.add(file, None, None, f"is damaged: {str(error).splitlines()[0]}")
+
+
+def read_sweep_file(file: str) -> Sweep:
+    """The sweep of a TOML file.
+
+    Raises:
+        InputError: it has none, or something is wrong with it; a line for each thing.
+    """
+    with open_input(file) as stream:
+        try:
+            text = stream.read().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"is not UTF-8: {error}") from error
+    return parse_sweep(text, folder_of(file), _column)
+
+
+def read_beside(file: str) -> frozenset[str]:
+    """The files besides a manifest's own that its rows are read from: wildcards and lists of a sweep."""
+    return read_sweep_file(file).read if _kind(file) == _SWEEP else frozenset()
+
+
+def _column(file: str, column: str) -> list[Any]:
+    """The cells of a column of a table, those that are null left out.
+
+    Raises:
+        InputError: the file cannot be read as a table, or has no such column.
+    """
+    if file.lower().endswith(_SWEEP) or not file.lower().endswith(_SUFFIXES):
+        raise InputError(f"{file}: {_refusal(file.lower())}")
+    problems, known, cells = ProblemLog(), set[str](), []
+    try:
+        for record in records(file, problems):
+            known |= record.columns
+            cells += [cell for name, cell in record.cells.items() if name == column]
+    except StoreError as error:
+        raise InputError(str(error)) from error
+    if problems.total:
+        raise InputError("; ".join(problems.lines()))
+    if known and column not in known:
+        raise InputError(f"{file} has no column {column!r}; it has {', '.join(sorted(known))}")
+    return cells
 
 
 def _text_records(file: str, stream: IO[bytes], problems: ProblemLog, notice: Notice) -> Iterator[Record]:
@@ -259,7 +316,7 @@ def _schema(file: str) -> dict[str, pa.DataType]:
             parquet = pq.ParquetFile(stream)
             rows = parquet.metadata.num_rows  # a part without any has types that nobody thought of
             return {column.name: column.type for column in parquet.schema_arrow} if rows else {}
-    if _kind(file) in (*_LINES, ".json"):
+    if _kind(file) in (*_LINES, ".json", _SWEEP):
         return {}
     with open_input(file) as stream:
         text = TextFile(file, stream)

@@ -28,7 +28,7 @@ from batchgen.models.compatibility import (
 )
 from batchgen.models.lora import check_lora, peft_config, peft_scale
 
-__all__ = ["ADAPTERS", "Finder", "adapter_files", "adapter_fingerprint", "find_adapters", "image_encoder"]
+__all__ = ["ADAPTERS", "Finder", "adapter_files", "adapter_fingerprint", "anchored", "find_adapters", "image_encoder"]
 
 _BUILTIN = re.compile(r"builtin-[a-z0-9-]+")
 _PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth"})
@@ -240,3 +240,13 @@ ADAPTERS: Mapping[str, AdapterKind] = {
         what="IP-Adapter", names={}, check=check_ip_adapter, weights=("*ip*adapter*.safetensors", "*ip*adapter*.bin")
     ),
 }
+
+
+def anchored(cell: Any, folder: str) -> Any:
+    """An adapter's cell with the files that lie in a folder named by absolute paths; other names stay."""
+    if isinstance(cell, list):
+        return [anchored(one, folder) for one in cell]
+    if isinstance(cell, dict):
+        return {**cell, "path": anchored(cell["path"], folder)} if "path" in cell else cell
+    here = isinstance(cell, str) and (Path(folder) / cell).exists()
+    return str((Path(folder) / cell).resolve()) if here else cell

@@ -5,10 +5,12 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from batchgen.estimate import PlanSummary
 from batchgen.index import Counts
 from batchgen.rows import Receipt
+from batchgen.sweeps import SweepSummary
 
 __all__ = ["RunDisplay", "duration", "plan_table", "size"]
 
@@ -87,6 +89,15 @@ class RunDisplay:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+
+def sweep_table(sweep: SweepSummary) -> Table:
+    """A sweep's axes as a table of two columns."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, takes in sweep.axes.items():
+        table.add_row(f"axis {name}", Text(takes))
+    table.add_row("cells", f"{sweep.cells:,}")
+    return table
 
 
 def plan_table(plan: PlanSummary) -> Table:
