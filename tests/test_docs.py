@@ -81,7 +81,8 @@ def test_every_key_of_a_job_is_in_its_readme() -> None:
         wanted |= {field.name for field in fields(kind)}
         assert key in shown
     assert wanted <= set(shown)
-    assert set(shown) - wanted == {"vae", "text_encoder", "text_encoder_2"}  # keys of [dtypes]
+    of_dtypes, of_files = {"vae", "text_encoder", "text_encoder_2"}, {"sweep"}
+    assert set(shown) - wanted == of_dtypes | of_files
 
 
 def test_the_table_of_columns_is_that_of_the_contract() -> None:

@@ -91,7 +91,7 @@ ORDER = """
     __init__ __main__
     cli
     report
-    driver
+    driver sweeps
     estimate engine
     diffusion
     dataset
