@@ -326,15 +326,29 @@ def test_packed_text(name: str, packed: str, tmp_path: Path, model_configs: Path
 
 
 def test_a_prompt_a_line(tmp_path: Path, model_configs: Path) -> None:
-    """Blank lines are none, a title is a header, columns make it a table, options of A1111's script are refused."""
+    """Blank lines are none, a title is a header, columns make it a table."""
     path = tmp_path / "m.txt"
     path.write_text('Prompts\n\n a "b", c \n# d\n{x}\n')
     assert prompts(path, model_configs) == [' a "b", c ', "# d", "{x}"]
     path.write_text("Prompt\tseed\na\t3\n")
     assert read(path, model_configs)[0][0].parameters.sampling.seed == 3
-    path.write_text('a\n--prompt "b" --steps 3\n--prompt c\n')
-    (found,) = problems(path, model_configs)
-    assert (found.row, "A1111" in found.message) == (2, True)
+
+
+def test_options_of_a1111s_script_are_columns(tmp_path: Path, model_configs: Path) -> None:
+    """The script takes all words up to the next option for the prompt, and pictures of a call times calls."""
+    path = tmp_path / "m.txt"
+    path.write_text(
+        'a\n--prompt "b, c" --negative_prompt d e --steps 3 --sampler_name "DPM++ 2M Karras" --seed 9 --n_iter 2\n'
+    )
+    rows = read(path, model_configs)[0]
+    assert [row.parameters.to_cells()["prompt"] for row in rows] == ["a", "b, c", "b, c"]
+    cells = rows[1].parameters.to_cells()
+    assert (cells["negative_prompt"], cells["num_inference_steps"], cells["seed"]) == ("d e", 3, 9)
+    assert cells["scheduler"] == "DPMSolverMultistepScheduler"
+    path.write_text("a\n--prompt b --tiling true\n--prompt 'b\n--steps\n--prompt a --n_iter x\n")
+    found = problems(path, model_configs)
+    assert [problem.row for problem in found] == [2, 3, 4, 5]
+    assert "--tiling is not read" in found[0].message
 
 
 def test_quotes_in_tables_with_tabs(tmp_path: Path, model_configs: Path) -> None:

@@ -91,7 +91,7 @@ ORDER = """
     __init__ __main__
     cli
     report
-    driver sweeps
+    driver sweeps embedded
     estimate engine
     diffusion
     dataset

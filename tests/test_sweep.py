@@ -391,7 +391,7 @@ def test_nothing_is_written_over_a_file_that_no_sweep_made(tmp_path: Path, batch
     before = mine.read_bytes()
     result = batchgen("sweep", _spec(tmp_path), "--output", mine)
     assert result.returncode == 2
-    assert "no sweep made" in result.stderr
+    assert "was not written so" in result.stderr
     assert mine.read_bytes() == before
 
 

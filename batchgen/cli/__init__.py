@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from batchgen.cli.generating import plan, run, sweep, validate
+from batchgen.cli.generating import plan, run, validate
+from batchgen.cli.manifests import manifest, sweep
 from batchgen.cli.outputs import retry, status, verify
 from batchgen.cli.prompts import explain
 from batchgen.errors import BatchgenError, InfrastructureError, Interrupted
@@ -59,5 +60,5 @@ def main() -> None:
     """
 
 
-for _command in (run, validate, plan, sweep, status, verify, retry, explain):
+for _command in (run, validate, plan, sweep, manifest, status, verify, retry, explain):
     main.add_command(_command)

@@ -24,7 +24,7 @@ from batchgen.options import ImageFormat, Layout
 if TYPE_CHECKING:
     from batchgen.job import Job
 
-__all__ = ["plan", "run", "sweep", "validate"]
+__all__ = ["plan", "run", "validate"]
 
 
 @click.command(cls=SourceCommand)
@@ -134,39 +134,6 @@ def plan(source: str, as_json: bool, **flags: Any) -> None:
       batchgen plan jobs/nightly.toml --output s3://bucket/2026-11-21
     """
     _print_plan(named_job(source, flags), as_json=as_json)
-
-
-@click.command()
-@click.argument("spec")
-@click.option("--output", "-o", metavar="MANIFEST", help="Write the rows here, as Parquet. Default: only count them.")
-@json_option
-def sweep(spec: str, output: str | None, as_json: bool) -> None:
-    """Compile axes and prompt templates into a manifest.
-
-    SPEC is a TOML file with the table [sweep], which manifests/README.md describes. `run`, `plan` and `validate` take
-    it as it is; a manifest of its own is for other tools. All rows are checked, and counted with an estimate, before
-    any is written.
-
-    \b
-    Examples:
-      batchgen sweep manifests/compare.toml
-      batchgen sweep manifests/compare.toml --output out/compare.parquet
-    """
-    from batchgen.driver import plan as plan_job
-    from batchgen.report.display import plan_table, sweep_table
-    from batchgen.sweeps import read_summary, write_manifest
-
-    job = named_job(spec, {})
-    found, summary = read_summary(job.manifest), plan_job(job)
-    rows = None if output is None else write_manifest(job.manifest, output)
-    if as_json:
-        click.echo(json.dumps({"manifest": output, **asdict(found), "plan": asdict(summary)}, ensure_ascii=False))
-        return
-    for line in summary.notices:
-        click.echo(line, err=True)
-    stdout().print(sweep_table(found), plan_table(summary))
-    if output is not None:
-        click.echo(f"wrote {rows:,} rows: {output}", err=True)
 
 
 def _print_plan(job: "Job", *, as_json: bool) -> None:

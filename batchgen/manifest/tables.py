@@ -4,12 +4,13 @@ Knows nothing of what a column means beyond its name.
 """
 
 import csv
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+from batchgen.errors import TextError
 from batchgen.manifest.names import find_column, fold
 from batchgen.manifest.problems import ProblemLog
 from batchgen.manifest.record import Record
+from batchgen.manifest.script_lines import is_script_line, read_script_line
 from batchgen.manifest.text import TextFile, find_separators
 
 __all__ = ["header_of", "is_table", "line_records", "table_records"]
@@ -97,10 +98,12 @@ def line_records(file: TextFile, problems: ProblemLog) -> Iterator[Record]:
         if number == 1 and fold(prompt) in _TITLES:
             file.notice(f"{file.file}: the first line, {prompt.strip()!r}, is taken for a header")
             continue
-        if re.match(r"\s*--[a-z_]+", prompt):
-            problems.add(
-                file.file, number, "prompt", "holds options of A1111's script; write a CSV with a column for each"
-            )
-        yield Record(
-            file=file.file, number=number, cells={"prompt": prompt}, columns=frozenset({"prompt"}), from_text=True
-        )
+        cells: Mapping[str, str] = {"prompt": prompt}
+        if is_script_line(prompt):
+            file.notice(f"{file.file} holds options of A1111's script; they are read as columns")
+            try:
+                cells = {"prompt_syntax": "a1111", **read_script_line(prompt)}
+            except TextError as error:
+                problems.add(file.file, number, None, str(error))
+                continue
+        yield Record(file=file.file, number=number, cells=cells, columns=frozenset(cells), from_text=True)
