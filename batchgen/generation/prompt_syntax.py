@@ -154,7 +154,10 @@ def find_unsupported(text: str, *, negative: bool = False) -> str | None:
             if mark == "]" and closed.has_bar:
                 return f"alternates in {written!r}, which is not supported; write a row for each, {_WORDS_MEANT}"
             if mark == "]" and closed.colon is not None and _WHEN.fullmatch(text, closed.colon + 1, place):
-                return f"changes at a step in {written!r}, which is not supported; write one text, {_WORDS_MEANT}"
+                return (
+                    f"changes at a step in {written!r}, which is not supported; write one text, (words:0.8) for a "
+                    f"weight, {_WORDS_MEANT}"
+                )
     return None
 
 
