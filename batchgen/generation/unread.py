@@ -39,12 +39,15 @@ def _kind(what: str, remedy: str, signs: str, looks: str) -> _Kind:
 
 _ASK_A1111 = "set prompt_syntax to a1111 to have it read"
 _ROWS = "write a row for each"
+_SWEEP = "write a row for each, or a sweep, which reads them"
 _TAGS = "<", r"<(?i:lora|lyco|hypernet):[^<>]*>?"
 
 _ANYWHERE = (
-    _kind("{a|b} alternatives", _ROWS, "{", r"\{[^{}]*\|[^{}]*\}"),
-    _kind("{name} placeholders or braces", "fill them in", "{", r"\{\{?[^\W\d_][\w ,.-]{0,60}\}{1,2}"),
-    _kind("__name__ wildcards", _ROWS, "__", r"(?<!\w)__[^\W_](?:[\w/*.-]*?[^\W_]|[\w/.-]*\*)?__(?![^\W_])"),
+    _kind("{a|b} alternatives", _SWEEP, "{", r"\{[^{}]*\|[^{}]*\}"),
+    _kind(
+        "{name} placeholders or braces", "fill them in, or take them out", "{", r"\{\{?[^\W\d_][\w ,.-]{0,60}\}{1,2}"
+    ),
+    _kind("__name__ wildcards", _SWEEP, "__", r"(?<!\w)__[^\W_](?:[\w/*.-]*?[^\W_]|[\w/.-]*\*)?__(?![^\W_])"),
     _kind(
         "tags of other programs",
         "take them out",
