@@ -5,7 +5,7 @@ BatchgenError
 │   └── ManifestProblems       all that is wrong with a manifest's rows
 ├── CellError                  a cell does not fit its column; becomes a problem of its row
 ├── ImageError                 a conditioning image cannot be used; the same
-├── LoraTagError               a prompt's <lora:...> cannot be read; the same
+├── PromptSyntaxError          a tag such as <lora:...> in a prompt cannot be read; the same
 ├── TextError                  a file of a manifest is no text; a problem of the file
 ├── UnknownSampler             no sampler of that name; the same
 ├── Interrupted                a signal or a limit ended the run; the same command resumes it      exit 3
@@ -44,12 +44,12 @@ __all__ = [
     "InfrastructureError",
     "InputError",
     "Interrupted",
-    "LoraTagError",
     "ManifestProblems",
     "ModelLoadError",
     "NotFound",
     "OutOfDeviceMemory",
     "OutputBusy",
+    "PromptSyntaxError",
     "StoreError",
     "TextError",
     "UnknownSampler",
@@ -102,8 +102,8 @@ class ImageError(BatchgenError, ValueError):
     """A conditioning image that cannot be used; the text says why."""
 
 
-class LoraTagError(BatchgenError, ValueError):
-    """A LoRA tag in a prompt that cannot be read; the text says what is wrong."""
+class PromptSyntaxError(BatchgenError, ValueError):
+    """A tag in a prompt that cannot be read; the text says what is wrong."""
 
 
 class TextError(BatchgenError, ValueError):

@@ -76,7 +76,7 @@ class Job:
     safety: Safety = Safety.KEEP
     memory: Memory = Memory.NORMAL
     save_steps: tuple[int, ...] = ()  # pictures after these sampling steps too, counted from 1
-    lora_folder: str | None = None  # where the LoRAs lie that prompts name; else in the manifest's folder
+    lora_folder: str | None = None  # of LoRAs and hypernetworks that prompts name; else the manifest's folder
     allow_pickle: bool = False  # read pickled weights too, with torch's weights-only loader
     file: str | None = field(default=None, compare=False)  # where it was read from, for messages; no key
 

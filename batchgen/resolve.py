@@ -19,6 +19,7 @@ from batchgen.errors import ImageError, InputError, StoreError
 from batchgen.generation.parameters import ImageRef, Parameters, decisive_cells
 from batchgen.generation.rules import Defaults, RowProblems, apply_rules, choose_task
 from batchgen.generation.tasks import Task
+from batchgen.generation.unread import UnreadSyntax
 from batchgen.identity import canonical, derive_seed, fingerprint, row_id
 from batchgen.images import decode
 from batchgen.index import Index
@@ -51,7 +52,7 @@ class Resolved:
     files: list[str]
     models: Mapping[str, Model]  # by name
     carried: Mapping[str, pa.DataType]  # unknown columns and their types
-    notices: list[str]  # one line each: aliases used, columns that look misspelt
+    notices: list[str]  # one line each: aliases used, columns that look misspelt, syntax that is read as words
     read: Set[str]  # every file besides the manifest's: conditioning images, and what adapters are read from
     kept: bool = False  # its rows are those that an earlier run resolved
 
@@ -78,7 +79,7 @@ def resolve(job: Job, index: Index, problems: ProblemLog) -> Resolved:
     carried = {} if problems.total else sorter.carried_types(files)
     if sorter.mixed and not problems.total:
         carried = _settled(carried, sorter.mixed, index, problems)
-    said = [*notices, *sorter.notices]
+    said = [*notices, *sorter.notices, *builder.unread.lines()]
     if builder.records == 0 and not problems.total:
         said.append(f"manifest {job.manifest} has no rows: there is nothing to make")
     beside = frozenset[str]() if problems.total else frozenset().union(*map(read_beside, files))
@@ -176,6 +177,7 @@ class _RowBuilder:
         self.models: dict[str, Model] = {}
         self.records = 0
         self.read: set[str] = set()  # files of the rows' images and adapters
+        self.unread = UnreadSyntax()
         self._job = job
         self._index = index
         self._problems = problems
@@ -209,6 +211,7 @@ class _RowBuilder:
         if row_problems or parsed.spoiled:
             return
         self._note_read(cells, inputs)
+        self.unread.add(cells, parsed.record.file, parsed.record.number)
         for copy in range(copies):
             self._add_row(parsed, task, model, cells, inputs, copy if copies > 1 else None)
 

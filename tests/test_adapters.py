@@ -55,6 +55,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     adapters.build_embedding(root / "embedding.safetensors", root / "sd1")
     adapters.build_embedding(root / "embedding-xl.safetensors", root / "sdxl")
     adapters.build_embedding(root / "embedding.pt", root / "sd1", format="a1111-pt")
+    adapters.build_hypernetwork(root / "hyper.pt", root / "sd1")
     adapters.build_ip_adapter(root / "ip", root / "sd1")
     adapters.build_vae(root / "vae")
     weights = load_file(root / "lora.safetensors")
@@ -151,6 +152,31 @@ WRONG: Mapping[str, tuple[Mapping[str, Any], str, str]] = {
         {"prompt": "a <lora:gone:1>", "prompt_syntax": "a1111"},
         "loras",
         "gone does not exist",
+    ),
+    "hypernetwork of a prompt, a pickle": (
+        {"prompt": "a <hypernet:hyper:1>", "prompt_syntax": "a1111"},
+        "hypernetwork",
+        "hyper.pt is a pickle",
+    ),
+    "hypernetwork of a prompt beside another": (
+        {"prompt": "a <hypernet:hyper:1>", "hypernetwork": "lora.safetensors", "prompt_syntax": "a1111"},
+        "prompt",
+        "names the hypernetwork 'hyper' beside another",
+    ),
+    "prompt that alternates": (
+        {"prompt": "a [red|blue] ball", "prompt_syntax": "a1111"},
+        "prompt",
+        "alternates in '[red|blue]', which is not supported",
+    ),
+    "negative prompt that changes": (
+        {"negative_prompt": "[red:blue:0.5]", "prompt_syntax": "a1111"},
+        "negative_prompt",
+        "changes at a step in '[red:blue:0.5]'",
+    ),
+    "second prompt of two": (
+        {"model": "{root}/sdxl", "prompt_2": "a AND b", "prompt_syntax": "a1111"},
+        "prompt_2",
+        "composes prompts by AND",
     ),
     "LoRA tag that is malformed": ({"prompt": "a <lora:x:much>", "prompt_syntax": "a1111"}, "prompt", "much"),
     "embedding of another family": (
@@ -442,3 +468,22 @@ def test_scales_and_paths_decide_what_is_done(root: Path) -> None:
         prints = {row.id: row.fingerprint for _, row in index.pending(None)}
     assert prints["0"] == prints["1"]
     assert len(set(prints.values())) == 3
+
+
+def test_tags_of_a_prompt_are_its_columns(root: Path) -> None:
+    """A LyCORIS file is a LoRA; names go without suffix. Scales and bytes are as if the columns had said so."""
+    cells: list[dict[str, Any]] = [
+        {"prompt": "a <lyco:lora:0.7> cat<hypernet:hyper:0.5>"},
+        {
+            "prompt": "a cat",
+            "loras": {"path": "lora.safetensors", "scale": 0.7},
+            "hypernetwork": {"path": "hyper.pt", "scale": 0.5},
+        },
+    ]
+    (root / "t.jsonl").write_text("\n".join(json.dumps({"seed": 1, "prompt_syntax": "a1111"} | one) for one in cells))
+    job = Job(manifest=str(root / "t.jsonl"), model=str(root / "sd1"), allow_pickle=True)
+    with resolved_rows(job) as (index, resolved):
+        rows = [row for _, row in index.pending(None)]
+    assert rows[0].parameters == rows[1].parameters
+    assert rows[0].fingerprint == rows[1].fingerprint
+    assert resolved.notices == []

@@ -52,7 +52,7 @@ def job(tmp_path: Path) -> Job:
     table = pa.table(
         {
             "id": [f"r{number}" for number in range(5)],
-            "prompt": [f"a castle {number}" for number in range(5)],
+            "prompt": [f"a {{red|blue}} castle {number}" for number in range(5)],
             "image": ["0.png", "1.png", "2.png", None, "0.png"],
             "guidance_scale": [7.1, 0.1, 3.0, None, 1e-7],
             "when": pa.array(
@@ -98,6 +98,7 @@ def test_what_was_kept_is_what_was_resolved(job: Job, store: Store) -> None:
     """Batch keys, rows with every value and type, carried types, models, notices."""
     rows, resolved = keep(store, job)
     assert len(rows) == 5
+    assert any("5 rows hold {a|b}" in line for line in resolved.notices)
     taken, found = take(store, job)
     assert taken == rows
     assert found == replace(resolved, kept=True)

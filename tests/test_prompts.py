@@ -13,8 +13,16 @@ from hypothesis import strategies as st
 from tiny_models import _tokenizer
 
 from batchgen.diffusion.prompts import Encoded, Prompt, PromptEncoder
-from batchgen.errors import InputError, LoraTagError
-from batchgen.generation.prompt_syntax import Break, LoraTag, Weighted, parse_loras, parse_weights, split_at
+from batchgen.errors import InputError, PromptSyntaxError
+from batchgen.generation.prompt_syntax import (
+    Break,
+    Tag,
+    Weighted,
+    find_unsupported,
+    parse_tags,
+    parse_weights,
+    split_at,
+)
 
 WIDTH, WIDTH_2, POOLED = 32, 48, 40
 LAYERS = 3
@@ -196,6 +204,33 @@ def test_escaped_text_is_kept(text: str) -> None:
     assert parse_weights(escaped) == [Weighted(text=text.replace("BREAK", ""), weight=1.0)]
 
 
+def test_what_changes_from_step_to_step_is_found() -> None:
+    """Incident: `[a:b:0.5]`, `[a|b]` and AND were read as words, colons and all, in A1111's syntax too."""
+    editing = ["[a:b:0.5]", "[a::.5]", "[b:10]", "[a:b: 1e-1 ]", "[16:9]", "[(a:1.2):b:0.5]", "([a [b:c:2] d]"]
+    alternating = ["[a|b]", "[a|]", "([a|(b:1.2)|c]:1.1)", "(a, [b|c]", "[(a)|b]"]
+    for text in editing:
+        assert "at a step" in str(find_unsupported(f"x {text} y")), text
+    for text in alternating:
+        assert "alternates" in str(find_unsupported(f"x {text} y")), text
+    assert "'[b:c:2]'" in str(find_unsupported("([a [b:c:2] d] e)"))
+    assert "AND" in str(find_unsupported("a AND b :0.6"))
+    assert find_unsupported("a AND b", negative=True) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["[a]", "[a:b]", "[(a:1.3)]", "[[a]]", "a | b", "at 12:30", "(a|b)", "[a (b|c)]", "SAND and", "[a:b:0.5"]
+)
+def test_brackets_that_weigh_are_no_steps(text: str) -> None:
+    assert find_unsupported(text) is None
+
+
+@given(st.text() | st.text(alphabet="()[]\\:|.1 a"))
+def test_what_is_escaped_is_no_step(text: str) -> None:
+    find_unsupported(text)
+    escaped = "".join(f"\\{letter}" if letter in "[]\\" else letter for letter in text.replace("AND", ""))
+    assert find_unsupported(escaped) is None
+
+
 @pytest.mark.parametrize(
     ("text", "rest", "tags"),
     [
@@ -208,8 +243,20 @@ def test_escaped_text_is_kept(text: str) -> None:
         ("<b> <lora> a < b", "<b> <lora> a < b", []),
     ],
 )
-def test_lora_tags(text: str, rest: str, tags: list[tuple[str, float]]) -> None:
-    assert parse_loras(text) == (rest, tuple(LoraTag(name=name, scale=scale) for name, scale in tags))
+def test_tags(text: str, rest: str, tags: list[tuple[str, float]]) -> None:
+    """The three kinds are read alike."""
+    for kind in ("lora", "lyco", "hypernet"):
+        wanted = tuple(Tag(kind=kind, name=name, scale=scale) for name, scale in tags)
+        written = text.replace("<lora", f"<{kind}")
+        assert parse_tags(written) == (rest.replace("<lora", f"<{kind}"), wanted)
+
+
+def test_tags_of_several_kinds_keep_their_order() -> None:
+    rest, tags = parse_tags("a <hypernet:h:0.5><lora:x> <lyco:y:2>b")
+    assert (rest, [(tag.kind, tag.name, tag.scale) for tag in tags]) == (
+        "a b",
+        [("hypernet", "h", 0.5), ("lora", "x", 1.0), ("lyco", "y", 2.0)],
+    )
 
 
 @pytest.mark.parametrize(
@@ -225,17 +272,17 @@ def test_lora_tags(text: str, rest: str, tags: list[tuple[str, float]]) -> None:
         "<lora:x:1_0>",
     ],
 )
-def test_malformed_lora_tags_are_quoted(text: str) -> None:
-    with pytest.raises(LoraTagError, match="write <lora:NAME:SCALE>") as caught:
-        parse_loras(text)
+def test_malformed_tags_are_quoted(text: str) -> None:
+    with pytest.raises(PromptSyntaxError, match="write <lora:NAME:SCALE>") as caught:
+        parse_tags(text)
     assert "<lora:" in str(caught.value)
 
 
 @given(st.text() | st.text(alphabet="<>lora:1 x"))
-def test_lora_tags_are_read_or_refused(text: str) -> None:
+def test_tags_are_read_or_refused(text: str) -> None:
     try:
-        rest, tags = parse_loras(text)
-    except LoraTagError:
+        rest, tags = parse_tags(text)
+    except PromptSyntaxError:
         return
     assert tags or rest == text
     assert all(tag.name and abs(tag.scale) < 1e6 for tag in tags)

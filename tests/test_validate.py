@@ -94,12 +94,13 @@ def test_a_bad_cell_is_named(
 @pytest.mark.parametrize("command", [["validate"], ["plan"], ["run", "--dry-run"]])
 def test_notices_are_said_by_every_command(command: list[str], batchgen: RunCli, tmp_path: Path) -> None:
     """Incident: `plan` kept to itself that a misspelt column was carried along."""
-    (tmp_path / "m.csv").write_text("prompt,Seed,stepss\na red ball,3,4\n")
+    (tmp_path / "m.csv").write_text("prompt,Seed,stepss\na red __ball__,3,4\n")
     output = [] if command == ["validate"] else ["--output", str(tmp_path / "out")]
     result = batchgen(*command, tmp_path / "m.csv", *output)
     assert result.returncode == 0
     assert "column 'Seed' is read as 'seed'" in result.stderr
     assert "did you mean 'num_inference_steps'?" in result.stderr
+    assert "1 row holds __name__ wildcards, read as words in plain syntax" in result.stderr
 
 
 def test_all_problems_of_all_rows_at_once(write_manifest: WriteManifest, model_configs: Path) -> None:

@@ -14,6 +14,7 @@ from batchgen.manifest.columns import COLUMNS, Kind
 
 __all__ = [
     "APPLIED",
+    "PROMPTS",
     "Adapter",
     "Canvas",
     "ClassGuidance",
@@ -94,6 +95,10 @@ class Prompting:
     def is_guided(self) -> bool:
         """Whether there is an unconditional pass."""
         return self.guidance_scale > 1
+
+
+PROMPTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")
+"""Columns that text encoders read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

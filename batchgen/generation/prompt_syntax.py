@@ -1,18 +1,19 @@
-r"""What people write into a prompt beside words: weights, chunk breaks, LoRA tags. Knows nothing of models or tokens.
+r"""What A1111's syntax has in a prompt beside words: weights, chunk breaks, tags. Knows nothing of models or tokens.
 
 The syntax is that of AUTOMATIC1111's stable-diffusion-webui (its `prompt_parser` and `extra_networks` modules and its
 wiki page on attention). Three differences, all where the web UI loses something: a lone backslash stays in the text,
 a weight that is no number (`(a:1.2.3)`) is text instead of an error, and `BREAK` breaks inside of brackets too.
-Prompt editing (`[from:to:when]`), alternation (`[a|b]`) and `AND` change the prompt from step to step; they are text.
+Prompt editing (`[from:to:when]`), alternation (`[a|b]`) and `AND` want other text states at each step, or several
+estimates of the noise, which diffusers' pipelines do not take; `find_unsupported` names them, and rows are refused.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from batchgen.errors import LoraTagError
+from batchgen.errors import PromptSyntaxError
 
-__all__ = ["Break", "LoraTag", "Weighted", "parse_loras", "parse_weights", "split_at"]
+__all__ = ["Break", "Tag", "Weighted", "find_unsupported", "parse_tags", "parse_weights", "split_at"]
 
 _NUMBER = r"[+-]?(?:[0-9]{1,6}(?:\.[0-9]*)?|\.[0-9]+)"  # at most six digits before the point: always finite
 _LEXEME = re.compile(
@@ -30,8 +31,14 @@ _STEP = 1.1  # what a bracket without a number multiplies or divides by
 _FACTORS = {"(": _STEP, "[": 1 / _STEP}
 _OPENING = {")": "(", "]": "["}
 
-_LORAS = re.compile(r"\s*(?:<lora:[^>]*>\s*)+")
-_LORA = re.compile(r"<lora:([^>]*)>")
+_TAGS = re.compile(r"\s*(?:<(?:lora|lyco|hypernet):[^>]*>\s*)+")
+_TAG = re.compile(r"<(lora|lyco|hypernet):([^>]*)>")
+_TAG_BEGUN = re.compile(r"<(lora|lyco|hypernet):")
+
+_MARK = re.compile(r"\\.|[()\[\]:|]", re.DOTALL)
+_WHEN = re.compile(rf"\s*{_NUMBER}(?:[eE][+-]?[0-9]+)?\s*")
+_AND = re.compile(r"\bAND\b")
+_WORDS_MEANT = r"\[ and \] where they are words, or prompt_syntax plain"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,11 +55,22 @@ class Break:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LoraTag:
-    """A LoRA that a prompt asks for, by the name written there."""
+class Tag:
+    """A LoRA (`lora`, `lyco`) or hypernetwork (`hypernet`) that a prompt asks for, by the name written there."""
 
+    kind: str
     name: str
     scale: float
+
+
+@dataclass(slots=True)
+class _Opened:
+    """A bracket that is not closed yet, and what was met since that is in no other bracket."""
+
+    bracket: str
+    start: int
+    colon: int | None = None  # place of the last one
+    has_bar: bool = False
 
 
 def parse_weights(text: str) -> list[Weighted | Break]:
@@ -93,19 +111,54 @@ def parse_weights(text: str) -> list[Weighted | Break]:
     return _merge(pieces)
 
 
-def parse_loras(text: str) -> tuple[str, tuple[LoraTag, ...]]:
+def parse_tags(text: str) -> tuple[str, tuple[Tag, ...]]:
     """Take the tags `<lora:NAME:SCALE>` and `<lora:NAME>` (scale 1) out of a prompt: what is left, and the tags.
 
-    White space on both sides of a tag becomes one space; a prompt without tags is returned as it is.
+    `lyco` and `hypernet` are read like `lora`. White space on both sides of a tag becomes one space; a prompt without
+    tags is returned as it is.
 
     Raises:
-        LoraTagError: a tag without a name, with a scale that is no number, with more than two parts, or never closed.
+        PromptSyntaxError: a tag without a name, with a scale that is no number, with more than two parts, or never
+            closed.
     """
-    tags = tuple(_lora_tag(match.group(1)) for match in _LORA.finditer(text))
-    rest = _LORAS.sub(lambda match: " " if match.group() != match.group().strip() else "", text)
-    if "<lora:" in rest:
-        raise LoraTagError("a <lora: tag is never closed; write <lora:NAME:SCALE>")
+    tags = tuple(_tag(*match.groups()) for match in _TAG.finditer(text))
+    rest = _TAGS.sub(lambda match: " " if match.group() != match.group().strip() else "", text)
+    if begun := _TAG_BEGUN.search(rest):
+        raise PromptSyntaxError(f"a {begun.group()} tag is never closed; write {begun.group()}NAME:SCALE>")
     return (rest.strip() if tags else rest), tags
+
+
+def find_unsupported(text: str, *, negative: bool = False) -> str | None:
+    """What in a prompt has the web UI sample in a way that is not done here, and what to write; None where nothing has.
+
+    As there, `AND` is a word in negative prompts, a colon inside of brackets asks for a number after it, and what
+    follows a backslash is text.
+    """
+    if not negative and _AND.search(text):
+        return (
+            "composes prompts by AND, which is not supported; write a row for each, 'and' where it is a word, or "
+            "prompt_syntax plain"
+        )
+    opened: list[_Opened] = []
+    for match in _MARK.finditer(text) if "[" in text else ():
+        mark, place = match.group(), match.start()
+        if mark in _FACTORS:
+            opened.append(_Opened(bracket=mark, start=place))
+        elif opened and mark == ":":
+            opened[-1].colon = place
+        elif opened and mark == "|":
+            opened[-1].has_bar = True
+        elif opened and _OPENING.get(mark) == opened[-1].bracket:
+            closed = opened.pop()
+            written = text[closed.start : place + 1]
+            if mark == "]" and closed.has_bar:
+                return f"alternates in {written!r}, which is not supported; write a row for each, {_WORDS_MEANT}"
+            if mark == "]" and closed.colon is not None and _WHEN.fullmatch(text, closed.colon + 1, place):
+                return (
+                    f"changes at a step in {written!r}, which is not supported; write one text, (words:0.8) for a "
+                    f"weight, {_WORDS_MEANT}"
+                )
+    return None
 
 
 def split_at(text: str, words: Sequence[str]) -> list[str]:
@@ -133,15 +186,16 @@ def _merge(pieces: Sequence[Weighted | Break]) -> list[Weighted | Break]:
     return merged or [Weighted(text="", weight=1.0)]
 
 
-def _lora_tag(inside: str) -> LoraTag:
+def _tag(kind: str, inside: str) -> Tag:
     name, *scales = (part.strip() for part in inside.split(":"))
+    written, wanted = f"<{kind}:{inside}>", f"write <{kind}:NAME:SCALE>"
     if not name:
-        raise LoraTagError(f"<lora:{inside}> names no LoRA; write <lora:NAME:SCALE>")
+        raise PromptSyntaxError(f"{written} has no name; {wanted}")
     if len(scales) > 1:
-        raise LoraTagError(f"<lora:{inside}> has more than a name and a scale; write <lora:NAME:SCALE>")
+        raise PromptSyntaxError(f"{written} has more than a name and a scale; {wanted}")
     if scales and not re.fullmatch(_NUMBER, scales[0]):
-        raise LoraTagError(f"<lora:{inside}>: the scale {scales[0]!r} is not a number; write <lora:NAME:SCALE>")
-    return LoraTag(name=name, scale=float(scales[0]) if scales else 1.0)
+        raise PromptSyntaxError(f"{written}: the scale {scales[0]!r} is not a number; {wanted}")
+    return Tag(kind=kind, name=name, scale=float(scales[0]) if scales else 1.0)
 
 
 def _whole_word(word: str) -> str:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any
 
-from batchgen.errors import CellError, InputError, LoraTagError, UnknownSampler
-from batchgen.generation.parameters import Control, ImagePrompt, ImageRef
-from batchgen.generation.prompt_syntax import parse_loras
+from batchgen.errors import CellError, InputError, PromptSyntaxError, UnknownSampler
+from batchgen.generation.parameters import PROMPTS, Control, ImagePrompt, ImageRef
+from batchgen.generation.prompt_syntax import find_unsupported, parse_tags
 from batchgen.generation.samplers import OPTIONS, find_sampler, option_problems
 from batchgen.generation.tasks import TASKS, Task, find_task, infer_task
 from batchgen.generation.watermark import capacity
@@ -33,6 +33,7 @@ _LISTED_CONTROL = (
 )
 _HANDOFF = 0.8  # of the noise schedule: where SDXL's authors let the refiner take over (Podell et al. 2023)
 _LEAST_SIDE = 8  # pixels
+_TAGGED = {"lora": "loras", "lyco": "loras", "hypernet": "hypernetwork"}  # columns, by the kinds of tags in prompts
 
 Values = dict[str, Any]
 """Cells of a row while the rules are applied: null where a column is taken and nothing stands for it."""
@@ -202,11 +203,11 @@ def _scheduler(values: Mapping[str, Any], model: Model, problems: RowProblems) -
 
 
 def _apply_prompts(values: Values, parsed: Parsed, model: Model, defaults: Defaults, problems: RowProblems) -> None:
-    """Size conditioning and the second prompt of SDXL; LoRAs named in a prompt of A1111's syntax."""
+    """Size conditioning and the second prompt of SDXL; what a prompt of A1111's syntax asks for besides."""
     if values["prompt"] is None and "prompt" not in parsed.spoiled:
         problems.add("prompt", missing_prompt(parsed.record))
-    for name in ("prompt", "negative_prompt"):
-        if "{prompt}" in (values[name] or ""):
+    for name in PROMPTS:
+        if "{prompt}" in (values.get(name) or ""):
             problems.add(
                 name, "holds {prompt}, as A1111's styles do, where a prompt is to stand; write one row for each prompt"
             )
@@ -219,19 +220,33 @@ def _apply_prompts(values: Values, parsed: Parsed, model: Model, defaults: Defau
         values["crops_coords_top_left"] = values.get("crops_coords_top_left") or (0, 0)
     elif values["negative_prompt"] is None:
         values["negative_prompt"] = ""  # the same to one tower; SDXL takes zeros for a missing one
-    if values["prompt_syntax"] != "a1111":
-        return
+    if values["prompt_syntax"] == "a1111":
+        _apply_syntax(values, model, defaults, problems)
+
+
+def _apply_syntax(values: Values, model: Model, defaults: Defaults, problems: RowProblems) -> None:
+    """Adapters that a prompt of A1111's syntax names go to their columns; what is not done of it is refused."""
+    for name in PROMPTS:
+        if reason := find_unsupported(values.get(name) or "", negative=name.startswith("negative")):
+            problems.add(name, reason)
     try:
-        values["prompt"], tags = parse_loras(values["prompt"] or "")
-    except LoraTagError as error:
+        values["prompt"], tags = parse_tags(values["prompt"] or "")
+    except PromptSyntaxError as error:
         problems.add("prompt", str(error))
         return
-    if tags and "loras" not in values:
-        problems.add("prompt", f"names the LoRA {tags[0].name!r}; a {model.family} takes none")
-    elif tags:
-        listed = values["loras"] or ()
-        listed = listed if isinstance(listed, (list, tuple)) else (listed,)
-        values["loras"] = [*listed, *({"path": defaults.adapters.lora(tag.name), "scale": tag.scale} for tag in tags)]
+    for tag in tags:
+        column = _TAGGED[tag.kind]
+        kind, given = ADAPTERS[column], values.get(column)
+        named = {"path": defaults.adapters.named(tag.name), "scale": tag.scale}
+        if column not in values:
+            problems.add("prompt", f"names the {kind.what} {tag.name!r}; a {model.family} takes none")
+        elif kind.in_list:
+            listed = given if isinstance(given, (list, tuple)) else () if given is None else (given,)
+            values[column] = [*listed, named]
+        elif given is None:
+            values[column] = named
+        else:
+            problems.add("prompt", f"names the {kind.what} {tag.name!r} beside another; a row takes one")
 
 
 def _apply_control(

@@ -153,7 +153,7 @@ COLUMNS: Mapping[str, Column] = {
         ),
         _text(
             "prompt_syntax",
-            "`a1111` reads weights `(word:1.3)`, `[word]`, `BREAK` and `<lora:name:0.8>`",
+            "`a1111` reads weights `(word:1.3)`, `[word]`, `BREAK`, `<lora:name:0.8>` and `<hypernet:name:1>`",
             default="plain",
             choices=("plain", "a1111"),
             tasks=_TEXT,

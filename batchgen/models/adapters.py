@@ -31,6 +31,7 @@ from batchgen.models.lora import check_lora, peft_config, peft_scale
 __all__ = ["ADAPTERS", "Finder", "adapter_files", "adapter_fingerprint", "anchored", "find_adapters", "image_encoder"]
 
 _BUILTIN = re.compile(r"builtin-[a-z0-9-]+")
+_SUFFIXES = (".safetensors", ".pt")  # that a name may lack; A1111 saves hypernetworks as the latter
 _PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth"})
 
 
@@ -56,15 +57,15 @@ class AdapterKind:
 class Finder:
     """Where the adapters of one manifest's rows lie.
 
-    `folder` is what relative paths start from, `lora_folder` where the LoRAs lie that prompts name.
+    `folder` is what relative paths start from, `lora_folder` where the LoRAs and hypernetworks lie that prompts name.
     """
 
     folder: str
     lora_folder: str | None = None
     allow_pickle: bool = False
 
-    def lora(self, name: str) -> str:
-        """The path of a LoRA that a prompt names: a file's name without its suffix, or a built-in companion's."""
+    def named(self, name: str) -> str:
+        """The path of an adapter that a prompt names: a file's name without its suffix, or a built-in companion's."""
         if self.lora_folder is None or _BUILTIN.fullmatch(name):
             return name
         return str(Path(self.lora_folder).expanduser() / name)
@@ -136,8 +137,9 @@ def _locate(name: str, kind: AdapterKind, finder: Finder) -> Path:
             raise CellError(str(error.args[0])) from None
     elif not path.is_absolute():
         path = Path(finder.folder) / path
-    if not path.exists() and path.with_name(f"{path.name}.safetensors").exists():
-        path = path.with_name(f"{path.name}.safetensors")
+    if not path.exists():
+        whole = (path.with_name(f"{path.name}{suffix}") for suffix in _SUFFIXES)
+        path = next((one for one in whole if one.exists()), path)
     if not path.exists():
         raise CellError(f"{path} does not exist; paths start from {finder.folder}")
     if path.is_dir() and not kind.weights:

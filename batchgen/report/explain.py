@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Explanation", "explain", "explanation_tables", "write_explanation"]
 
 SEED = 0  # where none is given: explaining the same prompt twice gives the same pictures
-_FLAGS = {"num_inference_steps": "--steps", "loras": "PROMPT"} | {
+_FLAGS = {"num_inference_steps": "--steps", "loras": "PROMPT", "hypernetwork": "PROMPT"} | {
     name: "--" + name.replace("_", "-")
     for name in ("clip_skip", "guidance_scale", "prompt_syntax", "scheduler", "seed")
 }
