@@ -132,6 +132,8 @@ def _settings(table: Mapping[str, Any], wrong: list[str]) -> dict[str, Any]:
 
 def _read_job(source: str, wrong: list[str]) -> dict[str, Any]:
     """The settings of a job file, with its paths seen from its folder; complaints go to `wrong`."""
+    if is_remote(source):
+        raise InputError(f"job {source}: job files are read from this machine; copy it here")
     path = Path(source).expanduser()
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))

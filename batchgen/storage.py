@@ -89,14 +89,23 @@ def _local(uri: str) -> Path:
 
 
 def join(base: str, relative: str) -> str:
-    """The URI that `relative` names seen from the folder `base`; absolute paths and URIs stay as they are."""
+    """The URI that `relative` names seen from the folder `base`; absolute paths and URIs stay as they are.
+
+    A relative path is normalised, and leads out of no bucket. The folder's own name is a key, in which `//` may stand.
+    """
     if is_remote(relative):
         return relative
     if "://" in relative or relative.startswith(("/", "~")):
         return str(_local(relative))
     if is_remote(base):
         protocol, _, path = base.partition("://")
-        return f"{protocol}://{PurePosixPath(path, relative)}"
+        bucket, *folders = path.split("/")
+        for name in os.path.normpath(relative).split("/"):
+            if name == "..":
+                folders = folders[:-1]
+            elif name != ".":
+                folders.append(name)
+        return f"{protocol}://{'/'.join([bucket, *folders])}"
     return os.path.normpath(_local(base) / relative)
 
 

@@ -49,6 +49,8 @@ BAD_CELLS: list[tuple[str, Any, str]] = [
     ("image", "text.png", "no image format"),
     ("image", "cut.png", "truncated"),
     ("model", "./absent", "neither 'builtin'"),
+    ("model", "s3://bucket/model", "read from this machine"),
+    ("loras", "s3://bucket/lora.safetensors", "read from this machine"),
     ("class_label", 1, "means nothing to text-to-image; leave it null"),
     ("clip_skip", 0, "between 1"),
     ("prompt", "a\x00b", "NUL"),

@@ -17,6 +17,7 @@ from typing import Any
 from batchgen import builtin
 from batchgen.errors import InputError, ModelLoadError
 from batchgen.options import Family
+from batchgen.storage import is_remote
 
 __all__ = [
     "Family",
@@ -128,6 +129,8 @@ def find_model(name: str, *, config: str | None = None) -> Model:
         return _folder_model(name, path)
     if path.is_file():
         return _single_file_model(name, path, config)
+    if is_remote(name):
+        raise InputError(f"model {name!r} lies in a store, and models are read from this machine; copy it here")
     if "://" not in name and _HUB_ID.fullmatch(name) and not name.startswith("."):
         return _hub_model(name)
     raise InputError(
