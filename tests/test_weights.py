@@ -47,9 +47,7 @@ def hooked() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("content", [Runs(), {"string_to_param": Runs()}, {"x": nn.Linear(1, 1)}, hooked()])
-def test_a_pickle_with_more_in_it_runs_nothing(
-    content: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pickle_with_more_in_it_runs_nothing(content: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Modules and functions are refused, and nothing of them runs."""
     monkeypatch.chdir(tmp_path)
     torch.save(content, "x.pt")

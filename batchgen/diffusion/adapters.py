@@ -17,13 +17,13 @@ from diffusers import AutoencoderKL, ControlNetModel
 from PIL.Image import Image
 
 from batchgen.diffusion.hypernetworks import Hypernetwork
-from batchgen.diffusion.loading import Components, one_line, translate
+from batchgen.diffusion.loading import Components, translate
 from batchgen.diffusion.lora import plain_lora
 from batchgen.diffusion.pipelines import make_pipeline
 from batchgen.diffusion.pose import PoseReader
 from batchgen.diffusion.prompts import PromptEncoder
 from batchgen.diffusion.weights import read_bundled, read_weights, token_vectors
-from batchgen.errors import InputError
+from batchgen.errors import InputError, one_line
 from batchgen.generation.parameters import Adapter, Control, ImagePrompt, Parameters, RowAdapters
 from batchgen.models.adapters import adapter_fingerprint, image_encoder
 from batchgen.models.catalog import Family, Model

@@ -10,8 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch.serialization import safe_globals
 
-from batchgen.diffusion.loading import one_line
-from batchgen.errors import InputError
+from batchgen.errors import InputError, one_line
 from batchgen.models.lora import BUNDLED
 
 __all__ = ["read_bundled", "read_weights", "token_vectors"]

@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from batchgen.engine.queue import Finished, Try
-from batchgen.errors import ClusterError, DeviceLost
+from batchgen.errors import ClusterError, DeviceLost, one_line, printable
 from batchgen.job import WorkerResources
 from batchgen.machine import cores
 from batchgen.options import Device
@@ -86,7 +86,7 @@ def cluster(address: str | None, workers: int | None) -> Iterator[Capacity]:
     except SystemExit:  # Ray's own answer to a SIGTERM while it starts
         raise KeyboardInterrupt from None
     except (RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         if address is None:
             raise ClusterError(f"Ray did not start: {reason}") from error
         raise ClusterError(
@@ -255,5 +255,5 @@ class Pool:
         except RayActorError:
             return None
         except RayError as error:  # the result could not be sent or stored
-            result = lost(f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}")
+            result = lost(printable(f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"))
         return Finished(tried=place.running.pop(reference), result=result)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from batchgen import builtin
-from batchgen.errors import InputError, ModelLoadError
+from batchgen.errors import InputError, ModelLoadError, one_line
 from batchgen.options import Family
 from batchgen.storage import is_remote
 
@@ -189,9 +189,8 @@ def _hub_model(name: str) -> Model:
     try:
         folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=["*.json"]))
     except Exception as error:  # the hub's client raises errors of its HTTP library, which differ between versions
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
-            f"model {name!r} is no folder or file here, and not to be had from the hub: {reason}"
+            f"model {name!r} is no folder or file here, and not to be had from the hub: {one_line(error)}"
         ) from error
     return Model(
         name=name,
