@@ -50,11 +50,7 @@ def test_errors_and_ledgers() -> None:
 def test_what_is_said_of_a_manifest(write_manifest: WriteManifest, model_configs: Path, flags: list[str]) -> None:
     """Problems and notices with the file's and the cells' own words; JSON gives the file's name as it is."""
     runner = CliRunner()
-    wrong = [
-        {"prompt": "a", "id": f"x{RED}"},
-        {"prompt": "a", "id": f"x{RED}"},
-        {"prompt": "a", "image": f"\x9bm{RED}"},
-    ]
+    wrong = [{"prompt": "a", "id": f"x{RED}"}, {"prompt": "a", "id": f"x{RED}"}, {"prompt": "a", "image": f"\x9b{RED}"}]
     right = {"prompt": f"a {RED}cat", "stepp": 1, f"stepz{RED}": 2}
     for name, rows, status in ((f"{RED}m.jsonl", wrong, 2), (f"{RED}n.jsonl", [right], 0)):
         path = write_manifest(name, rows)
