@@ -33,7 +33,7 @@ from batchgen.options import Device, Dtype
 from batchgen.resolve import Resolved, resolve
 from batchgen.rows import DoneRow, Receipt, Shard, Status, failed_row
 from batchgen.sharding import Sizing, make_shards, shard_notices
-from batchgen.storage import Store, open_store, probe, require_place
+from batchgen.storage import Store, open_store, pattern_in, probe, require_place
 from batchgen.trials import try_schedulers
 from batchgen.work import Failure
 
@@ -89,7 +89,7 @@ def check(job: Job, *, output: bool = False) -> CheckedJob:
         rows, notices = index.counts().total, list(resolved.notices)
         if store is not None and rows:
             wanted = _wanted(job, fit_to_output(resolved, store, index))
-            notices += _left_out(Dataset.begin(store, wanted, create=False), wanted)
+            notices += _shortcomings(Dataset.begin(store, wanted, create=False), wanted)
         return CheckedJob(rows=rows, files=resolved.files, notices=notices)
 
 
@@ -125,7 +125,7 @@ def plan(job: Job) -> PlanSummary:
         if store is not None and index.counts().total:
             wanted = _wanted(job, resolved)
             dataset = Dataset.begin(store, wanted, create=False)
-            notices += _left_out(dataset, wanted)
+            notices += _shortcomings(dataset, wanted)
             measured = _survey(dataset, index, repair=False)
             outdated = compare_carried(dataset, index)
         device = _local_device(job.device)
@@ -168,7 +168,7 @@ def run(job: Job, *, source: str, limit: int | None, reporter: Reporter) -> Coun
         Dataset.begin(store, wanted, create=False)  # a conflict is found before anything is written
         probe(store)
         dataset = Dataset.begin(store, wanted, create=True)
-        for line in _left_out(dataset, wanted):
+        for line in _shortcomings(dataset, wanted):
             reporter.notice(line)
         store = open_store(job.require_output(), job.storage_options)  # from here on, retry patiently
         dataset = replace(dataset, store=store)
@@ -243,7 +243,7 @@ class _Run:
         job = self.job
         with (
             self._recorded(control, LIMIT_REACHED if to_make < pending else FINISHED) as record,
-            cluster(job.address, job.workers) as capacity,
+            cluster(job.address, job.workers, reporter.notice) as capacity,
             signals(control, reporter.notice),
         ):
             device = capacity.device(job.device)
@@ -417,17 +417,26 @@ def _reach(job: Job) -> Store:
     """The output's store, after a first look: wrong keys, a missing bucket and a dead endpoint show within seconds."""
     require_place(job.require_output())
     store = open_store(job.require_output(), job.storage_options, quick=True)
-    store.names(".batchgen")
+    begun = "output.json" in store.names(".batchgen")
+    if not begun and (mark := pattern_in(store.uri)) is not None:
+        raise InputError(f"output {store.uri}: {_misread(mark)}; choose another name")
     return store
+
+
+def _misread(mark: str) -> str:
+    return f"DuckDB, Polars or datasets take a path with {mark} in it for a pattern, and cannot read what is there"
 
 
 def _wanted(job: Job, resolved: Resolved) -> OutputFormat:
     return new_format(job.layout, job.format, resolved.carried)
 
 
-def _left_out(dataset: Dataset, wanted: OutputFormat) -> list[str]:
-    names = ", ".join(dataset.left_out(wanted))
-    return [f"{dataset.uri} was begun before the columns {names}; its metadata goes without"] if names else []
+def _shortcomings(dataset: Dataset, wanted: OutputFormat) -> Iterator[str]:
+    """What is worth saying of an output that is there already."""
+    if names := ", ".join(dataset.left_out(wanted)):
+        yield f"{dataset.uri} was begun before the columns {names}; its metadata goes without"
+    if (mark := pattern_in(dataset.uri)) is not None:
+        yield f"{dataset.uri}: {_misread(mark)}; rename the folder when no run goes on"
 
 
 def _survey(dataset: Dataset, index: Index, *, repair: bool) -> Measured:

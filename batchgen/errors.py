@@ -21,9 +21,11 @@ BatchgenError
     ├── DeviceLost             the device cannot be used any more by this process
     └── ClusterError
 
-`ErrorClass` is what becomes of them in the failure ledger.
+`ErrorClass` is what becomes of them in the failure ledger. No text of theirs holds a terminal code, whoever's words and
+cells it repeats: `printable` is what they pass through, and what all passes through that is said on a terminal.
 """
 
+import re
 from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar
 
@@ -53,7 +55,28 @@ __all__ = [
     "StoreError",
     "TextError",
     "UnknownSampler",
+    "one_line",
+    "printable",
 ]
+
+LONGEST_LINE = 300  # characters of an error in another library's words; some of them run over many lines
+_TERMINAL_CODES = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # colors, cursor
+    r"|(?:\x1b\]|\x9d)[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)"  # titles, links
+)
+# those of terminals, those that turn the direction of text, and halves of characters, which cannot be written
+_CONTROLS = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """The text with its control characters spelt out (`\\x1b`); line ends and tabs stay."""
+    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong, without a library's colors, in a line of at most 300 characters."""
+    text = printable(_TERMINAL_CODES.sub("", " ".join(str(error).split()))) or type(error).__name__
+    return text if len(text) <= LONGEST_LINE else text[: LONGEST_LINE - 3] + "..."
 
 
 class ErrorClass(StrEnum):
@@ -78,6 +101,9 @@ class BatchgenError(Exception):
     """Base of every error that batchgen raises on purpose; its text is one line that says what to try."""
 
     exit_code: ClassVar[int] = 1
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class InputError(BatchgenError):

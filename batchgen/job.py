@@ -132,6 +132,8 @@ def _settings(table: Mapping[str, Any], wrong: list[str]) -> dict[str, Any]:
 
 def _read_job(source: str, wrong: list[str]) -> dict[str, Any]:
     """The settings of a job file, with its paths seen from its folder; complaints go to `wrong`."""
+    if is_remote(source):
+        raise InputError(f"job {source}: job files are read from this machine; copy it here")
     path = Path(source).expanduser()
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -224,12 +226,16 @@ def _typed(hint: Any, value: Any, name: str, wrong: list[str]) -> Any:
 def _checked_defaults(table: Any, wrong: list[str]) -> dict[str, Any]:
     """[defaults] by canonical column name, in the columns' types."""
     defaults: dict[str, Any] = {}
+    spelt: dict[str, str] = {}  # the key of each column
     for key, value in table.items() if isinstance(table, dict) else ():
         column = COLUMNS.get(find_column(key, own=True) or "")
         if column is None or column.name not in DEFAULT_COLUMNS:
             near = None if column is not None else suggest(key)
             hint = "" if near is None else f"; did you mean {near!r}?"
             wrong.append(f"[defaults] takes no {key!r}{hint}")
+            continue
+        if (other := spelt.setdefault(column.name, key)) != key:
+            wrong.append(f"[defaults] {key} means {column.name!r}, and so does {other}; drop one of them")
             continue
         try:
             defaults[column.name] = parse_cell(column, value, from_text=False)

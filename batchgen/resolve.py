@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from batchgen.errors import ImageError, InputError, StoreError
+from batchgen.errors import ImageError, InputError, StoreError, printable
 from batchgen.generation.parameters import ImageRef, Parameters, decisive_cells
 from batchgen.generation.rules import Defaults, RowProblems, apply_rules, choose_task
 from batchgen.generation.tasks import Task
@@ -82,6 +82,7 @@ def resolve(job: Job, index: Index, problems: ProblemLog) -> Resolved:
     said = [*notices, *sorter.notices, *builder.unread.lines()]
     if builder.records == 0 and not problems.total:
         said.append(f"manifest {job.manifest} has no rows: there is nothing to make")
+    said = [printable(line) for line in said]
     beside = frozenset[str]() if problems.total else frozenset().union(*map(read_beside, files))
     return Resolved(files=files, models=builder.models, carried=carried, notices=said, read=builder.read | beside)
 

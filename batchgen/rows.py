@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from batchgen.errors import ErrorClass
+from batchgen.errors import ErrorClass, printable
 from batchgen.generation.parameters import ImageRef, Parameters
 from batchgen.identity import shard_id
 
@@ -158,4 +158,6 @@ class Receipt:
 
 def failed_row(row: Row, error_class: ErrorClass, error: str, attempts: int = 1) -> FailedRow:
     """The record of a row that could not be made."""
-    return FailedRow(id=row.id, fingerprint=row.fingerprint, error_class=error_class, error=error, attempts=attempts)
+    return FailedRow(
+        id=row.id, fingerprint=row.fingerprint, error_class=error_class, error=printable(error), attempts=attempts
+    )

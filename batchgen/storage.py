@@ -25,6 +25,7 @@ __all__ = [
     "join",
     "open_input",
     "open_store",
+    "pattern_in",
     "read_input",
     "read_json",
     "require_place",
@@ -35,6 +36,7 @@ SINGLE_PUT = 2 << 30  # bytes; s3fs would go over to multipart at 100 MB, where 
 _QUICK = {"connect_timeout": 4, "read_timeout": 10, "retries": {"total_max_attempts": 2, "mode": "standard"}}
 _PATIENT = {"connect_timeout": 10, "read_timeout": 60, "retries": {"total_max_attempts": 8, "mode": "standard"}}
 _S3 = ("s3://", "s3a://")
+_PATTERNS = ("[", "*", "?", "::", "\\")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,14 +91,23 @@ def _local(uri: str) -> Path:
 
 
 def join(base: str, relative: str) -> str:
-    """The URI that `relative` names seen from the folder `base`; absolute paths and URIs stay as they are."""
+    """The URI that `relative` names seen from the folder `base`; absolute paths and URIs stay as they are.
+
+    A relative path is normalised, and leads out of no bucket. The folder's own name is a key, in which `//` may stand.
+    """
     if is_remote(relative):
         return relative
     if "://" in relative or relative.startswith(("/", "~")):
         return str(_local(relative))
     if is_remote(base):
         protocol, _, path = base.partition("://")
-        return f"{protocol}://{PurePosixPath(path, relative)}"
+        bucket, *folders = path.split("/")
+        for name in os.path.normpath(relative).split("/"):
+            if name == "..":
+                folders = folders[:-1]
+            elif name != ".":
+                folders.append(name)
+        return f"{protocol}://{'/'.join([bucket, *folders])}"
     return os.path.normpath(_local(base) / relative)
 
 
@@ -133,6 +144,11 @@ def require_place(uri: str) -> None:
     for place in (folder, folder / ".batchgen", folder / "data"):
         if place.is_dir() and not os.access(place, os.W_OK | os.X_OK):
             raise InputError(f"output {uri}: {place} cannot be written to; change its permissions, or choose another")
+
+
+def pattern_in(uri: str) -> str | None:
+    """What in a path DuckDB, Polars or `datasets` take for a pattern, a chain or an escape; None where nothing is."""
+    return next((mark for mark in _PATTERNS if mark in uri.rpartition("://")[2]), None)
 
 
 def probe(store: Store) -> None:

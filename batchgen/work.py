@@ -14,7 +14,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol, Self
 
-from batchgen.errors import CanaryDied, ErrorClass, InputError, ModelLoadError, OutOfDeviceMemory, StoreError
+from batchgen.errors import (
+    CanaryDied,
+    ErrorClass,
+    InputError,
+    ModelLoadError,
+    OutOfDeviceMemory,
+    StoreError,
+    one_line,
+)
 
 __all__ = ["Failure", "FailureKind", "Unit", "Work", "Worker", "failure_of", "lost"]
 
@@ -43,7 +51,6 @@ _MEANING: Mapping[type[Exception], tuple[FailureKind, ErrorClass]] = {
     OutOfDeviceMemory: (FailureKind.TRANSIENT, ErrorClass.MEMORY),
     InputError: (FailureKind.PERMANENT, ErrorClass.INPUT),
 }
-LONGEST_MESSAGE = 300  # characters; some libraries' own run over many lines
 
 
 def failure_of(error: Exception) -> Failure:
@@ -51,7 +58,7 @@ def failure_of(error: Exception) -> Failure:
     for known, (kind, error_class) in _MEANING.items():
         if isinstance(error, known):
             return Failure(kind=kind, error_class=error_class, message=str(error))
-    message = f"{type(error).__name__}: {' '.join(str(error).split())[:LONGEST_MESSAGE]}"
+    message = f"{type(error).__name__}: {one_line(error)}"
     return Failure(kind=FailureKind.TRANSIENT, error_class=ErrorClass.GENERATION, message=message)
 
 

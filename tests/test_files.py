@@ -86,6 +86,8 @@ def test_a_partition_beside_a_column(tmp_path: Path, model_configs: Path) -> Non
     (found,) = problems(file, model_configs)
     assert (found.row, found.column) == (2, "seed")
     assert partitions_of("/x=1/y/a=b=c/d=/m.csv") == {"a": "b=c", "d": ""}
+    with pytest.raises(InputError, match="two of its folders name the column 'seed'"):
+        partitions_of("/seed=1/seed=2/m.csv")
 
 
 def test_empty_parts_are_passed_over(tmp_path: Path, model_configs: Path) -> None:

@@ -117,6 +117,7 @@ def test_paths_start_from_the_jobs_folder(tmp_path: Path) -> None:
         ("[defaults]\nimage = 'a.png'", "takes no 'image'"),
         ("[defaults]\nsteps = 'many'", "steps"),
         ("[defaults]\nwidth = 65", "64 or 72"),
+        ("[defaults]\nsteps = 3\nnum_inference_steps = 4", "and so does steps"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, line: str, said: str) -> None:

@@ -71,11 +71,15 @@ def test_a_kept_output_is_read(name: str, kept: Path, batchgen: RunCli) -> None:
 
 @outputs
 def test_nothing_of_a_kept_output_is_made_again(name: str, kept: Path, batchgen: RunCli) -> None:
-    """The same manifest and job: no worker starts, nothing changes, and the row that failed is still reported."""
-    output = kept / name
+    """The same manifest and job: no worker starts, nothing changes, and the row that failed is still reported.
+
+    It lies where a new one is refused, since readers take brackets for a pattern: that is said.
+    """
+    output = (kept / name).rename(kept / f"{name} [1]")
     before, runs = contents(output), list(output.glob(".batchgen/runs/*"))
-    result = batchgen("run", kept / f"{name}.toml")
+    result = batchgen("run", kept / f"{name}.toml", "--output", output)
     assert result.returncode == 1, result.stderr
+    assert "for a pattern" in result.stderr
     assert "5 of 6 rows done, 1 failed" in result.stderr
     assert contents(output) == before
     assert list(output.glob(".batchgen/runs/*")) == runs

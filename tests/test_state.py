@@ -179,7 +179,7 @@ def test_a_cluster_that_does_not_answer_is_said_within_seconds() -> None:
     from batchgen.engine.pool import cluster
 
     started = time.monotonic()
-    with pytest.raises(ClusterError, match=r"127\.0\.0\.1:1"), cluster("127.0.0.1:1", 1):
+    with pytest.raises(ClusterError, match=r"127\.0\.0\.1:1"), cluster("127.0.0.1:1", 1, print):
         pass
     assert time.monotonic() - started < 10
 

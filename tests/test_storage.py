@@ -14,6 +14,7 @@ from s3_faults import Fault, Kind, fault_proxy
 from s3_server import S3Server
 
 from batchgen.errors import AlreadyExists, NotFound, StoreError
+from batchgen.manifest.files import folder_of
 from batchgen.storage import PROBE_KEY, Entry, Store, expand, join, open_input, open_store, probe, read_input
 
 
@@ -203,11 +204,17 @@ def test_written_files_can_be_read_by_others(tmp_path: Path) -> None:
         ("s3://bucket/a", "c.png", "s3://bucket/a/c.png"),
         ("s3://bucket", "c.png", "s3://bucket/c.png"),
         ("s3://bucket/a", "s3://other/c.png", "s3://other/c.png"),
+        ("s3://bucket/a", "s3://bucket//b//../c.png", "s3://bucket//b//../c.png"),
+        ("s3://bucket/a/b", "../c/./d//e.png", "s3://bucket/a/c/d/e.png"),
+        ("s3://bucket/a", "../../../c.png", "s3://bucket/c.png"),
+        ("s3://bucket/a//b", "c.png", "s3://bucket/a//b/c.png"),
+        ("s3://bucket/a//b", "../c.png", "s3://bucket/a//c.png"),
+        ("s3://bucket/a/", "../c.png", "s3://bucket/a/c.png"),
         ("/a", "https://host/c.png", "https://host/c.png"),
     ],
 )
 def test_join(base: str, relative: str, expected: str) -> None:
-    """Relative paths start from the folder of what names them; absolute ones and URIs stay."""
+    """Relative paths start from the folder of what names them and stay in its bucket; absolute ones and URIs stay."""
     assert join(base, relative) == expected
 
 
@@ -256,6 +263,19 @@ def test_inputs_of_both_kinds(store_uri: str, tmp_path: Path) -> None:
 
 
 # S3 alone
+
+
+@pytest.mark.s3
+def test_keys_are_keys(s3_bucket: str) -> None:
+    """A manifest below a prefix with an empty name in it, found by its name, folder or glob, finds its images."""
+    store = open_store(s3_bucket)
+    for key in ("set//m/up.csv", "set//images/a.png", "set/images/a.png"):
+        store.write(key, key.encode())
+    for source in ("set//m/up.csv", "set//m", "set//m/", "set//m/*.csv"):
+        (manifest,) = expand(f"{s3_bucket}/{source}", [".csv"])
+        assert read_input(manifest) == b"set//m/up.csv"
+        assert read_input(join(folder_of(manifest), "../images/a.png")) == b"set//images/a.png"
+        assert read_input(join(folder_of(manifest), "../../images/a.png")) == b"set/images/a.png"
 
 
 def in_child(uri: str, env: dict[str, str]) -> tuple[str, float]:

@@ -49,6 +49,8 @@ BAD_CELLS: list[tuple[str, Any, str]] = [
     ("image", "text.png", "no image format"),
     ("image", "cut.png", "truncated"),
     ("model", "./absent", "neither 'builtin'"),
+    ("model", "s3://bucket/model", "read from this machine"),
+    ("loras", "s3://bucket/lora.safetensors", "read from this machine"),
     ("class_label", 1, "means nothing to text-to-image; leave it null"),
     ("clip_skip", 0, "between 1"),
     ("prompt", "a\x00b", "NUL"),
@@ -354,6 +356,17 @@ def test_numbers_are_spelt_as_everywhere(write_manifest: WriteManifest, model_co
     assert [(problem.row, problem.column) for problem in found] == [(1, "seed"), (2, "seed"), (4, "seed")]
 
 
+def test_a_key_twice_in_a_map(write_manifest: WriteManifest, model_configs: Path) -> None:
+    """Arrow's maps may hold one, and numbers of text have one spelling, without separators of thousands."""
+    options = pa.map_(pa.string(), pa.float64())
+    rows = [{"prompt": "a", "scheduler_kwargs": [("beta_end", 0.1), ("beta_end", 0.2)]}]
+    (found,) = problems(write_manifest("m.parquet", rows, scheduler_kwargs=options), model_configs)
+    assert "says 'beta_end' twice" in found.message
+    rows = [{"prompt": "a", "seed": "1,000"}, {"prompt": "a", "guidance_scale": "7,5"}]
+    said = [problem.message for problem in problems(write_manifest("m.csv", rows), model_configs)]
+    assert [message.rpartition("; ")[2] for message in said] == ["write 1000", "write a point for the comma"]
+
+
 @pytest.mark.parametrize(
     ("line", "key"),
     [
@@ -391,10 +404,12 @@ def test_validate_sees_what_an_output_would_refuse(
 def test_places_that_no_run_can_use(
     command: list[str], tmp_path: Path, write_manifest: WriteManifest, batchgen: RunCli
 ) -> None:
-    """A file, what lies below one, a folder that cannot be written to: all commands refuse alike."""
+    """A file, what lies below one, a folder that cannot be written to, a pattern: all commands refuse alike."""
     manifest = write_manifest("m.jsonl", [{"prompt": "a"}])
     (tmp_path / "sealed").mkdir(mode=0o555)
-    places = [manifest, manifest / "out"] + ([tmp_path / "sealed", tmp_path / "sealed" / "out"] if os.geteuid() else [])
+    places = [manifest, manifest / "out", tmp_path / "a[b", tmp_path / "a::b" / "out"]
+    places += [tmp_path / "sealed", tmp_path / "sealed" / "out"] if os.geteuid() else []
     for place in places:
         done = batchgen(*command, manifest, "--output", place)
         assert done.returncode == 2 and f"output {place}" in done.stderr, done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"m.jsonl", "sealed"}

@@ -90,7 +90,9 @@ def test_another_kind_of_work_runs_on_the_pool(tmp_path: Path, monkeypatch: pyte
     done: dict[int, int] = {}
     failed: list[tuple[tuple[int, ...], ErrorClass]] = []
     retried: list[ErrorClass] = []
-    with cluster(None, 2) as _capacity:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("long" * 20)))  # no socket's path may be so long
+    said: list[str] = []
+    with cluster(None, 2, said.append) as _capacity:
         pool = Pool(Work(make_worker=Squaring(folder=tmp_path).make_worker), 2, WorkerResources())
         try:
             drive(
@@ -108,6 +110,7 @@ def test_another_kind_of_work_runs_on_the_pool(tmp_path: Path, monkeypatch: pyte
     assert sorted(failed) == [((7, 8), ErrorClass.INPUT), ((13,), ErrorClass.WORKER)]
     assert (tmp_path / "5").exists() and (tmp_path / "3").exists()  # both failed once
     assert retried
+    assert [line.endswith("Ray keeps them in /tmp/ray") for line in said] == [True]
 
 
 def test_the_toy_kind_is_one_as_the_engine_knows_it() -> None:

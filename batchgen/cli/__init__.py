@@ -13,7 +13,8 @@ from batchgen.cli.generating import plan, run, validate
 from batchgen.cli.manifests import manifest, sweep
 from batchgen.cli.outputs import retry, status, verify
 from batchgen.cli.prompts import explain
-from batchgen.errors import BatchgenError, InfrastructureError, Interrupted
+from batchgen.cli.shared import say
+from batchgen.errors import BatchgenError, InfrastructureError, Interrupted, one_line
 from batchgen.version import __version__
 
 __all__ = ["main"]
@@ -28,20 +29,18 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except BatchgenError as error:
             for line in str(error).splitlines():
-                click.echo(line if isinstance(error, Interrupted) else f"error: {line}", err=True)
+                say(line if isinstance(error, Interrupted) else f"error: {line}", err=True)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
-            click.echo("stopped; the same command goes on", err=True)
+            say("stopped; the same command goes on", err=True)
             ctx.exit(Interrupted.exit_code)
         except (click.ClickException, click.exceptions.Exit, click.Abort, SystemExit):
             raise
         except Exception as error:  # a mistake of ours: one line for the user, all of it for a report
             if os.environ.get("BATCHGEN_TRACEBACK"):
                 raise
-            text = " ".join(str(error).split())
-            click.echo(
-                f"error: {type(error).__name__}: {text} (unexpected; BATCHGEN_TRACEBACK=1 shows where)", err=True
-            )
+            text = one_line(error)
+            say(f"error: {type(error).__name__}: {text} (unexpected; BATCHGEN_TRACEBACK=1 shows where)", err=True)
             ctx.exit(InfrastructureError.exit_code)
 
 

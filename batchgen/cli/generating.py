@@ -1,6 +1,5 @@
 """Commands on a manifest or a job: run, validate, plan."""
 
-import json
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,8 @@ from batchgen.cli.shared import (
     generation_options,
     json_option,
     named_job,
+    say,
+    say_json,
     stderr,
     stdout,
 )
@@ -58,14 +59,14 @@ def run(source: str, limit: int | None, dry_run: bool, as_json: bool, **flags: A
         counts = run_job(job, source=source, limit=limit, reporter=RunDisplay(stderr()))
     except Interrupted as error:
         if as_json and error.counts is not None:
-            click.echo(json.dumps({"output": job.output, **asdict(error.counts), "interrupted": str(error)}))
+            say_json({"output": job.output, **asdict(error.counts), "interrupted": str(error)})
         raise
     if as_json:
-        click.echo(json.dumps({"output": job.output, **asdict(counts), "interrupted": None}))
+        say_json({"output": job.output, **asdict(counts), "interrupted": None})
     failed = f", {counts.failed:,} failed (see failures/)" if counts.failed else ""
     left = f", {counts.pending:,} left" if counts.pending else ""
     updated = f", {counts.updated:,} updated" if counts.updated else ""
-    click.echo(f"{counts.done:,} of {counts.total:,} rows done{updated}{failed}{left}: {job.output}", err=True)
+    say(f"{counts.done:,} of {counts.total:,} rows done{updated}{failed}{left}: {job.output}", err=True)
     sys.exit(ROWS_FAILED if counts.failed else OK)
 
 
@@ -97,20 +98,20 @@ def validate(source: str, as_json: bool, **flags: Any) -> None:
         log = error.log if isinstance(error, ManifestProblems) else ProblemLog.of(source, str(error))
         if as_json:
             problems = [asdict(problem) | _repeats(log.rows(problem)) for problem in log.shown]
-            click.echo(json.dumps({"ok": False, "problems": problems, "count": log.total}, ensure_ascii=False))
+            say_json({"ok": False, "problems": problems, "count": log.total})
         elif not isinstance(error, ManifestProblems):
             raise
         else:
-            click.echo("\n".join(log.lines()))
-            click.echo(f"{log.total:,} problem{'s' * (log.total > 1)} in {source}", err=True)
+            say("\n".join(log.lines()))
+            say(f"{log.total:,} problem{'s' * (log.total > 1)} in {source}", err=True)
         sys.exit(error.exit_code)
     if as_json:
-        click.echo(json.dumps({"ok": True} | asdict(checked)))
+        say_json({"ok": True} | asdict(checked))
         return
     for line in checked.notices:
-        click.echo(line, err=True)
+        say(line, err=True)
     files = len(checked.files)
-    click.echo(f"{checked.rows:,} rows in {files} file{'s' * (files > 1)}, no problem found")
+    say(f"{checked.rows:,} rows in {files} file{'s' * (files > 1)}, no problem found")
 
 
 def _repeats(rows: int) -> dict[str, int]:
@@ -142,8 +143,8 @@ def _print_plan(job: "Job", *, as_json: bool) -> None:
 
     summary = plan_job(job)
     if as_json:
-        click.echo(json.dumps(asdict(summary)))
+        say_json(asdict(summary))
     else:
         for line in summary.notices:
-            click.echo(line, err=True)
+            say(line, err=True)
         stdout().print(plan_table(summary))

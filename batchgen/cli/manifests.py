@@ -1,11 +1,10 @@
 """Commands that write a manifest: sweep, manifest."""
 
-import json
 from dataclasses import asdict
 
 import click
 
-from batchgen.cli.shared import json_option, named_job, stdout
+from batchgen.cli.shared import json_option, named_job, say, say_json, stdout
 
 __all__ = ["manifest", "sweep"]
 
@@ -34,13 +33,13 @@ def sweep(spec: str, output: str | None, as_json: bool) -> None:
     found, summary = read_summary(job.manifest), plan_job(job)
     rows = None if output is None else write_manifest(job.manifest, output)
     if as_json:
-        click.echo(json.dumps({"manifest": output, **asdict(found), "plan": asdict(summary)}, ensure_ascii=False))
+        say_json({"manifest": output, **asdict(found), "plan": asdict(summary)})
         return
     for line in summary.notices:
-        click.echo(line, err=True)
+        say(line, err=True)
     stdout().print(sweep_table(found), plan_table(summary))
     if output is not None:
-        click.echo(f"wrote {rows:,} rows: {output}", err=True)
+        say(f"wrote {rows:,} rows: {output}", err=True)
 
 
 @click.command()
@@ -62,10 +61,10 @@ def manifest(folder: str, output: str, as_json: bool) -> None:
 
     found = import_pictures(folder, output)
     if as_json:
-        click.echo(json.dumps({"manifest": output, **asdict(found)}, ensure_ascii=False))
+        say_json({"manifest": output, **asdict(found)})
         return
     for file, unread in found.unread.items():
-        click.echo(f"{file}: not read: {'; '.join(unread)}")
+        say(f"{file}: not read: {'; '.join(unread)}")
     for file in found.silent:
-        click.echo(f"{file}: says nothing of how it was made")
-    click.echo(f"wrote {found.rows:,} rows: {output}", err=True)
+        say(f"{file}: says nothing of how it was made")
+    say(f"wrote {found.rows:,} rows: {output}", err=True)

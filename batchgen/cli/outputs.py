@@ -1,12 +1,11 @@
 """Commands on an output: status, verify, retry."""
 
-import json
 import sys
 from dataclasses import asdict
 
 import click
 
-from batchgen.cli.shared import OK, ROWS_FAILED, json_option, named_output, stdout
+from batchgen.cli.shared import OK, ROWS_FAILED, json_option, named_output, say, say_json, stdout
 from batchgen.errors import ErrorClass
 
 __all__ = ["retry", "status", "verify"]
@@ -30,7 +29,7 @@ def status(output: str, watch: bool, as_json: bool) -> None:
 
     uri, options = named_output(output)
     if as_json:
-        click.echo(json.dumps(asdict(read_status(uri, options))))
+        say_json(asdict(read_status(uri, options)))
     elif watch:
         follow(uri, stdout(), options)
     else:
@@ -59,11 +58,11 @@ def verify(output: str, deep: bool, clean: bool, as_json: bool) -> None:
     uri, options = named_output(output)
     report = verify_output(uri, deep=deep, clean=clean, storage_options=options)
     if as_json:
-        click.echo(json.dumps(asdict(report) | {"ok": report.ok}, ensure_ascii=False))
+        say_json(asdict(report) | {"ok": report.ok})
     else:
         for line in report.faults:
-            click.echo(line)
-        click.echo(report.summary())
+            say(line)
+        say(report.summary())
     sys.exit(OK if report.ok else ROWS_FAILED)
 
 
@@ -90,4 +89,4 @@ def retry(output: str, classes: tuple[str, ...]) -> None:
 
     uri, options = named_output(output)
     rows = retry_rows(uri, classes, options)
-    click.echo(f"{rows:,} row{'s' * (rows != 1)} will be tried again by the next run", err=True)
+    say(f"{rows:,} row{'s' * (rows != 1)} will be tried again by the next run", err=True)

@@ -1,11 +1,10 @@
 """The command on a prompt: explain."""
 
-import json
 from typing import Any
 
 import click
 
-from batchgen.cli.shared import json_option, stdout
+from batchgen.cli.shared import json_option, say, say_json, stdout
 from batchgen.errors import InputError
 
 __all__ = ["explain"]
@@ -42,9 +41,9 @@ def explain(
         raise InputError("--output is empty; is a variable unset?")
     explanation = explain_prompt({"prompt": prompt, **cells}, model=model or "builtin", model_config=model_config)
     if as_json:
-        click.echo(json.dumps(explanation.record(), ensure_ascii=False))
+        say_json(explanation.record())
     else:
         for part in explanation_tables(explanation):
             stdout().print(part)
     for place in () if output is None else write_explanation(explanation, output):
-        click.echo(f"wrote {place}", err=True)
+        say(f"wrote {place}", err=True)

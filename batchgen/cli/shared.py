@@ -1,12 +1,14 @@
 """What commands have in common: flags, how SOURCE and OUTPUT are taken, and the two consoles."""
 
+import json
+import re
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from batchgen.errors import InputError
+from batchgen.errors import InputError, printable
 from batchgen.options import Device, Dtype, ImageFormat, Layout
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ __all__ = [
     "json_option",
     "named_job",
     "named_output",
+    "say",
+    "say_json",
     "stderr",
     "stdout",
 ]
@@ -117,6 +121,17 @@ def named_output(named: str) -> tuple[str, Mapping[str, Any]]:
         return named, {}
     job = named_job(named, {})
     return job.require_output(), job.storage_options
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """A line or several on stdout, or on stderr."""
+    click.echo(printable(text), err=err)
+
+
+def say_json(value: Any) -> None:
+    """Data on stdout; what JSON leaves as it is and a terminal takes for a code is written as an escape."""
+    text = json.dumps(value, ensure_ascii=False)
+    click.echo(re.sub("[\x7f-\x9f\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def stderr() -> "Console":

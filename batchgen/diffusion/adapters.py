@@ -17,13 +17,13 @@ from diffusers import AutoencoderKL, ControlNetModel
 from PIL.Image import Image
 
 from batchgen.diffusion.hypernetworks import Hypernetwork
-from batchgen.diffusion.loading import Components, one_line, translate
+from batchgen.diffusion.loading import Components, translate
 from batchgen.diffusion.lora import plain_lora
 from batchgen.diffusion.pipelines import make_pipeline
 from batchgen.diffusion.pose import PoseReader
 from batchgen.diffusion.prompts import PromptEncoder
-from batchgen.diffusion.weights import read_bundled, read_weights
-from batchgen.errors import InputError
+from batchgen.diffusion.weights import read_bundled, read_weights, token_vectors
+from batchgen.errors import InputError, one_line
 from batchgen.generation.parameters import Adapter, Control, ImagePrompt, Parameters, RowAdapters
 from batchgen.models.adapters import adapter_fingerprint, image_encoder
 from batchgen.models.catalog import Family, Model
@@ -101,10 +101,11 @@ class Adapters:
         """
         pairs = []
         for embedding in chosen.embeddings or ():
-            internal = f"embedding-{embedding['sha256'][:16]}"
+            word = embedding["token"]
+            internal = f"embedding-{embedding['sha256'][:16]}-{word}"
             if not self._prompts.knows_embedding(internal):
-                self._prompts.add_embedding(internal, _token_vectors(read_weights(as_checked(embedding))))
-            pairs.append((embedding["token"], internal))
+                self._prompts.add_embedding(internal, token_vectors(read_weights(as_checked(embedding)), word))
+            pairs.append((word, internal))
         for lora in chosen.loras or ():
             own = {word for word, _ in pairs}
             pairs += [(word, internal) for word, internal in self._bundled(lora) if word not in own]
@@ -116,7 +117,7 @@ class Adapters:
             pairs = []
             for word, content in read_bundled(as_checked(lora)).items():
                 internal = f"bundled-{lora['sha256'][:16]}-{word}"
-                self._prompts.add_embedding(internal, _token_vectors(content))
+                self._prompts.add_embedding(internal, token_vectors(content, word))
                 pairs.append((word, internal))
             self._bundles[lora["sha256"]] = tuple(pairs)
         return self._bundles[lora["sha256"]]
@@ -258,15 +259,3 @@ class Adapters:
         except Exception as error:  # as above
             raise InputError(f"{kind.__name__} {folder} could not be loaded: {one_line(error)}") from error
         return made.to(self._device).eval().requires_grad_(False)
-
-
-def _token_vectors(content: Mapping[Any, Any]) -> list[torch.Tensor]:
-    """The vectors of an embedding's file, (n, width) a tower: diffusers', A1111's, or SDXL's with two towers."""
-    if "clip_l" in content and "clip_g" in content:
-        return [content["clip_l"], content["clip_g"]]
-    if isinstance(content.get("string_to_param"), Mapping):
-        content = content["string_to_param"]
-    tensors = [value for value in content.values() if isinstance(value, torch.Tensor)]
-    if len(tensors) != 1:
-        raise InputError(f"an embedding's file holds one tensor of token vectors; this one holds {len(tensors)}")
-    return tensors

@@ -14,8 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from batchgen.diffusion.loading import one_line
-from batchgen.errors import InputError
+from batchgen.errors import InputError, one_line
 from batchgen.models.compatibility import CLASSIFIER_WEIGHTS, ClassifierConfig, parse_classifier
 
 __all__ = ["Classifier", "load_classifier"]

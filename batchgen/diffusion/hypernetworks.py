@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from batchgen.errors import InputError
+from batchgen.errors import InputError, one_line
 
 __all__ = ["Hypernetwork"]
 
@@ -93,8 +93,7 @@ def _build(width: int, state: Mapping[str, torch.Tensor], content: Mapping[Any, 
     try:
         net.load_state_dict(renamed)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"the hypernetwork's weights do not fit the layers it names: {reason}") from error
+        raise InputError(f"the hypernetwork's weights do not fit the layers it names: {one_line(error)}") from error
     return net
 
 

@@ -14,10 +14,10 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from batchgen.diffusion.noise import draw_in_float32
-from batchgen.errors import ModelLoadError
+from batchgen.errors import ModelLoadError, one_line
 from batchgen.models.catalog import Family, Model, Source
 
-__all__ = ["DTYPES", "Components", "Loader", "Loading", "load_components", "one_line", "quiet"]
+__all__ = ["DTYPES", "Components", "Loader", "Loading", "load_components", "quiet"]
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float16": torch.float16,
@@ -207,9 +207,3 @@ def _read_single_file(model: Model, dtype: torch.dtype, how: Loading) -> Any:
         if isinstance(part, torch.nn.Module):
             part.to(DTYPES[how.dtypes[name]] if name in how.dtypes else dtype)
     return read
-
-
-def one_line(error: Exception) -> str:
-    """What went wrong in at most 300 characters; diffusers' own messages run over many lines."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."

@@ -11,8 +11,7 @@ import numpy.typing as npt
 import torch
 from PIL.Image import Image
 
-from batchgen.diffusion.loading import one_line
-from batchgen.errors import InputError
+from batchgen.errors import InputError, one_line
 
 __all__ = ["PoseReader", "draw_poses"]
 

@@ -7,7 +7,7 @@ from typing import Any
 import diffusers
 
 from batchgen.diffusion.noise import draw_in_float32
-from batchgen.errors import InputError
+from batchgen.errors import InputError, one_line
 
 __all__ = ["make_scheduler", "seed_scheduler", "takes_variance"]
 
@@ -45,8 +45,7 @@ def make_scheduler(
     try:
         return kind.from_config(base_config, **kwargs)
     except (ValueError, TypeError, NotImplementedError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"scheduler {class_name} does not take {dict(kwargs)}: {reason}") from error
+        raise InputError(f"scheduler {class_name} does not take {dict(kwargs)}: {one_line(error)}") from error
 
 
 def seed_scheduler(scheduler: Any, seeds: Sequence[int]) -> None:

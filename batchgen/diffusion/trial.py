@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from batchgen.diffusion.schedulers import make_scheduler, seed_scheduler, takes_variance
-from batchgen.errors import InputError
+from batchgen.errors import InputError, one_line
 
 __all__ = ["try_scheduler"]
 
@@ -43,7 +43,7 @@ def try_scheduler(class_name: str, kwargs: Mapping[str, Any], config: Mapping[st
     except InputError as error:
         return str(error)
     except Exception as error:  # each class fails in ways of its own
-        return f"{class_name} cannot do {steps} steps: {' '.join(str(error).split()) or type(error).__name__}"
+        return f"{class_name} cannot do {steps} steps: {one_line(error)}"
     return None
 
 

@@ -6,8 +6,9 @@ is replaced, and its units come back as failures. Knows nothing of what the work
 
 import os
 import socket
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from batchgen.engine.queue import Finished, Try
-from batchgen.errors import ClusterError, DeviceLost
+from batchgen.errors import ClusterError, DeviceLost, one_line, printable
 from batchgen.job import WorkerResources
 from batchgen.machine import cores
 from batchgen.options import Device
@@ -28,6 +29,8 @@ __all__ = ["Capacity", "Pool", "cluster"]
 OBJECT_STORE_BYTES = 100 * 2**20  # nothing of ours goes through it; Ray's least is 75 MiB
 ANSWER_TIMEOUT = 5.0  # seconds; for a cluster's head to accept a connection
 _DEATH = "the worker process died (killed, or out of memory)"
+SOCKET_BYTES = 107  # of a path; Linux takes no longer one
+_SHORT_PLACES = ("/tmp", "/var/tmp", "/dev/shm")
 STARTS_IN_A_ROW = 3  # workers that die before they are ready; more of the same would not help
 
 
@@ -56,12 +59,13 @@ class Capacity:
 
 
 @contextmanager
-def cluster(address: str | None, workers: int | None) -> Iterator[Capacity]:
+def cluster(address: str | None, workers: int | None, notice: Callable[[str], None]) -> Iterator[Capacity]:
     """Connect to a cluster, or start a local Ray and stop it afterwards.
 
     Args:
         address: of a running cluster ("auto" for the one this machine belongs to); None starts a local one.
         workers: how many will be asked for; a local Ray has as many places, even on fewer cores.
+        notice: takes a line that is worth reading.
 
     Raises:
         ClusterError: Ray does not start, or nothing answers at the address.
@@ -78,6 +82,7 @@ def cluster(address: str | None, workers: int | None) -> Iterator[Capacity]:
                 num_cpus=places,
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=_temp_dir(notice),
                 **quiet,
             )
         else:
@@ -86,7 +91,7 @@ def cluster(address: str | None, workers: int | None) -> Iterator[Capacity]:
     except SystemExit:  # Ray's own answer to a SIGTERM while it starts
         raise KeyboardInterrupt from None
     except (RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         if address is None:
             raise ClusterError(f"Ray did not start: {reason}") from error
         raise ClusterError(
@@ -100,6 +105,25 @@ def cluster(address: str | None, workers: int | None) -> Iterator[Capacity]:
             yield Capacity(cpus=cpus, gpus=int(offered.get("GPU", 0)))
     finally:
         ray.shutdown()
+
+
+def _temp_dir(notice: Callable[[str], None]) -> str | None:
+    """Where a local Ray keeps its sockets and logs, if its own choice is too long for sockets; None leaves it to Ray.
+
+    Raises:
+        ClusterError: there is no shorter place.
+    """
+    usual = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or tempfile.gettempdir()).absolute()
+    longest = SOCKET_BYTES - len(f"/ray/session_2000-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store")
+    if len(os.fsencode(usual)) <= longest:
+        return None
+    said = f"the temporary folder {usual} is too long a path for Ray's sockets, which may have {SOCKET_BYTES} bytes"
+    for place in _SHORT_PLACES:
+        ours = Path(place, "ray")
+        if os.access(ours if ours.exists() else place, os.W_OK | os.X_OK):
+            notice(f"{said}; Ray keeps them in {ours}")
+            return str(ours)
+    raise ClusterError(f"{said}; set RAY_TMPDIR to a folder whose path has at most {longest} bytes")
 
 
 def _require_answer(address: str) -> None:
@@ -255,5 +279,5 @@ class Pool:
         except RayActorError:
             return None
         except RayError as error:  # the result could not be sent or stored
-            result = lost(f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}")
+            result = lost(printable(f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"))
         return Finished(tried=place.running.pop(reference), result=result)

@@ -122,10 +122,7 @@ def _is_loose(file: str) -> bool:
 
 def folder_of(file: str) -> str:
     """The folder that relative image URIs of a manifest file start from."""
-    if is_remote(file):
-        protocol, _, path = file.partition("://")
-        return f"{protocol}://{PurePosixPath(path).parent}"
-    return str(PurePosixPath(file).parent)
+    return file.rpartition("/")[0] if is_remote(file) else str(PurePosixPath(file).parent)
 
 
 def records(file: str, problems: ProblemLog, notice: Notice = no_notice) -> Iterator[Record]:

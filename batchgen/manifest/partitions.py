@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import unquote
 
+from batchgen.errors import InputError
 from batchgen.manifest.problems import ProblemLog
 from batchgen.manifest.record import Record
 
@@ -19,6 +20,9 @@ def partitions_of(file: str) -> dict[str, str | None]:
     """What the folders right above a file say, outermost first; None for a null.
 
     All of them count, also those above the folder that a user names: a file is the same table from wherever it is read.
+
+    Raises:
+        InputError: two of them name one column.
     """
     found: list[tuple[str, str | None]] = []
     for folder in reversed(file.split("/")[:-1]):
@@ -27,6 +31,9 @@ def partitions_of(file: str) -> dict[str, str | None]:
             break
         value = unquote(said[2])
         found.append((unquote(said[1]), None if value == _NULL else value))
+    names = [name for name, _ in found]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(f"manifest {file}: two of its folders name the column {twice!r}; rename one of them")
     return dict(reversed(found))
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Self
 
+from batchgen.errors import printable
+
 __all__ = ["Problem", "ProblemLog"]
 
 EQUAL_SHOWN = 5  # messages that differ in their values alone; more of the same teach nothing
@@ -28,7 +30,7 @@ class Problem:
             place += f", row {self.row}"
         if self.column is not None:
             place += f", column {self.column!r}"
-        return f"{place}: {self.message}"
+        return printable(f"{place}: {self.message}")
 
     def fault(self) -> tuple[bool, str | None, str]:
         """What a problem shares with those of other rows and files that are the same fault."""
@@ -77,7 +79,7 @@ class ProblemLog:
     _shown: Counter[tuple[bool, str | None, str]] = field(default_factory=Counter)  # faults by kind
 
     def add(self, file: str, row: int | None, column: str | None, message: str) -> None:
-        problem = Problem(file=file, row=row, column=column, message=message)
+        problem = Problem(file=file, row=row, column=column, message=printable(message))
         fault, kind = problem.fault(), problem.kind()
         self.counts[kind] += 1
         if fault not in self._met:

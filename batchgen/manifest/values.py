@@ -114,8 +114,7 @@ def _parse_number(column: Column, cell: Any, from_text: bool) -> int | float:
                 raise ValueError
             cell = int(cell) if whole and "." not in cell else float(cell)
         except (ValueError, OverflowError):
-            comma = "; write a point for the comma" if re.fullmatch(r"\s*-?\d+,\d+\s*", cell) else ""
-            raise CellError(f"is {_shown(cell)}, not {WORDING[column.kind]}{comma}") from None
+            raise CellError(f"is {_shown(cell)}, not {WORDING[column.kind]}{_comma(cell, whole)}") from None
     if isinstance(cell, bool) or not isinstance(cell, (int, float)):
         raise CellError(
             f"is {_shown(cell)}, not {WORDING[column.kind]}; write the column as {'int64' if whole else 'float64'}"
@@ -129,6 +128,12 @@ def _parse_number(column: Column, cell: Any, from_text: bool) -> int | float:
     value = int(cell) if whole else float(cell)
     _check_range(column, value)
     return value
+
+
+def _comma(cell: str, whole: bool) -> str:
+    if re.fullmatch(r"\s*-?\d{1,3}(,\d{3})+\s*", cell) and whole:
+        return f"; write {cell.strip().replace(',', '')}"
+    return "; write a point for the comma" if re.fullmatch(r"\s*-?\d+,\d+\s*", cell) else ""
 
 
 def _check_range(column: Column, value: float) -> None:
@@ -150,8 +155,11 @@ def _parse_options(cell: Any) -> dict[str, Any]:
             cell = parse_json(cell)
         except (ValueError, RecursionError) as error:
             raise CellError(f"is not JSON: {error}") from None
-    if isinstance(cell, list) and all(isinstance(item, tuple) and len(item) == 2 for item in cell):
-        cell = dict(cell)  # an Arrow map
+    if isinstance(cell, list) and all(isinstance(item, tuple) and len(item) == 2 for item in cell):  # an Arrow map
+        names = [name for name, _ in cell]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise CellError(f"says {twice!r} twice; keep one of them")
+        cell = dict(cell)
     if not isinstance(cell, dict):
         raise CellError(f'is {_shown(cell)}, not {WORDING[Kind.OPTIONS]}; for example {{"use_karras_sigmas": true}}')
     return {key: value for key, value in sorted(cell.items()) if value is not None}

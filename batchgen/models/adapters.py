@@ -27,6 +27,7 @@ from batchgen.models.compatibility import (
     read_facts,
 )
 from batchgen.models.lora import check_lora, peft_config, peft_scale
+from batchgen.storage import is_remote, join
 
 __all__ = ["ADAPTERS", "Finder", "adapter_files", "adapter_fingerprint", "anchored", "find_adapters", "image_encoder"]
 
@@ -130,6 +131,11 @@ def _listed(kind: AdapterKind) -> str:
 
 def _locate(name: str, kind: AdapterKind, finder: Finder) -> Path:
     path = Path(name).expanduser()
+    if is_remote(name) or (is_remote(finder.folder) and not (path.is_absolute() or _BUILTIN.fullmatch(name))):
+        raise CellError(
+            f"{join(finder.folder, name)} lies in a store, and a {kind.what} is read from this machine; copy it here, "
+            "and give its absolute path"
+        )
     if _BUILTIN.fullmatch(name):
         try:
             path = builtin.companion_path(name)

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from batchgen import builtin
-from batchgen.errors import InputError, ModelLoadError
+from batchgen.errors import InputError, ModelLoadError, one_line
 from batchgen.options import Family
+from batchgen.storage import is_remote
 
 __all__ = [
     "Family",
@@ -128,6 +129,8 @@ def find_model(name: str, *, config: str | None = None) -> Model:
         return _folder_model(name, path)
     if path.is_file():
         return _single_file_model(name, path, config)
+    if is_remote(name):
+        raise InputError(f"model {name!r} lies in a store, and models are read from this machine; copy it here")
     if "://" not in name and _HUB_ID.fullmatch(name) and not name.startswith("."):
         return _hub_model(name)
     raise InputError(
@@ -186,9 +189,8 @@ def _hub_model(name: str) -> Model:
     try:
         folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=["*.json"]))
     except Exception as error:  # the hub's client raises errors of its HTTP library, which differ between versions
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
-            f"model {name!r} is no folder or file here, and not to be had from the hub: {reason}"
+            f"model {name!r} is no folder or file here, and not to be had from the hub: {one_line(error)}"
         ) from error
     return Model(
         name=name,

@@ -7,6 +7,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from batchgen.errors import printable
 from batchgen.estimate import PlanSummary
 from batchgen.index import Counts
 from batchgen.rows import Receipt
@@ -46,7 +47,7 @@ class RunDisplay:
 
     def notice(self, line: str) -> None:
         """Something worth a line."""
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(printable(line), markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def begin(self, counts: Counts, to_make: int, workers: int, device: str) -> None:
         """Workers are starting."""

@@ -8,13 +8,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.lease import is_held
 from batchgen.dataset.progress import read_receipts
 from batchgen.dataset.runs import latest_run, standing
+from batchgen.errors import printable
 from batchgen.report.display import duration
 from batchgen.rows import Receipt
 from batchgen.storage import open_store
@@ -105,7 +106,7 @@ def status_table(status: OutputStatus) -> Table:
         ("time to go", duration(status.seconds_left) if status.left and status.seconds_left is not None else "-"),
         *((f"  {error_class}", f"{count:,}") for error_class, count in status.failures.items()),
     ):
-        table.add_row(name, escape(value))  # paths and errors may hold brackets, which rich would take for its own
+        table.add_row(printable(name), Text(printable(value)))  # brackets in paths and errors are no markup of rich
     return table
 
 

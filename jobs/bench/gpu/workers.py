@@ -215,7 +215,7 @@ def broken_worker(journal: Journal, phase: str, setting: Setting) -> None:
     kernel = KernelWorker(device=setting.device, failed_once=setting.scratch / "failed-once")
     receipts: list[int] = []
     failures: list[str] = []
-    with cluster(None, 1):
+    with cluster(None, 1, print):
         pool = Pool(Work(make_worker=kernel.make, on_gpu=setting.device == "cuda"), 1, WorkerResources())
         try:
             drive(
