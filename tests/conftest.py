@@ -29,6 +29,8 @@ ONE_THREAD = {
     "RAY_AUTH_MODE": "disabled",
 }
 
+os.environ.pop("RAY_ADDRESS", None)  # whoever has a cluster of their own tests without it
+
 RowCells = Mapping[str, Any]
 
 

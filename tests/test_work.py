@@ -81,7 +81,8 @@ class _Squarer:
 @pytest.mark.ray
 def test_another_kind_of_work_runs_on_the_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Permanent: once, whole. Transient: again. Lost: alone, cut, isolated. A lost device is a lost worker."""
-    from batchgen.engine.pool import Pool, cluster
+    from batchgen.engine.cluster import cluster
+    from batchgen.engine.pool import Pool
 
     monkeypatch.setattr("batchgen.engine.queue._FIRST_PAUSE", 0.01)
     # Ray's workers must find the class; a module of the tests is none of theirs
@@ -90,8 +91,9 @@ def test_another_kind_of_work_runs_on_the_pool(tmp_path: Path, monkeypatch: pyte
     done: dict[int, int] = {}
     failed: list[tuple[tuple[int, ...], ErrorClass]] = []
     retried: list[ErrorClass] = []
+    notices: list[str] = []
     with cluster(None, 2) as _capacity:
-        pool = Pool(Work(make_worker=Squaring(folder=tmp_path).make_worker), 2, WorkerResources())
+        pool = Pool(Work(make_worker=Squaring(folder=tmp_path).make_worker), 2, WorkerResources(), notices.append)
         try:
             drive(
                 WorkQueue(iter(units)),
