@@ -23,7 +23,7 @@ from batchgen.errors import ClusterError
 from batchgen.machine import cores
 from batchgen.options import Device
 
-__all__ = ["Capacity", "Nodes", "autoscales", "cluster", "described", "free", "is_placed", "never_fits"]
+__all__ = ["Capacity", "Nodes", "autoscales", "cluster", "described", "free", "never_fits", "node_of"]
 
 OBJECT_STORE_BYTES = 100 * 2**20  # nothing of ours goes through it; Ray's least is 75 MiB
 _ANSWER_TIMEOUT = 30.0  # seconds; a head answers within milliseconds, Ray's import takes seconds on a busy machine
@@ -85,6 +85,9 @@ def cluster(address: str | None, workers: int | None) -> Iterator[Capacity]:
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
         address, named = _chosen(address)
         try:
+            if address == "auto":
+                address = _of_this_machine()
+                named = f"{address} (auto)"
             if address is None:
                 places = max(cores(), workers or 1)
                 ray.init(
@@ -120,7 +123,21 @@ def _chosen(address: str | None) -> tuple[str | None, str]:
     """The address to use, None for a local Ray, and its name; as in Ray, `auto` means RAY_ADDRESS where that is set."""
     variable = os.environ.get(_ADDRESS) if address in (None, "auto") else None
     chosen = variable or address
-    return None if chosen == "local" else chosen, f"{chosen!r}" + (f" (from {_ADDRESS})" if variable else "")
+    return None if chosen == "local" else chosen, f"{chosen}{f' (from {_ADDRESS})' if variable else ''}"
+
+
+def _of_this_machine() -> str:
+    """The address that `auto` stands for; found once, since where several Rays run it may be another each time.
+
+    Raises:
+        ConnectionError: no Ray runs here.
+    """
+    from ray._private import services
+    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # as `ray.init` does for this address alone
+    address: str = services.canonicalize_bootstrap_address("auto")
+    return address
 
 
 def _require_answer(address: str, named: str) -> None:
@@ -174,11 +191,10 @@ def free(names: Mapping[str, float]) -> str:
     return described({name: available.get(name, 0) for name in names})
 
 
-def is_placed(actor: Any) -> bool:
-    """Whether a node was found for an actor, which may still be starting there."""
-    with suppress(Exception):  # not public; where it is missing, actors count as placed
-        return bool(ray._private.state.actors(actor._actor_id.hex())["Address"]["IPAddress"])
-    return True
+def node_of(actor: Any) -> str | None:
+    """The id of the node that was found for an actor, which may still be starting there; None where there is none."""
+    address = ray._private.state.actors(actor._actor_id.hex())["Address"]  # Ray has no public answer
+    return address["NodeID"] if address["IPAddress"] else None  # without one, the node is the driver's
 
 
 def autoscales() -> bool:

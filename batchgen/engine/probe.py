@@ -14,16 +14,11 @@ CONNECT_TIMEOUT = 5.0  # seconds; for the head to accept a connection
 def _probe(address: str) -> str | None:
     """Why no cluster can be used at the address; None where one answers."""
     from ray._private import services
-    from ray._private.authentication.authentication_token_setup import (
-        ensure_token_if_auth_enabled,
-        maybe_enable_token_auth_if_token_available,
-    )
+    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
     from ray.exceptions import AuthenticationError, RayError
 
     try:
-        if address == "auto":  # as `ray.init` does, which looks for a token nowhere else
-            maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
         ensure_token_if_auth_enabled(None, create_token_if_missing=False)
         found = services.canonicalize_bootstrap_address(address)
         host, _, port = found.rpartition(":")
