@@ -23,7 +23,7 @@ from batchgen.errors import ClusterError
 from batchgen.machine import cores
 from batchgen.options import Device
 
-__all__ = ["Capacity", "Nodes", "autoscales", "cluster", "described", "free", "never_fits", "node_of"]
+__all__ = ["Capacity", "Nodes", "autoscales", "cluster", "described", "free", "never_fits"]
 
 OBJECT_STORE_BYTES = 100 * 2**20  # nothing of ours goes through it; Ray's least is 75 MiB
 _ANSWER_TIMEOUT = 30.0  # seconds; a head answers within milliseconds, Ray's import takes seconds on a busy machine
@@ -191,12 +191,6 @@ def free(names: Mapping[str, float]) -> str:
     return described({name: available.get(name, 0) for name in names})
 
 
-def node_of(actor: Any) -> str | None:
-    """The id of the node that was found for an actor, which may still be starting there; None where there is none."""
-    address = ray._private.state.actors(actor._actor_id.hex())["Address"]  # Ray has no public answer
-    return address["NodeID"] if address["IPAddress"] else None  # without one, the node is the driver's
-
-
 def autoscales() -> bool:
     """Whether something could add nodes to the cluster.
 
@@ -255,3 +249,10 @@ class Nodes:
             int(min((node["Resources"].get(name, 0) / amount for name, amount in wanted.items()), default=1))
             for node in self.alive.values()
         )
+
+    def holds(self, actor: Any) -> bool:
+        """Whether an actor is on a node, where it may still be starting."""
+        address = ray._private.state.actors(actor._actor_id.hex())["Address"]  # Ray has no public answer
+        node = self.alive.get(address["NodeID"])
+        # before it is, there is no address, or that of a node's raylet with which it waits
+        return node is not None and bool(address["IPAddress"]) and address["Port"] != node["NodeManagerPort"]

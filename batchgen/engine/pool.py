@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from batchgen.engine.cluster import Nodes, autoscales, described, free, never_fits, node_of
+from batchgen.engine.cluster import Nodes, autoscales, described, free, never_fits
 from batchgen.engine.queue import Finished, Try
 from batchgen.errors import ClusterError, DeviceLost
 from batchgen.job import WorkerResources
@@ -207,7 +207,7 @@ class Pool:
             held = sum(place.node == node for place in self._places)
             self._notice(f"{name} died" + (f" with {held} worker{'s' * (held > 1)}, to be replaced" if held else ""))
         missing = [place.actor for place in self._places if place.starting is not None]
-        if len(missing) < len(self._places) or any(map(self._is_placed, missing)):
+        if len(missing) < len(self._places) or any(map(self._nodes.holds, missing)):
             self._last_placed = now
         elif self._wait_minutes is None and not self._nodes.places(self._wanted) and never_fits(self._wanted):
             raise self._no_place()
@@ -219,14 +219,11 @@ class Pool:
             self._last_notice = now
         elif now - self._last_notice > _NOTICE:
             self._last_notice = now
-            starting = sum(map(self._is_placed, missing))
+            starting = sum(map(self._nodes.holds, missing))
             self._notice(
                 f"waiting for {len(missing)} of {len(self._places)} workers ({starting} starting, "
                 f"{len(missing) - starting} without room): {room}"
             )
-
-    def _is_placed(self, actor: Any) -> bool:
-        return node_of(actor) in self._nodes.alive
 
     def _no_place(self) -> ClusterError:
         return ClusterError(
