@@ -41,7 +41,7 @@ def test_amounts_as_people_say_them() -> None:
 def test_a_cluster_with_a_token_that_grows_and_shrinks(
     batchgen: RunCli, write_manifest: WriteManifest, tiny_model: Path, tmp_path: Path
 ) -> None:
-    """A head that takes no work: refused without its token, waited for in vain, then a node comes, dies, another comes."""
+    """A head without cores: refused without a token, waited for in vain; then a node comes, dies, and another comes."""
     rows = [{"id": f"r{n}", "prompt": "a", "seed": n, "num_inference_steps": 200} for n in range(8)]
     write_manifest("rows.jsonl", rows)
     job = tmp_path / "job.toml"
@@ -77,7 +77,7 @@ def test_a_cluster_with_a_token_that_grows_and_shrinks(
             run.kill()
     said = log.read_text()
     assert f"Ray at {address} (from RAY_ADDRESS): 1 node, no core, no GPU; 0 workers" in said
-    assert " died with 1 worker, to be replaced" in said and "the worker's node died" in said
+    assert " died with 1 worker, to be replaced" in said
     assert len(list((tmp_path / "out").glob("data/*/*/*.png"))) == 8
 
 

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field
@@ -27,7 +26,6 @@ __all__ = ["Capacity", "Nodes", "autoscales", "cluster", "described", "free", "n
 
 OBJECT_STORE_BYTES = 100 * 2**20  # nothing of ours goes through it; Ray's least is 75 MiB
 _ANSWER_TIMEOUT = 30.0  # seconds; a head answers within milliseconds, Ray's import takes seconds on a busy machine
-_LATELY = 60.0  # seconds; workers that a dead node takes with it are reported within a few
 _ADDRESS = "RAY_ADDRESS"  # Ray's own variable; set inside submitted jobs
 
 
@@ -227,21 +225,13 @@ class Nodes:
     """The nodes of a cluster over time."""
 
     alive: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # Ray's records by node id
-    _last_death: float = -_LATELY  # of time.monotonic()
 
     def look(self) -> dict[str, str]:
         """Take note of how the cluster is now; returns nodes that died since the last look: names for people by id."""
         now = {node["NodeID"]: node for node in ray.nodes()}
         dead = {id_: now.get(id_, node) for id_, node in self.alive.items() if not now.get(id_, {}).get("Alive")}
         self.alive = {id_: node for id_, node in now.items() if node["Alive"]}
-        if dead:
-            self._last_death = time.monotonic()
         return {id_: f"node {node['NodeManagerAddress']} ({id_[:12]})" for id_, node in dead.items()}
-
-    @property
-    def one_died_lately(self) -> bool:
-        """Whether workers that were lost may have been lost with their node."""
-        return time.monotonic() - self._last_death < _LATELY
 
     def places(self, wanted: Mapping[str, float]) -> int:
         """For how many such workers the nodes have room, used or not."""

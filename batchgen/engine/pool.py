@@ -21,10 +21,11 @@ from batchgen.work import Work, failure_of, lost
 
 __all__ = ["Pool", "reserved"]
 
-_DEATH = "the worker process died (killed, or out of memory)"
-STARTS_IN_A_ROW = 3  # workers that die before they are ready; more of the same would not help
+_DEATH = "the worker process died (killed, out of memory, or with its node)"
+STARTS_IN_A_ROW = 3  # rounds of workers that die before they are ready; more of the same would not help
 _LONGEST_WAIT = 60.0  # minutes without any worker; cloud nodes with GPUs come within 10, where there are any
 _LOOK = 3.0  # seconds between looks at the nodes, each of some milliseconds
+_LATELY = 60.0  # seconds; a node is known to be dead a few after its workers are
 _NOTICE = 60.0  # seconds between lines about workers that are not up
 
 
@@ -55,6 +56,7 @@ class _Place:
 
     actor: Any
     starting: Any  # the reference that is ready when the actor is; None afterwards
+    since: float  # of time.monotonic(); when it was asked for
     node: str = ""  # id of the node that the actor is up on
     running: dict[Any, Try[Any]] = field(default_factory=dict)
     at_once: int = 1
@@ -114,6 +116,8 @@ class Pool:
             memory=int(self._wanted.get("memory", 0)) or None,
         )(_Actor)
         self._deaths_in_a_row = 0
+        self._last_death = 0.0  # of a worker that was starting, on the clock of the next line
+        self._losses: list[tuple[float, str]] = []  # when and on which nodes workers were lost
         self._last_placed = self._last_notice = time.monotonic()  # when a worker had a node
         self._next_look = self._last_placed + _LOOK
         self._places = [self._start() for _ in range(workers)]
@@ -164,9 +168,8 @@ class Pool:
             finished += [found for found in results if found is not None]
             if len(results) > sum(found is not None for found in results):
                 ray.kill(place.actor)  # it may only have been out of reach, and must not commit later
-                self._look()
-                death = _DEATH if place.node in self._nodes.alive else "the worker's node died"
-                finished += [Finished(tried=tried, result=lost(death)) for tried in place.running.values()]
+                self._losses.append((time.monotonic(), place.node))
+                finished += [Finished(tried=tried, result=lost(_DEATH)) for tried in place.running.values()]
                 self._places[number] = self._start()
         return finished
 
@@ -177,19 +180,22 @@ class Pool:
 
     def _start(self) -> _Place:
         actor = self._actor_class.remote(self._work)
-        return _Place(actor=actor, starting=actor.ready.remote(), at_once=self._work.at_once)
+        starting = actor.ready.remote()
+        return _Place(actor=actor, starting=starting, since=time.monotonic(), at_once=self._work.at_once)
 
     def _came_up(self, place: _Place) -> bool:
         try:
             place.node = ray.get(place.starting)
         except RayError as error:
-            self._look()
-            if self._nodes.one_died_lately:
-                return False
+            if place.since < self._last_death:
+                return False  # one of many that ended together, perhaps with their node
+            self._last_death = time.monotonic()
             self._deaths_in_a_row += 1
             if self._deaths_in_a_row >= STARTS_IN_A_ROW:
                 reason = str(error).strip().splitlines()[-1]
-                raise ClusterError(f"{self._deaths_in_a_row} workers in a row died while starting: {reason}") from error
+                raise ClusterError(
+                    f"{self._deaths_in_a_row} times in a row workers died while starting: {reason}"
+                ) from error
             return False
         self._deaths_in_a_row = 0
         place.starting = None
@@ -204,8 +210,10 @@ class Pool:
         now = time.monotonic()
         self._next_look = now + _LOOK
         for node, name in self._nodes.look().items():
-            held = sum(place.node == node for place in self._places)
-            self._notice(f"{name} died" + (f" with {held} worker{'s' * (held > 1)}, to be replaced" if held else ""))
+            held = [place.node for place in self._places if place.starting is None]
+            held += [where for when, where in self._losses if now - when < _LATELY]
+            count = held.count(node)
+            self._notice(f"{name} died" + (f" with {count} worker{'s' * (count > 1)}, to be replaced" if count else ""))
         missing = [place.actor for place in self._places if place.starting is not None]
         if len(missing) < len(self._places) or any(map(self._nodes.holds, missing)):
             self._last_placed = now
