@@ -62,7 +62,8 @@ def plan(job: "Job") -> "PlanSummary":
 def run(job: "Job", *, limit: int | None = None, reporter: "Reporter | None" = None) -> "Counts":
     """Generate what is not yet in the job's output, and return when all of it is there.
 
-    A second call does nothing, one after a kill resumes. Ray is started, unless the job has an address, and stopped.
+    A second call does nothing, one after a kill resumes. Ray is started and stopped, unless the job or
+    RAY_ADDRESS names a cluster.
     In the main thread, Ctrl-C and SIGTERM let the shards in work finish.
 
     Args:

@@ -238,7 +238,9 @@ class _Run:
 
     def make(self, to_make: int, pending: int, control: Control, reporter: Reporter) -> None:
         """Start the workers, make `to_make` of the pending rows, and stop the workers."""
-        from batchgen.engine.pool import Pool, cluster  # Ray takes half a second to import: only when there is work
+        # Ray takes half a second to import: only when there is work
+        from batchgen.engine.cluster import autoscales, cluster
+        from batchgen.engine.pool import Pool
 
         job = self.job
         with (
@@ -246,7 +248,10 @@ class _Run:
             cluster(job.address, job.workers, reporter.notice) as capacity,
             signals(control, reporter.notice),
         ):
-            device = capacity.device(job.device)
+            waits = job.worker.wait_minutes is not None or autoscales()
+            device = capacity.device(job.device, waits=waits)
+            if waits and device == "cpu" and job.device is Device.AUTO:
+                reporter.notice("the cluster has no GPU now, so workers use CPUs; --device cuda waits for GPUs")
             workers = job.workers or capacity.workers(device)
             sizing = _sizing(job, device, workers)
             totals = ((group.key, group.total) for group in self.index.groups())
@@ -254,12 +259,14 @@ class _Run:
             smallest = min(sizing.shard(group.key, group.total) for group in self.index.groups() if group.pending)
             workers = min(workers, -(-to_make // smallest))  # more would find nothing to do
             settings = self._worker_settings(device)
-            record(device=device, dtype=settings.dtype, workers=workers)
+            found = {"nodes": capacity.nodes, "cpus": capacity.cpus, "gpus": capacity.gpus}
+            record(device=device, dtype=settings.dtype, workers=workers, **found)
             self._write_card()
             for line in self._shard_notices(sizing, to_make):
                 reporter.notice(line)
+            pool = Pool(generation(settings), workers, job.worker, reporter.notice)
+            reporter.notice(f"{capacity}; {pool.uses}")
             reporter.begin(self.index.counts(), to_make, workers, device)
-            pool = Pool(generation(settings), workers, job.worker)
             try:
                 drive(
                     queue,

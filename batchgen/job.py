@@ -45,11 +45,16 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerResources:
-    """What Ray reserves for one worker; None means one CPU core, and one GPU where the device is CUDA."""
+    """What Ray reserves for one worker; None means one CPU core, and one GPU where the device is CUDA.
+
+    And how long a run waits while it has no worker, in minutes; None means an hour, and not at all where no node of the
+    cluster is large enough and nothing adds nodes.
+    """
 
     num_cpus: float | None = None
     num_gpus: float | None = None
     memory_gib: float | None = None
+    wait_minutes: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +28,8 @@ ONE_THREAD = {
     "HF_HUB_OFFLINE": "1",
     "RAY_AUTH_MODE": "disabled",
 }
+
+os.environ.pop("RAY_ADDRESS", None)  # whoever has a cluster of their own tests without it
 
 RowCells = Mapping[str, Any]
 
@@ -128,38 +130,50 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def ray_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def ray_address() -> Iterator[str]:
     """The address of one Ray cluster with two CPUs, started for the session and stopped at its end."""
+    with running_ray("--num-cpus=2") as address:
+        yield address
+
+
+@contextmanager
+def running_ray(*options: str, env: Mapping[str, str] | None = None) -> Iterator[str]:
+    """A Ray head of its own without GPUs; yields its address."""
     # sockets lie in it, whose paths may have 107 characters: pytest's own folders are too deep
-    with tempfile.TemporaryDirectory(prefix="ray-") as folder:
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         port = free_port()
-        head = subprocess.Popen(
-            [
-                BIN / "ray", "start", "--head", "--block", "--num-cpus=2", "--num-gpus=0", f"--port={port}",
-                f"--temp-dir={folder}", "--include-dashboard=false", f"--object-store-memory={100 << 20}",
-                "--disable-usage-stats", "--node-ip-address=127.0.0.1",
-            ],
-            env={**os.environ, **ONE_THREAD},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )  # fmt: skip
-        assert head.stdout is not None
-        lines = []
-        for line in head.stdout:
-            lines.append(line)
-            if "Ray runtime started" in line:
-                break
-        else:
-            pytest.fail("Ray did not start:\n" + "".join(lines[-20:]))
-        try:
+        head = ("--head", f"--port={port}", f"--temp-dir={folder}", "--include-dashboard=false")
+        with running_node(*head, "--node-ip-address=127.0.0.1", "--disable-usage-stats", *options, env=env):
             yield f"127.0.0.1:{port}"
-        finally:
-            head.terminate()  # a blocking head stops its own processes, and nobody else's
-            with suppress(subprocess.TimeoutExpired):
-                head.wait(20)
-            head.kill()
-            head.wait()
+
+
+@contextmanager
+def running_node(*options: str, env: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
+    """A node of a Ray cluster, which is stopped at the end; yields the process whose children are its daemons."""
+    command = [str(BIN / "ray"), "start", "--block", "--num-gpus=0", f"--object-store-memory={100 << 20}", *options]
+    node = subprocess.Popen(
+        command,
+        env={**os.environ, **ONE_THREAD, **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert node.stdout is not None
+    lines = []
+    for line in node.stdout:
+        lines.append(line)
+        if "Ray runtime started" in line:
+            break
+    else:
+        pytest.fail("Ray did not start:\n" + "".join(lines[-20:]))
+    try:
+        yield node
+    finally:
+        node.terminate()  # a blocking start stops its own processes, and nobody else's
+        with suppress(subprocess.TimeoutExpired):
+            node.wait(20)
+        node.kill()
+        node.wait()
 
 
 def free_port() -> int:

@@ -176,7 +176,7 @@ def test_sixteen_bits_become_eight() -> None:
 
 def test_a_cluster_that_does_not_answer_is_said_within_seconds() -> None:
     """Ray itself would try for minutes."""
-    from batchgen.engine.pool import cluster
+    from batchgen.engine.cluster import cluster
 
     started = time.monotonic()
     with pytest.raises(ClusterError, match=r"127\.0\.0\.1:1"), cluster("127.0.0.1:1", 1, print):

@@ -81,7 +81,8 @@ class _Squarer:
 @pytest.mark.ray
 def test_another_kind_of_work_runs_on_the_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Permanent: once, whole. Transient: again. Lost: alone, cut, isolated. A lost device is a lost worker."""
-    from batchgen.engine.pool import Pool, cluster
+    from batchgen.engine.cluster import cluster
+    from batchgen.engine.pool import Pool
 
     monkeypatch.setattr("batchgen.engine.queue._FIRST_PAUSE", 0.01)
     # Ray's workers must find the class; a module of the tests is none of theirs
@@ -92,8 +93,9 @@ def test_another_kind_of_work_runs_on_the_pool(tmp_path: Path, monkeypatch: pyte
     retried: list[ErrorClass] = []
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("long" * 20)))  # no socket's path may be so long
     said: list[str] = []
+    notices: list[str] = []
     with cluster(None, 2, said.append) as _capacity:
-        pool = Pool(Work(make_worker=Squaring(folder=tmp_path).make_worker), 2, WorkerResources())
+        pool = Pool(Work(make_worker=Squaring(folder=tmp_path).make_worker), 2, WorkerResources(), notices.append)
         try:
             drive(
                 WorkQueue(iter(units)),

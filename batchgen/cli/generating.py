@@ -32,7 +32,7 @@ __all__ = ["plan", "run", "validate"]
 @click.argument("source")
 @generation_options
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Make at most N images in this run.")
-@click.option("--address", metavar="A", help="A running Ray cluster; without it Ray is started here and stopped.")
+@click.option("--address", metavar="A", help="A running Ray cluster, or local; default: RAY_ADDRESS, else local.")
 @click.option("--dry-run", is_flag=True, help="Print the plan of all rows and stop.")
 @json_option
 def run(source: str, limit: int | None, dry_run: bool, as_json: bool, **flags: Any) -> None:

@@ -36,6 +36,9 @@ class RunRecord:
     dtypes: Mapping[str, str] = field(default_factory=dict)  # of components that have another
     memory: str = "normal"
     safety: str = "off"
+    nodes: int = 0  # of the cluster, and their cores and GPUs, when the run began
+    cpus: int = 0
+    gpus: int = 0
     batchgen: str = __version__
     finished: float | None = None
     outcome: str = "running"

@@ -1,136 +1,32 @@
-"""The door to Ray: a pool of actors that each hold a worker, fed one unit of work at a time.
+"""A pool of Ray actors that each hold a worker, fed one unit of work at a time.
 
 Units go in as specifications of a few KiB, receipts come out; what is made never passes through Ray. An actor that dies
 is replaced, and its units come back as failures. Knows nothing of what the work is.
 """
 
 import os
-import socket
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError
 
+from batchgen.engine.cluster import Nodes, autoscales, described, free, never_fits
 from batchgen.engine.queue import Finished, Try
-from batchgen.errors import ClusterError, DeviceLost, one_line, printable
+from batchgen.errors import ClusterError, DeviceLost, printable
 from batchgen.job import WorkerResources
-from batchgen.machine import cores
-from batchgen.options import Device
 from batchgen.work import Work, failure_of, lost
 
-__all__ = ["Capacity", "Pool", "cluster"]
+__all__ = ["Pool", "reserved"]
 
-OBJECT_STORE_BYTES = 100 * 2**20  # nothing of ours goes through it; Ray's least is 75 MiB
-ANSWER_TIMEOUT = 5.0  # seconds; for a cluster's head to accept a connection
-_DEATH = "the worker process died (killed, or out of memory)"
-SOCKET_BYTES = 107  # of a path; Linux takes no longer one
-_SHORT_PLACES = ("/tmp", "/var/tmp", "/dev/shm")
-STARTS_IN_A_ROW = 3  # workers that die before they are ready; more of the same would not help
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Capacity:
-    """What a cluster offers: cores and GPUs over all nodes."""
-
-    cpus: int
-    gpus: int
-
-    def device(self, wanted: Device) -> Literal["cpu", "cuda"]:
-        """Where workers will compute.
-
-        Raises:
-            ClusterError: CUDA is asked for and there is no GPU.
-        """
-        if wanted is Device.CUDA and not self.gpus:
-            raise ClusterError(
-                "device 'cuda' was asked for, but Ray sees no GPU; use --device cpu, or check the driver"
-            )
-        return "cuda" if self.gpus and wanted is not Device.CPU else "cpu"
-
-    def workers(self, device: str) -> int:
-        """One worker a GPU, or one a core."""
-        return max(1, self.gpus if device == "cuda" else self.cpus)
-
-
-@contextmanager
-def cluster(address: str | None, workers: int | None, notice: Callable[[str], None]) -> Iterator[Capacity]:
-    """Connect to a cluster, or start a local Ray and stop it afterwards.
-
-    Args:
-        address: of a running cluster ("auto" for the one this machine belongs to); None starts a local one.
-        workers: how many will be asked for; a local Ray has as many places, even on fewer cores.
-        notice: takes a line that is worth reading.
-
-    Raises:
-        ClusterError: Ray does not start, or nothing answers at the address.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    try:
-        if address is None:
-            places = max(cores(), workers or 1)
-            ray.init(
-                address="local",
-                num_cpus=places,
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=_temp_dir(notice),
-                **quiet,
-            )
-        else:
-            _require_answer(address)
-            ray.init(address=address, **quiet)
-    except SystemExit:  # Ray's own answer to a SIGTERM while it starts
-        raise KeyboardInterrupt from None
-    except (RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
-        reason = one_line(error)
-        if address is None:
-            raise ClusterError(f"Ray did not start: {reason}") from error
-        raise ClusterError(
-            f"no Ray cluster answers at {address!r}: {reason}; is it up, and does it want RAY_AUTH_MODE=token?"
-        ) from error
-    try:
-        offered = ray.cluster_resources()
-        cpus = int(offered.get("CPU", 1)) if address is not None else cores()
-        # Ray prints a paragraph about every worker that dies on stdout, which is for data; the run says it in a line
-        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
-            yield Capacity(cpus=cpus, gpus=int(offered.get("GPU", 0)))
-    finally:
-        ray.shutdown()
-
-
-def _temp_dir(notice: Callable[[str], None]) -> str | None:
-    """Where a local Ray keeps its sockets and logs, if its own choice is too long for sockets; None leaves it to Ray.
-
-    Raises:
-        ClusterError: there is no shorter place.
-    """
-    usual = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or tempfile.gettempdir()).absolute()
-    longest = SOCKET_BYTES - len(f"/ray/session_2000-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store")
-    if len(os.fsencode(usual)) <= longest:
-        return None
-    said = f"the temporary folder {usual} is too long a path for Ray's sockets, which may have {SOCKET_BYTES} bytes"
-    for place in _SHORT_PLACES:
-        ours = Path(place, "ray")
-        if os.access(ours if ours.exists() else place, os.W_OK | os.X_OK):
-            notice(f"{said}; Ray keeps them in {ours}")
-            return str(ours)
-    raise ClusterError(f"{said}; set RAY_TMPDIR to a folder whose path has at most {longest} bytes")
-
-
-def _require_answer(address: str) -> None:
-    """See whether anything listens at host:port; Ray itself would try for minutes."""
-    host, colon, port = address.rpartition(":")
-    if colon and port.isdigit() and "://" not in address:
-        socket.create_connection((host, int(port)), timeout=ANSWER_TIMEOUT).close()
+_DEATH = "the worker process died (killed, out of memory, or with its node)"
+STARTS_IN_A_ROW = 3  # rounds of workers that die before they are ready; more of the same would not help
+_LONGEST_WAIT = 60.0  # minutes without any worker; cloud nodes with GPUs come within 10, where there are any
+_LOOK = 3.0  # seconds between looks at the nodes, each of some milliseconds
+_LATELY = 60.0  # seconds; a node is known to be dead a few after its workers are
+_NOTICE = 60.0  # seconds between lines about workers that are not up
 
 
 class _Actor:
@@ -139,8 +35,10 @@ class _Actor:
     def __init__(self, work: Work) -> None:
         self._worker = work.make_worker()  # loads the libraries of the work, which the driver never does
 
-    def ready(self) -> None:
-        """Returns once the process is up and the libraries are loaded."""
+    def ready(self) -> str:
+        """Returns once the process is up and the libraries are loaded: the id of its node."""
+        node: str = ray.get_runtime_context().get_node_id()
+        return node
 
     def run(self, unit: Any) -> Any:
         """The unit's receipt, or a `Failure`."""
@@ -158,6 +56,8 @@ class _Place:
 
     actor: Any
     starting: Any  # the reference that is ready when the actor is; None afterwards
+    since: float  # of time.monotonic(); when it was asked for
+    node: str = ""  # id of the node that the actor is up on
     running: dict[Any, Try[Any]] = field(default_factory=dict)
     at_once: int = 1
 
@@ -168,47 +68,67 @@ class _Place:
         return len(self.running) < (1 if tried.alone else self.at_once)
 
 
-def require_place(work: Work, resources: WorkerResources) -> None:
-    """Make sure that some node of the cluster can hold a worker at all; Ray would wait for one without a word.
-
-    Raises:
-        ClusterError: none can, as the cluster is now.
-    """
-    wanted = {name: amount for name, amount in _resources(work, resources).items() if amount}
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if not any(all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in nodes):
-        asked = ", ".join(f"{amount:g} {name}" for name, amount in wanted.items())
-        raise ClusterError(
-            f"no node of the cluster can hold a worker that wants {asked}; change [worker], or add nodes"
-        )
-
-
-def _resources(work: Work, resources: WorkerResources) -> dict[str, float]:
-    """What Ray reserves for one worker, under Ray's names."""
+def reserved(work: Work, resources: WorkerResources) -> dict[str, float]:
+    """What Ray reserves for one worker, under Ray's names; memory in bytes."""
     gpus = 1.0 if work.on_gpu else 0.0
-    return {
+    wanted = {
         "CPU": 1.0 if resources.num_cpus is None else resources.num_cpus,
         "GPU": gpus if resources.num_gpus is None else resources.num_gpus,
-        "memory": (resources.memory_gib or 0.0) * 2**30,
+        "memory": float(int((resources.memory_gib or 0.0) * 2**30)),
     }
+    return {name: amount for name, amount in wanted.items() if amount}
 
 
 class Pool:
-    """A fixed number of places for workers; units go to the one with least in work."""
+    """A fixed number of places for workers; units go to the one with least in work.
 
-    def __init__(self, work: Work, workers: int, resources: WorkerResources) -> None:
+    Workers that have no node yet are waited for: with a line a minute, for an hour without any worker, or for
+    `WorkerResources.wait_minutes`.
+    """
+
+    def __init__(self, work: Work, workers: int, resources: WorkerResources, notice: Callable[[str], None]) -> None:
+        """Ask for the workers.
+
+        Args:
+            work: what they do.
+            workers: how many are wanted.
+            resources: what each wants, and how long to wait for it.
+            notice: takes lines about nodes and workers.
+
+        Raises:
+            ClusterError: no node can hold one, and none will come.
+        """
         self._work = work
-        require_place(work, resources)
-        reserved = _resources(work, resources)
+        self._notice = notice
+        self._wanted = reserved(work, resources)
+        self._wait_minutes = resources.wait_minutes
+        self._nodes = Nodes()
+        self._nodes.look()
+        if not self._nodes.places(self._wanted):
+            if self._wait_minutes is None and not autoscales():
+                raise self._no_place()
+            notice(f"no node of the cluster can hold a worker now ({described(self._wanted)}); waiting for one")
         self._actor_class = ray.remote(
             max_restarts=0,
             max_concurrency=work.at_once,
-            num_cpus=reserved["CPU"],
-            num_gpus=reserved["GPU"],
-            memory=int(reserved["memory"]) or None,
+            num_cpus=self._wanted.get("CPU", 0),
+            num_gpus=self._wanted.get("GPU", 0),
+            memory=int(self._wanted.get("memory", 0)) or None,
         )(_Actor)
         self._deaths_in_a_row = 0
+        self._last_death = 0.0  # of a worker that was starting, on the clock of the next line
+        self._losses: list[tuple[float, str]] = []  # when and on which nodes workers were lost
+        self._last_placed = self._last_notice = time.monotonic()  # when a worker had a node
+        self._next_look = self._last_placed + _LOOK
         self._places = [self._start() for _ in range(workers)]
+
+    @property
+    def uses(self) -> str:
+        """How much of the cluster as it is now the workers take, for people."""
+        fit = min(self._nodes.places(self._wanted), len(self._places))
+        taken = described({name: fit * amount for name, amount in self._wanted.items()}) if fit else "nothing yet"
+        waiting = f", {len(self._places) - fit} more wait for room" if fit < len(self._places) else ""
+        return f"{fit} worker{'' if fit == 1 else 's'} take{'s' if fit == 1 else ''} {taken}{waiting}"
 
     @property
     def in_work(self) -> int:
@@ -228,8 +148,10 @@ class Pool:
         """Attempts that ended within `seconds`; returns earlier when there are some, or a worker came up.
 
         Raises:
-            ClusterError: workers keep dying before they are up.
+            ClusterError: workers keep dying before they are up, or there has been none for too long.
         """
+        if time.monotonic() > self._next_look:
+            self._look()
         references = [ref for place in self._places for ref in (place.starting, *place.running) if ref is not None]
         if not references:  # all units are paused; Ray would answer at once
             time.sleep(seconds)
@@ -246,6 +168,7 @@ class Pool:
             finished += [found for found in results if found is not None]
             if len(results) > sum(found is not None for found in results):
                 ray.kill(place.actor)  # it may only have been out of reach, and must not commit later
+                self._losses.append((time.monotonic(), place.node))
                 finished += [Finished(tried=tried, result=lost(_DEATH)) for tried in place.running.values()]
                 self._places[number] = self._start()
         return finished
@@ -257,20 +180,64 @@ class Pool:
 
     def _start(self) -> _Place:
         actor = self._actor_class.remote(self._work)
-        return _Place(actor=actor, starting=actor.ready.remote(), at_once=self._work.at_once)
+        starting = actor.ready.remote()
+        return _Place(actor=actor, starting=starting, since=time.monotonic(), at_once=self._work.at_once)
 
     def _came_up(self, place: _Place) -> bool:
         try:
-            ray.get(place.starting)
+            place.node = ray.get(place.starting)
         except RayError as error:
+            if place.since < self._last_death:
+                return False  # one of many that ended together, perhaps with their node
+            self._last_death = time.monotonic()
             self._deaths_in_a_row += 1
             if self._deaths_in_a_row >= STARTS_IN_A_ROW:
-                reason = str(error).strip().splitlines()[-1]
-                raise ClusterError(f"{self._deaths_in_a_row} workers in a row died while starting: {reason}") from error
+                reason = printable(str(error).strip().splitlines()[-1])
+                raise ClusterError(
+                    f"{self._deaths_in_a_row} times in a row workers died while starting: {reason}"
+                ) from error
             return False
         self._deaths_in_a_row = 0
         place.starting = None
         return True
+
+    def _look(self) -> None:
+        """Name nodes that died, say what is waited for, and give up where that is for nothing.
+
+        Raises:
+            ClusterError: no worker has a node, and none will have one.
+        """
+        now = time.monotonic()
+        self._next_look = now + _LOOK
+        for node, name in self._nodes.look().items():
+            held = [place.node for place in self._places if place.starting is None]
+            held += [where for when, where in self._losses if now - when < _LATELY]
+            count = held.count(node)
+            self._notice(f"{name} died" + (f" with {count} worker{'s' * (count > 1)}, to be replaced" if count else ""))
+        missing = [place.actor for place in self._places if place.starting is not None]
+        if len(missing) < len(self._places) or any(map(self._nodes.holds, missing)):
+            self._last_placed = now
+        elif self._wait_minutes is None and not self._nodes.places(self._wanted) and never_fits(self._wanted):
+            raise self._no_place()
+        minutes = _LONGEST_WAIT if self._wait_minutes is None else self._wait_minutes
+        room = f"each wants {described(self._wanted)}, and the cluster has {free(self._wanted)} free"
+        if now - self._last_placed > 60 * minutes:
+            raise ClusterError(f"no room for workers in {minutes:g} minutes: {room}; add nodes, or change [worker]")
+        if not missing:
+            self._last_notice = now
+        elif now - self._last_notice > _NOTICE:
+            self._last_notice = now
+            starting = sum(map(self._nodes.holds, missing))
+            self._notice(
+                f"waiting for {len(missing)} of {len(self._places)} workers ({starting} starting, "
+                f"{len(missing) - starting} without room): {room}"
+            )
+
+    def _no_place(self) -> ClusterError:
+        return ClusterError(
+            f"no node of the cluster can hold a worker that wants {described(self._wanted)}; change [worker], or add "
+            "nodes"
+        )
 
     def _result(self, place: _Place, reference: Any) -> Finished[Any] | None:
         """What an attempt returned; None, with the unit left in `place`, where the worker died."""

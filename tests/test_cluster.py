@@ -1,0 +1,89 @@
+"""Which Ray cluster a run uses, what it says of it, and what becomes of it while the cluster grows and shrinks."""
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import BIN, ONE_THREAD, RunCli, WriteManifest, running_node, running_ray
+
+from batchgen.engine.cluster import cluster, described
+from batchgen.errors import ClusterError
+
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 2}
+
+
+@pytest.mark.parametrize(
+    ("given", "variable", "named"),
+    [
+        (None, "http://a:8265", r"http://a:8265 \(from RAY_ADDRESS\) is where jobs are submitted"),
+        ("auto", "http://a:8265", r"http://a:8265 \(from RAY_ADDRESS\)"),  # as Ray means it
+        ("http://b:8265", "http://a:8265", "http://b:8265 is where"),
+        (None, "nonsense", r"at nonsense \(from RAY_ADDRESS\)"),
+    ],
+)
+def test_the_address_is_taken(given: str | None, variable: str, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Incident: inside a submitted job a second, local Ray started beside the cluster."""
+    monkeypatch.setenv("RAY_ADDRESS", variable)
+    with pytest.raises(ClusterError, match=named), cluster(given, 1, print):
+        pass
+
+
+def test_amounts_as_people_say_them() -> None:
+    assert described({"CPU": 1, "GPU": 0}) == "1 core, no GPU"
+    assert described({"CPU": 0.5, "GPU": 2, "memory": 3 * 2**30}) == "0.5 cores, 2 GPUs, 3 GiB"
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_cluster_with_a_token_that_grows_and_shrinks(
+    batchgen: RunCli, write_manifest: WriteManifest, tiny_model: Path, tmp_path: Path
+) -> None:
+    """A head without cores: refused without a token, waited for in vain; then a node comes, dies, and another comes."""
+    rows = [{"id": f"r{n}", "prompt": "a", "seed": n, "num_inference_steps": 200} for n in range(8)]
+    write_manifest("rows.jsonl", rows)
+    job = tmp_path / "job.toml"
+    settings = f'manifest = "rows.jsonl"\nmodel = "{tiny_model}"\noutput = "out"\nworkers = 1\nbatch_size = 1\n'
+    job.write_text(f"{settings}shard_rows = 2\n[worker]\nwait_minutes = 0.02\n")
+    with running_ray("--num-cpus=0", env=TOKEN) as address:
+        refused = batchgen("run", job, env={"RAY_ADDRESS": address})
+        assert refused.returncode == 4
+        assert refused.stderr.count("\n") == 1 and "export RAY_AUTH_MODE=token" in refused.stderr
+        env = {**TOKEN, "RAY_ADDRESS": address}
+        in_vain = batchgen("run", job, env=env)
+        assert in_vain.returncode == 4
+        assert "no room for workers in 0.02 minutes" in in_vain.stderr
+        assert "(failed: no room for workers" in batchgen("verify", job).stdout
+
+        job.write_text(f"{settings}shard_rows = 2\n[worker]\nwait_minutes = 10\n")
+        log = tmp_path / "log"
+        with log.open("w") as stream:
+            run = subprocess.Popen(
+                [BIN / "batchgen", "run", job], env={**os.environ, **ONE_THREAD, **env}, stderr=stream
+            )
+        node = (f"--address={address}", "--num-cpus=1", "--disable-usage-stats")
+        try:
+            wait_for(log, "waiting for one")
+            with running_node(*node, env=TOKEN) as first:
+                wait_for(log, "shard ")
+                for child in psutil.Process(first.pid).children(recursive=True):
+                    child.kill()
+                wait_for(log, "to be replaced")
+            with running_node(*node, env=TOKEN):
+                assert run.wait(240) == 0
+        finally:
+            run.kill()
+    said = log.read_text()
+    assert f"Ray at {address} (from RAY_ADDRESS): 1 node, no core, no GPU; 0 workers" in said
+    assert " died with 1 worker, to be replaced" in said
+    assert len(list((tmp_path / "out").glob("data/*/*/*.png"))) == 8
+
+
+def wait_for(log: Path, text: str) -> None:
+    """Wait until a run has said something."""
+    deadline = time.monotonic() + 120
+    while text not in log.read_text():
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)
