@@ -19,7 +19,7 @@ from batchgen.manifest.names import find_column, suggest
 from batchgen.manifest.values import parse_cell
 from batchgen.models.adapters import anchored
 from batchgen.options import Device, Dtype, ImageFormat, Layout, Memory, Safety
-from batchgen.storage import is_remote, join
+from batchgen.storage import is_remote, join, local_path
 
 __all__ = ["DEFAULT_COLUMNS", "Job", "Limits", "WorkerResources", "load_job"]
 
@@ -132,7 +132,7 @@ def _settings(table: Mapping[str, Any], wrong: list[str]) -> dict[str, Any]:
 
 def _read_job(source: str, wrong: list[str]) -> dict[str, Any]:
     """The settings of a job file, with its paths seen from its folder; complaints go to `wrong`."""
-    path = Path(source).expanduser()
+    path = local_path(source)
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -148,7 +148,10 @@ def _read_job(source: str, wrong: list[str]) -> dict[str, Any]:
         wrong.append("key 'manifest' is missing; name the table of prompts, or write a [sweep]")
     for name in ("manifest", "output", "model", "model_config", "lora_folder"):
         if settings.get(name):
-            settings[name] = _resolved(name, settings[name], path.parent)
+            try:
+                settings[name] = _resolved(name, settings[name], path.parent)
+            except InputError as error:
+                wrong.append(f"key {name!r}: {error}")
     for name, value in settings.get("defaults", {}).items():
         if name in ("model", "refiner"):
             settings["defaults"][name] = _resolved("model", value, path.parent)
@@ -159,7 +162,7 @@ def _read_job(source: str, wrong: list[str]) -> dict[str, Any]:
 
 def _resolved(name: str, value: str, folder: Path) -> str:
     """A path seen from the job file's folder; a model that is no path there stays a name."""
-    if is_remote(value) or (name in ("model", "model_config") and not (folder / value).exists()):
+    if name in ("model", "model_config") and (is_remote(value) or not (folder / value).exists()):
         return value
     return join(str(folder), value)
 

@@ -137,7 +137,7 @@ class _ImageReader:
             for name, (column, future) in futures.items():
                 try:
                     inputs[name] = future.result()
-                except (ImageError, StoreError) as error:
+                except (ImageError, InputError, StoreError) as error:
                     problems.add(one.record.file, one.record.number, column, str(error))
                     spoiled.add(column)
             yield replace(one, spoiled=frozenset(spoiled)), inputs

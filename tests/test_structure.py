@@ -103,6 +103,7 @@ ORDER = """
     manifest
     work
     identity images machine storage builtin
+    places
     options
     errors version
 """.strip().splitlines()
