@@ -77,6 +77,7 @@ class Job:
     memory: Memory = Memory.NORMAL
     save_steps: tuple[int, ...] = ()  # pictures after these sampling steps too, counted from 1
     lora_folder: str | None = None  # of LoRAs and hypernetworks that prompts name; else the manifest's folder
+    strict: bool = False  # what may have been meant otherwise than it is read is a problem, not a notice
     allow_pickle: bool = False  # read pickled weights too, with torch's weights-only loader
     file: str | None = field(default=None, compare=False)  # where it was read from, for messages; no key
 
@@ -174,8 +175,8 @@ def _checked(kind: type, table: Mapping[str, Any], prefix: str, wrong: list[str]
     settings: dict[str, Any] = {}
     for key, value in table.items():
         if key not in known:
-            near = get_close_matches(key, known, n=1)
-            hint = f"did you mean {prefix + near[0]!r}?" if near else f"known are {', '.join(known)}"
+            near = _elsewhere(key) or [prefix + one for one in get_close_matches(key, known, n=1)]
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
             wrong.append(f"unknown key {prefix + key!r}; {hint}")
             continue
         try:
@@ -183,6 +184,14 @@ def _checked(kind: type, table: Mapping[str, Any], prefix: str, wrong: list[str]
         except ValueError as error:
             wrong.append(f"key {prefix + key!r} {error}")
     return settings
+
+
+def _elsewhere(key: str) -> list[str]:
+    """Where a key is known that stands in another table."""
+    places = {"": Job, "limits.": Limits, "worker.": WorkerResources}
+    found = [place + key for place, kind in places.items() if key in [f.name for f in fields(kind) if f.compare]]
+    column = find_column(key)
+    return [*found, *([f"defaults.{column}"] if column in DEFAULT_COLUMNS else [])]
 
 
 def _typed(hint: Any, value: Any, name: str, wrong: list[str]) -> Any:
@@ -230,8 +239,8 @@ def _checked_defaults(table: Any, wrong: list[str]) -> dict[str, Any]:
     for key, value in table.items() if isinstance(table, dict) else ():
         column = COLUMNS.get(find_column(key, own=True) or "")
         if column is None or column.name not in DEFAULT_COLUMNS:
-            near = None if column is not None else suggest(key)
-            hint = "" if near is None else f"; did you mean {near!r}?"
+            near = find_column(key) or suggest(key)
+            hint = f"; did you mean {near!r}?" if near in DEFAULT_COLUMNS else ""
             wrong.append(f"[defaults] takes no {key!r}{hint}")
             continue
         try:

@@ -17,6 +17,7 @@ from batchgen.cli.shared import (
     named_job,
     stderr,
     stdout,
+    strict_option,
 )
 from batchgen.errors import InputError, Interrupted
 from batchgen.options import ImageFormat, Layout
@@ -75,6 +76,7 @@ def run(source: str, limit: int | None, dry_run: bool, as_json: bool, **flags: A
 @click.option("--output", "-o", metavar="URI", help="Also say what this output, if it exists, would refuse.")
 @click.option("--layout", type=choice(Layout), help="Of the output; default: files.")
 @click.option("--format", type=choice(ImageFormat), help="Of the output's pictures; default: png.")
+@strict_option
 @json_option
 def validate(source: str, as_json: bool, **flags: Any) -> None:
     """Report every problem of every row, before any model is loaded.
