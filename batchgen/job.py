@@ -175,8 +175,8 @@ def _checked(kind: type, table: Mapping[str, Any], prefix: str, wrong: list[str]
     settings: dict[str, Any] = {}
     for key, value in table.items():
         if key not in known:
-            near = _elsewhere(key) or [prefix + one for one in get_close_matches(key, known, n=1)]
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+            near = [prefix + one for one in get_close_matches(key, known, n=1)] + _elsewhere(key)
+            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known are {', '.join(known)}"
             wrong.append(f"unknown key {prefix + key!r}; {hint}")
             continue
         try:
