@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 import pytest
+from conftest import RunCli
 
 from batchgen import errors
 from batchgen.cli import main
@@ -99,3 +100,11 @@ def test_every_refused_name_is_in_the_manifests_readme() -> None:
 def test_every_error_class_is_in_the_readme() -> None:
     shown = [name for row in table(README, "class |") for name in names(row[0])]
     assert sorted(shown) == sorted(errors.ErrorClass)
+
+
+def test_tab_completes(batchgen: RunCli) -> None:
+    """The line of the README, as bash asks: for the commands that begin so, and for flags."""
+    (variable,) = re.findall(r"eval \"\$\((\w+)=bash_source batchgen\)\"", README)
+    for words, found in (("batchgen sta", "plain,status\n"), ("batchgen run --shard", "plain,--shard-rows\n")):
+        env = {variable: "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        assert batchgen(env=env).stdout == found
