@@ -13,7 +13,7 @@ __all__ = ["explain"]
 
 @click.command()
 @click.argument("prompt")
-@click.option("--model", "-m", metavar="MODEL", help="builtin, a folder, a .safetensors file, or a hub id.")
+@click.option("--model", "-m", metavar="MODEL", help="A folder, a .safetensors file, or a hub id. Default: builtin.")
 @click.option("--model-config", metavar="FOLDER", help="Diffusers folder with the layout of a .safetensors file.")
 @click.option("--scheduler", metavar="NAME", help='Class or name, like "DPM++ 2M Karras". Default: the model\'s.')
 @click.option("--steps", "num_inference_steps", type=int, metavar="N", help="Sampling steps. Default: 25.")

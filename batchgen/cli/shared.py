@@ -68,7 +68,9 @@ def generation_options(command: _Command) -> _Command:
     for option in reversed(
         (
             click.option("--output", "-o", metavar="URI", help="Folder or s3://bucket/prefix of the dataset."),
-            click.option("--model", "-m", metavar="MODEL", help="builtin, a folder, a .safetensors file, or a hub id."),
+            click.option(
+                "--model", "-m", metavar="MODEL", help="A folder, a .safetensors file, or a hub id. Default: builtin."
+            ),
             click.option(
                 "--model-config", metavar="FOLDER", help="Diffusers folder with the layout of a .safetensors file."
             ),
