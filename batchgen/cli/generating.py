@@ -14,6 +14,7 @@ from batchgen.cli.shared import (
     choice,
     generation_options,
     json_option,
+    model_option,
     named_job,
     stderr,
     stdout,
@@ -72,7 +73,7 @@ def run(source: str, limit: int | None, dry_run: bool, as_json: bool, **flags: A
 
 @click.command(cls=SourceCommand)
 @click.argument("source")
-@click.option("--model", "-m", metavar="MODEL", help="A folder, a .safetensors file, or a hub id. Default: builtin.")
+@model_option
 @click.option("--output", "-o", metavar="URI", help="Also say what this output, if it exists, would refuse.")
 @click.option("--layout", type=choice(Layout), help="Of the output; default: files.")
 @click.option("--format", type=choice(ImageFormat), help="Of the output's pictures; default: png.")

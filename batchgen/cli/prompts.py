@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from batchgen.cli.shared import json_option, stdout
+from batchgen.cli.shared import json_option, model_option, stdout
 from batchgen.errors import InputError
 
 __all__ = ["explain"]
@@ -13,7 +13,7 @@ __all__ = ["explain"]
 
 @click.command()
 @click.argument("prompt")
-@click.option("--model", "-m", metavar="MODEL", help="A folder, a .safetensors file, or a hub id. Default: builtin.")
+@model_option
 @click.option("--model-config", metavar="FOLDER", help="Diffusers folder with the layout of a .safetensors file.")
 @click.option("--scheduler", metavar="NAME", help='Class or name, like "DPM++ 2M Karras". Default: the model\'s.')
 @click.option("--steps", "num_inference_steps", type=int, metavar="N", help="Sampling steps. Default: 25.")

@@ -21,6 +21,7 @@ __all__ = [
     "choice",
     "generation_options",
     "json_option",
+    "model_option",
     "named_job",
     "named_output",
     "stderr",
@@ -63,14 +64,24 @@ def choice(options: type[StrEnum]) -> click.Choice[str]:
     return click.Choice([option.value for option in options])
 
 
+model_option = click.option(
+    "--model", "-m", metavar="MODEL", help="A folder, a .safetensors file, or a hub id. Default: builtin."
+)
+strict_option = click.option(
+    "--strict",
+    is_flag=True,
+    default=None,
+    help="Take columns by other names, near misses and the like for problems, not notices.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+
+
 def generation_options(command: _Command) -> _Command:
     """Flags that `run` and `plan` share; each is also a key of a job file."""
     for option in reversed(
         (
             click.option("--output", "-o", metavar="URI", help="Folder or s3://bucket/prefix of the dataset."),
-            click.option(
-                "--model", "-m", metavar="MODEL", help="A folder, a .safetensors file, or a hub id. Default: builtin."
-            ),
+            model_option,
             click.option(
                 "--model-config", metavar="FOLDER", help="Diffusers folder with the layout of a .safetensors file."
             ),
@@ -102,15 +113,6 @@ def generation_options(command: _Command) -> _Command:
     ):
         command = option(command)
     return command
-
-
-strict_option = click.option(
-    "--strict",
-    is_flag=True,
-    default=None,
-    help="Take columns by other names, near misses and the like for problems, not notices.",
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 
 
 def named_job(source: str, flags: dict[str, Any]) -> "Job":
