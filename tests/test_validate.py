@@ -429,6 +429,13 @@ def test_strict_takes_doubts_for_problems(
     assert (found.row, found.column) == (None, column) and said in found.message and "strict" in found.message
 
 
+def test_strict_takes_unread_syntax_for_a_problem(write_manifest: WriteManifest, model_configs: Path) -> None:
+    path = write_manifest("m.csv", [{"prompt": "a {red|blue} ball"}] * 2)
+    assert [line for line in read(path, model_configs)[1].notices if "2 rows hold {a|b}" in line]
+    (found,) = problems(path, model_configs, strict=True)
+    assert "2 rows hold {a|b}" in found.message
+
+
 @pytest.mark.parametrize("command", [["validate"], ["plan"], ["run", "--dry-run"], ["run", "-o", "out"]])
 def test_strict_of_a_job_and_of_a_command(command: list[str], tmp_path: Path, batchgen: RunCli) -> None:
     """All near misses at once, exit 2, and nothing is begun."""
