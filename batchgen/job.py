@@ -19,7 +19,7 @@ from batchgen.manifest.names import find_column, suggest
 from batchgen.manifest.values import parse_cell
 from batchgen.models.adapters import anchored
 from batchgen.options import Device, Dtype, ImageFormat, Layout, Memory, Safety
-from batchgen.storage import is_remote, join
+from batchgen.storage import is_remote, join, local_path
 
 __all__ = ["DEFAULT_COLUMNS", "Job", "Limits", "WorkerResources", "load_job"]
 
@@ -82,6 +82,7 @@ class Job:
     memory: Memory = Memory.NORMAL
     save_steps: tuple[int, ...] = ()  # pictures after these sampling steps too, counted from 1
     lora_folder: str | None = None  # of LoRAs and hypernetworks that prompts name; else the manifest's folder
+    strict: bool = False  # what may have been meant otherwise than it is read is a problem, not a notice
     allow_pickle: bool = False  # read pickled weights too, with torch's weights-only loader
     file: str | None = field(default=None, compare=False)  # where it was read from, for messages; no key
 
@@ -137,9 +138,10 @@ def _settings(table: Mapping[str, Any], wrong: list[str]) -> dict[str, Any]:
 
 def _read_job(source: str, wrong: list[str]) -> dict[str, Any]:
     """The settings of a job file, with its paths seen from its folder; complaints go to `wrong`."""
-    if is_remote(source):
-        raise InputError(f"job {source}: job files are read from this machine; copy it here")
-    path = Path(source).expanduser()
+    try:
+        path = local_path(source)
+    except InputError as error:
+        raise InputError(f"job {error}") from None
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -155,7 +157,10 @@ def _read_job(source: str, wrong: list[str]) -> dict[str, Any]:
         wrong.append("key 'manifest' is missing; name the table of prompts, or write a [sweep]")
     for name in ("manifest", "output", "model", "model_config", "lora_folder"):
         if settings.get(name):
-            settings[name] = _resolved(name, settings[name], path.parent)
+            try:
+                settings[name] = _resolved(name, settings[name], path.parent)
+            except InputError as error:
+                wrong.append(f"key {name!r}: {error}")
     for name, value in settings.get("defaults", {}).items():
         if name in ("model", "refiner"):
             settings["defaults"][name] = _resolved("model", value, path.parent)
@@ -166,7 +171,7 @@ def _read_job(source: str, wrong: list[str]) -> dict[str, Any]:
 
 def _resolved(name: str, value: str, folder: Path) -> str:
     """A path seen from the job file's folder; a model that is no path there stays a name."""
-    if is_remote(value) or (name in ("model", "model_config") and not (folder / value).exists()):
+    if name in ("model", "model_config") and (is_remote(value) or not (folder / value).exists()):
         return value
     return join(str(folder), value)
 
@@ -178,8 +183,8 @@ def _checked(kind: type, table: Mapping[str, Any], prefix: str, wrong: list[str]
     settings: dict[str, Any] = {}
     for key, value in table.items():
         if key not in known:
-            near = get_close_matches(key, known, n=1)
-            hint = f"did you mean {prefix + near[0]!r}?" if near else f"known are {', '.join(known)}"
+            near = [prefix + one for one in get_close_matches(key, known, n=1)] + _elsewhere(key)
+            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known are {', '.join(known)}"
             wrong.append(f"unknown key {prefix + key!r}; {hint}")
             continue
         try:
@@ -187,6 +192,14 @@ def _checked(kind: type, table: Mapping[str, Any], prefix: str, wrong: list[str]
         except ValueError as error:
             wrong.append(f"key {prefix + key!r} {error}")
     return settings
+
+
+def _elsewhere(key: str) -> list[str]:
+    """Where a key is known that stands in another table."""
+    places = {"": Job, "limits.": Limits, "worker.": WorkerResources}
+    found = [place + key for place, kind in places.items() if key in [f.name for f in fields(kind) if f.compare]]
+    column = find_column(key)
+    return [*found, *([f"defaults.{column}"] if column in DEFAULT_COLUMNS else [])]
 
 
 def _typed(hint: Any, value: Any, name: str, wrong: list[str]) -> Any:
@@ -235,8 +248,8 @@ def _checked_defaults(table: Any, wrong: list[str]) -> dict[str, Any]:
     for key, value in table.items() if isinstance(table, dict) else ():
         column = COLUMNS.get(find_column(key, own=True) or "")
         if column is None or column.name not in DEFAULT_COLUMNS:
-            near = None if column is not None else suggest(key)
-            hint = "" if near is None else f"; did you mean {near!r}?"
+            near = find_column(key) or suggest(key)
+            hint = f"; did you mean {near!r}?" if near in DEFAULT_COLUMNS else ""
             wrong.append(f"[defaults] takes no {key!r}{hint}")
             continue
         if (other := spelt.setdefault(column.name, key)) != key:

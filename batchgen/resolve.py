@@ -75,11 +75,16 @@ def resolve(job: Job, index: Index, problems: ProblemLog) -> Resolved:
             while chunk := list(islice(rows, CHUNK_ROWS)):
                 for parsed, inputs in images.read([sorter.parse(record) for record in chunk], problems):
                     builder.add(parsed, inputs)
+    if job.strict:
+        for doubt in sorter.doubts.values():
+            problems.add(doubt.file, doubt.row, doubt.column, f"{doubt.message} (the job is strict)")
+        for line in builder.unread.lines():
+            problems.add(job.manifest, None, None, f"{line} (the job is strict)")
     # a file with problems may not even have a schema
     carried = {} if problems.total else sorter.carried_types(files)
     if sorter.mixed and not problems.total:
         carried = _settled(carried, sorter.mixed, index, problems)
-    said = [*notices, *sorter.notices, *builder.unread.lines()]
+    said = [*notices, *sorter.doubts, *builder.unread.lines()]
     if builder.records == 0 and not problems.total:
         said.append(f"manifest {job.manifest} has no rows: there is nothing to make")
     said = [printable(line) for line in said]
@@ -138,7 +143,7 @@ class _ImageReader:
             for name, (column, future) in futures.items():
                 try:
                     inputs[name] = future.result()
-                except (ImageError, StoreError) as error:
+                except (ImageError, InputError, StoreError) as error:
                     problems.add(one.record.file, one.record.number, column, str(error))
                     spoiled.add(column)
             yield replace(one, spoiled=frozenset(spoiled)), inputs

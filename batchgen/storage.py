@@ -11,11 +11,13 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
 
 from batchgen.errors import AlreadyExists, InputError, NotFound, StoreError
+from batchgen.places import misspelling, misspelt_uri
 
 __all__ = [
     "Entry",
@@ -23,6 +25,7 @@ __all__ = [
     "expand",
     "is_remote",
     "join",
+    "local_path",
     "open_input",
     "open_store",
     "pattern_in",
@@ -82,24 +85,45 @@ def is_remote(uri: str) -> bool:
     return "://" in uri and not uri.startswith(("file://", "local://"))
 
 
-def _local(uri: str) -> Path:
-    path = Path(uri.split("://", 1)[1] if "://" in uri else uri)
+def local_path(uri: str, folder: str = "") -> Path:
+    """The path of a local file or folder, absolute, with `~` and `file://` resolved.
+
+    Args:
+        uri: the path as somebody wrote it.
+        folder: what a relative one starts from; the current folder where empty.
+
+    Raises:
+        InputError: it is a URI of another protocol, or misspelt, and nothing of that very name is there.
+    """
+    if is_remote(uri):
+        raise InputError(f"{uri} {misspelling(uri) or 'is not on this machine; copy it here, and give its path'}")
     try:
-        return path.expanduser().absolute()
-    except RuntimeError as error:
-        raise NotFound(f"{uri}: {error}") from error
+        path = Path(uri.split("://", 1)[1] if "://" in uri else uri).expanduser()
+    except RuntimeError:
+        raise InputError(f"{uri}: there is no such user here; write ./{uri} for a folder of that name") from None
+    path = Path(folder, path).absolute()
+    if misspelling(uri) is not None and not os.path.lexists(path):
+        there = next(parent for parent in path.parents if os.path.lexists(parent))
+        if why := misspelt_uri(uri) or misspelling(str(path.relative_to(there))):
+            raise InputError(f"{uri} {why}")
+    return path
 
 
 def join(base: str, relative: str) -> str:
     """The URI that `relative` names seen from the folder `base`; absolute paths and URIs stay as they are.
 
     A relative path is normalised, and leads out of no bucket. The folder's own name is a key, in which `//` may stand.
+
+    Raises:
+        InputError: `relative` is misspelt, and nothing of that very name is there.
     """
-    if is_remote(relative):
-        return relative
     if "://" in relative or relative.startswith(("/", "~")):
-        return str(_local(relative))
+        if is_remote(relative) and misspelt_uri(relative) is None:
+            return relative
+        return str(local_path(relative))
     if is_remote(base):
+        if (why := misspelt_uri(relative)) is not None:
+            raise InputError(f"{relative} {why}")
         protocol, _, path = base.partition("://")
         bucket, *folders = path.split("/")
         for name in os.path.normpath(relative).split("/"):
@@ -108,7 +132,7 @@ def join(base: str, relative: str) -> str:
             elif name != ".":
                 folders.append(name)
         return f"{protocol}://{'/'.join([bucket, *folders])}"
-    return os.path.normpath(_local(base) / relative)
+    return os.path.normpath(local_path(relative, str(local_path(base))))
 
 
 def open_store(uri: str, options: Mapping[str, Any] | None = None, *, quick: bool = False) -> Store:
@@ -118,12 +142,18 @@ def open_store(uri: str, options: Mapping[str, Any] | None = None, *, quick: boo
         uri: a local folder, s3://bucket/prefix, or a URI of another protocol that fsspec knows.
         options: passed to the fsspec file system over what the environment says.
         quick: give up within seconds when the store cannot be reached, instead of retrying for minutes.
+
+    Raises:
+        InputError: the URI is misspelt.
     """
     if is_remote(uri):
+        why = misspelling(uri) or ("names no bucket" if uri.endswith("://") else None)
+        if why is not None:
+            raise InputError(f"{uri} {why}")
         return _FsspecStore(uri.rstrip("/"), dict(options or {}), quick=quick)
     if options:
         raise InputError(f"storage_options ({', '.join(options)}) mean nothing for the local folder {uri}; drop them")
-    return _LocalStore(_local(uri))
+    return _LocalStore(local_path(uri))
 
 
 def require_place(uri: str) -> None:
@@ -136,7 +166,7 @@ def require_place(uri: str) -> None:
     """
     if is_remote(uri):
         return
-    folder = _local(uri)
+    folder = local_path(uri)
     while not os.path.lexists(folder):
         folder = folder.parent
     if not folder.is_dir():
@@ -316,6 +346,9 @@ class _Frozen(dict[str, Any]):
 def _filesystem(protocol: str, options: _Frozen, quick: bool) -> Any:
     import fsspec
 
+    if protocol not in fsspec.available_protocols():
+        near = get_close_matches(protocol.lower(), fsspec.available_protocols(), n=1, cutoff=0.5)
+        raise InputError(f"there is no protocol {protocol}://{f', did you mean {near[0]}://?' if near else ''}")
     if f"{protocol}://" not in _S3:
         return fsspec.filesystem(protocol, **options)
     timeouts = {"config_kwargs": _QUICK if quick else _PATIENT, "use_listings_cache": False}
@@ -380,7 +413,7 @@ def open_input(uri: str) -> IO[bytes]:
     """The file at a URI, open for reading and seekable."""
     with _named(uri):
         if not is_remote(uri):
-            return _local(uri).open("rb")
+            return local_path(uri).open("rb")
         protocol, _, path = uri.partition("://")
         stream: IO[bytes] = _filesystem(protocol, _Frozen(), False).open(
             path if not protocol.startswith("http") else uri, "rb"
@@ -418,7 +451,7 @@ def look_at_input(uri: str) -> Look:
             tag = known.get("ETag") or known.get("etag") or changed or ""
             modified = changed.timestamp() if hasattr(changed, "timestamp") else changed
             return Look(size=int(known.get("size") or 0), version=str(tag), modified=modified)
-        path_here = _local(uri)
+        path_here = local_path(uri)
         files = sorted(path_here.rglob("*")) if path_here.is_dir() else [path_here]
         facts = [(file, file.stat()) for file in files if file.is_file()]
         if not facts:
@@ -442,7 +475,7 @@ def expand(uri: str, suffixes: Iterable[str]) -> list[str]:
         else:
             import fsspec
 
-            fs, prefix, path = fsspec.filesystem("file"), "", str(_local(uri))
+            fs, prefix, path = fsspec.filesystem("file"), "", str(local_path(uri))
         if fs.isdir(path):
             return [prefix + found for found in _inputs_below(path, sorted(fs.find(path)), wanted)]
         if fs.exists(path):

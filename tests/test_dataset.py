@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -155,14 +156,26 @@ def test_a_dataset_without_shards(tmp_path: Path) -> None:
         open_dataset(str(tmp_path))
 
 
-def test_the_readmes_example_runs(tmp_path: Path) -> None:
-    """What the README shows of Python, on an output of that name."""
+def test_the_readmes_examples_run(tmp_path: Path) -> None:
+    """What the README shows of Python on an output of that name: reading it, and training on it."""
     begun = Dataset.begin(open_store(str(tmp_path / "out" / "quickstart")), make_format(), create=True)
     attempt(begun, make_shard(2))
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    example = readme.partition("From Python")[2].partition("```python\n")[2].partition("```")[0]
-    done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("a red cube 0 (8, 8)\na red cube 1 (8, 8)\n", "")
+    section = readme.partition("From Python, whatever")[2].partition("## Runs from Python")[0]
+    reading, loader, stream, table = [part.partition("```")[0] for part in section.split("```python\n")[1:]]
+    script = "\nprint('--')\n".join((reading, loader, stream, table))
+    environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    tensors = "torch.Size([2, 3, 8, 8]) a red cube\n"  # whichever of the two comes first
+    read, loaded, streamed, counted = done.stdout.split("--\n")
+    assert (read, loaded, streamed) == ("a red cube 0 (8, 8)\na red cube 1 (8, 8)\n", tensors, tensors)
+    assert counted.split()[:3] == ["guidance_scale", "7.5", "2"]
+
+
+def test_readers_share_the_shards(dataset: Dataset) -> None:
+    parts = [[row.cells["id"] for row in dataset.rows(part=(number, 3))] for number in range(3)]
+    assert parts == [["row-0", "row-1", "row-2"], ["row-3", "row-5"], []]
 
 
 @pytest.mark.parametrize("layout", list(Layout))

@@ -7,11 +7,15 @@ from pathlib import Path
 
 import click
 import pytest
+from conftest import RunCli
 
 from batchgen import errors
+from batchgen.builtin import model_names
 from batchgen.cli import main
 from batchgen.job import Job, Limits, WorkerResources
-from batchgen.manifest.columns import RESERVED
+from batchgen.manifest.columns import COLUMNS, RESERVED
+from batchgen.manifest.files import FORMATS
+from batchgen.report.explain import SEED
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -59,8 +63,46 @@ def test_every_choice_of_a_flag_is_in_the_readme(flag: str) -> None:
     kind = flags("run")[flag].type
     assert isinstance(kind, click.Choice)
     assert set(kind.choices) <= set(names(row[1]))
-    default = getattr(Job(manifest="m"), flag.removeprefix("--"))
-    assert names(row[2]) == ([] if default == "auto" else [default])
+
+
+def default_of(command: str, name: str) -> str | None:
+    """What the code takes where a flag is absent; None where that depends on the model, the rows or the machine."""
+    value: object = getattr(Job(manifest="m"), name, None)
+    if command == "explain" and value is None:
+        value = SEED if name == "seed" else COLUMNS[name].default if name in COLUMNS else None
+    return None if value is None or value == "auto" else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+@pytest.mark.parametrize("command", sorted(main.commands))
+def test_defaults_in_help_are_those_of_the_code(command: str) -> None:
+    """A literal default is said where there is one and nowhere else."""
+    for flag, option in flags(command).items():
+        told = re.search(r"[Dd]efault: (.+?)\.?$", option.help or "")
+        choices = option.type.choices if isinstance(option.type, click.Choice) else model_names()
+        literal = told[1] if told and (told[1] in choices or re.fullmatch(r"\d+(\.\d+)?", told[1])) else None
+        wanted = None if option.is_flag else default_of(command, option.name or "")
+        assert literal == wanted, f"{command} {flag}: {option.help}"
+
+
+def test_defaults_of_flags_in_the_readme_are_those_of_the_code() -> None:
+    for flag, _, default in table(README, "flag, or key of a job |"):
+        name = names(flag)[0].removeprefix("--").replace("-", "_")
+        literal = None if name == "strict" else default_of("run", name)
+        assert names(default) == ([] if literal is None else [literal]), flag
+
+
+def test_what_nothing_else_checks_is_listed() -> None:
+    """Jobs in jobs/README.md, parts of the package in the README's tree, endings of manifests in help texts."""
+    jobs = sorted(path.name for path in (ROOT / "jobs").glob("*.toml"))
+    assert sorted(re.findall(r"^\| \[(\S+\.toml)\]", JOBS, re.MULTILINE)) == jobs
+    tree = README.partition("## What is here")[2].partition("```\n")[2].partition("```")[0]
+    package = ROOT / "batchgen"
+    shown = set(re.findall(r"\b(\w+)(?=/|\.py\b)", tree.partition("\njobs/")[0])) - {"batchgen"}
+    there = {path.parent.name if path.stem == "__init__" else path.stem for path in package.rglob("*.py")}
+    assert {path.parent.name for path in package.glob("*/__init__.py")} <= shown <= there
+    for command in ("run", "validate", "plan"):
+        for listed in re.findall(r"manifest \(([^)]*)\)", main.commands[command].help or ""):
+            assert set(re.findall(r"\.\w+", listed)) <= set(FORMATS)
 
 
 def test_exit_codes_are_in_the_readme() -> None:
@@ -99,3 +141,11 @@ def test_every_refused_name_is_in_the_manifests_readme() -> None:
 def test_every_error_class_is_in_the_readme() -> None:
     shown = [name for row in table(README, "class |") for name in names(row[0])]
     assert sorted(shown) == sorted(errors.ErrorClass)
+
+
+def test_tab_completes(batchgen: RunCli) -> None:
+    """The line of the README, as bash asks: for the commands that begin so, and for flags."""
+    (variable,) = re.findall(r"eval \"\$\((\w+)=bash_source batchgen\)\"", README)
+    for words, found in (("batchgen sta", "plain,status\n"), ("batchgen run --shard", "plain,--shard-rows\n")):
+        env = {variable: "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        assert batchgen(env=env).stdout == found

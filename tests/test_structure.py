@@ -103,6 +103,7 @@ ORDER = """
     manifest
     work
     identity images machine storage builtin
+    places
     options
     errors version
 """.strip().splitlines()
@@ -197,6 +198,8 @@ def test_flags_that_are_columns_are_answered(command: str, batchgen: RunCli) -> 
         ("--steps", "num_inference_steps"),
         ("--scheduler", "scheduler"),
         ("--cfg-scale", "guidance_scale"),
+        ("--stesp", "num_inference_steps"),
+        ("--widht", "width"),
     ):
         done = batchgen(command, "m.csv", flag, "3")
         assert done.returncode == 2
@@ -204,6 +207,7 @@ def test_flags_that_are_columns_are_answered(command: str, batchgen: RunCli) -> 
     done = batchgen(command, "m.csv", "--mask-image", "3")
     assert "column 'mask_image'" in done.stderr and "[defaults]" not in done.stderr
     assert "column" not in batchgen(command, "m.csv", "--nonsense", "3").stderr
+    assert "'--model'" in batchgen(command, "m.csv", "--modle", "3").stderr
 
 
 def test_every_sampler_name_is_found() -> None:

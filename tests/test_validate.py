@@ -413,3 +413,70 @@ def test_places_that_no_run_can_use(
         done = batchgen(*command, manifest, "--output", place)
         assert done.returncode == 2 and f"output {place}" in done.stderr, done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"m.jsonl", "sealed"}
+
+
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [
+        ("stepss", "did you mean 'num_inference_steps'?"),
+        ("heigth", "did you mean 'height'?"),
+        ("image_path", "did you mean 'image'?"),
+        ("mask", "did you mean 'mask_image'?"),
+        ("cfg", "is read as 'guidance_scale'"),
+        ("caption", "is carried along, since there is a column 'prompt'"),
+        ("label", None),
+        ("meta", None),
+    ],
+)
+def test_strict_takes_doubts_for_problems(
+    column: str, said: str | None, write_manifest: WriteManifest, model_configs: Path
+) -> None:
+    """What a notice says of a column is a problem of it in a job that nobody watches; other notices stay notices."""
+    path = write_manifest("m.csv", [{"prompt": "a", column: "3"}] * 2)
+    path.write_text(path.read_text().replace(",", ";"))  # which is worth a notice
+    (_, resolved) = read(path, model_configs)
+    assert [said for line in resolved.notices if column in line] == ([] if said is None else [said])
+    if said is None:
+        (_, strict) = read(path, model_configs, strict=True)
+        assert strict.notices == resolved.notices and "semicolons" in strict.notices[0]
+        return
+    (found,) = problems(path, model_configs, strict=True)
+    assert (found.row, found.column) == (None, column) and said in found.message and "strict" in found.message
+
+
+def test_strict_takes_unread_syntax_for_a_problem(write_manifest: WriteManifest, model_configs: Path) -> None:
+    path = write_manifest("m.csv", [{"prompt": "a {red|blue} ball"}] * 2)
+    assert [line for line in read(path, model_configs)[1].notices if "2 rows hold {a|b}" in line]
+    (found,) = problems(path, model_configs, strict=True)
+    assert "2 rows hold {a|b}" in found.message
+
+
+@pytest.mark.parametrize("command", [["validate"], ["plan"], ["run", "--dry-run"], ["run", "-o", "out"]])
+def test_strict_of_a_job_and_of_a_command(command: list[str], tmp_path: Path, batchgen: RunCli) -> None:
+    """All near misses at once, exit 2, and nothing is begun."""
+    names = ["stepss", "cgf", "heigth", "widht", "sceduler", "negativ_prompt", "Seed"]
+    (tmp_path / "m.csv").write_text(f"prompt,{','.join(names)}\na{',1' * len(names)}\n")
+    (tmp_path / "j.toml").write_text('manifest = "m.csv"\nstrict = true\n')
+    for source, *flags in (("m.csv", "--strict"), ("j.toml",)):
+        done = batchgen(command[0], source, *command[1:], *flags, cwd=tmp_path)
+        assert done.returncode == 2
+        assert [name for name in names if f"column {name!r}" not in done.stdout + done.stderr] == []
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "cells", "said"),
+    [
+        ("m.jsonl", {"seed": "12"}, "write it without quotes"),
+        ("m.jsonl", {"prompt": 3}, "put it in quotes"),
+        ("m.parquet", {"seed": "12"}, "write the column as int64"),
+        ("m.parquet", {"guidance_scale": "x"}, "write the column as float64"),
+        ("m.parquet", {"prompt": 3}, "write the column as strings"),
+        ("m.csv", {"seed": "x"}, "is 'x', not a whole number"),
+    ],
+)
+def test_types_are_said_in_the_words_of_the_format(
+    name: str, cells: dict[str, Any], said: str, write_manifest: WriteManifest, model_configs: Path
+) -> None:
+    (found, *_) = problems(write_manifest(name, [{"prompt": "a", **cells}]), model_configs)
+    assert found.message.endswith(said)

@@ -13,11 +13,13 @@ from batchgen.cli.shared import (
     choice,
     generation_options,
     json_option,
+    model_option,
     named_job,
     say,
     say_json,
     stderr,
     stdout,
+    strict_option,
 )
 from batchgen.errors import InputError, Interrupted
 from batchgen.options import ImageFormat, Layout
@@ -72,10 +74,11 @@ def run(source: str, limit: int | None, dry_run: bool, as_json: bool, **flags: A
 
 @click.command(cls=SourceCommand)
 @click.argument("source")
-@click.option("--model", "-m", metavar="MODEL", help="builtin, a folder, a .safetensors file, or a hub id.")
+@model_option
 @click.option("--output", "-o", metavar="URI", help="Also say what this output, if it exists, would refuse.")
 @click.option("--layout", type=choice(Layout), help="Of the output; default: files.")
 @click.option("--format", type=choice(ImageFormat), help="Of the output's pictures; default: png.")
+@strict_option
 @json_option
 def validate(source: str, as_json: bool, **flags: Any) -> None:
     """Report every problem of every row, before any model is loaded.

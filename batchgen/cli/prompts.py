@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from batchgen.cli.shared import json_option, say, say_json, stdout
+from batchgen.cli.shared import json_option, model_option, say, say_json, stdout
 from batchgen.errors import InputError
 
 __all__ = ["explain"]
@@ -12,7 +12,7 @@ __all__ = ["explain"]
 
 @click.command()
 @click.argument("prompt")
-@click.option("--model", "-m", metavar="MODEL", help="builtin, a folder, a .safetensors file, or a hub id.")
+@model_option
 @click.option("--model-config", metavar="FOLDER", help="Diffusers folder with the layout of a .safetensors file.")
 @click.option("--scheduler", metavar="NAME", help='Class or name, like "DPM++ 2M Karras". Default: the model\'s.')
 @click.option("--steps", "num_inference_steps", type=int, metavar="N", help="Sampling steps. Default: 25.")

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,12 +23,14 @@ __all__ = [
     "choice",
     "generation_options",
     "json_option",
+    "model_option",
     "named_job",
     "named_output",
     "say",
     "say_json",
     "stderr",
     "stdout",
+    "strict_option",
 ]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -43,18 +45,19 @@ class SourceCommand(click.Command):
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
-            if (line := _about_column(error.option_name)) is not None:
+            flags = {parameter.name for parameter in self.params}
+            if (line := _about_column(error.option_name, flags)) is not None:
                 raise click.UsageError(f"no option {error.option_name}: {line}", ctx) from None
             raise
 
 
-def _about_column(option: str) -> str | None:
+def _about_column(option: str, flags: Set[str | None]) -> str | None:
     """Where a manifest or a job says what somebody looked for among the flags; None where that is no column."""
     from batchgen.job import DEFAULT_COLUMNS
-    from batchgen.manifest.names import find_column
+    from batchgen.manifest.names import find_column, suggest
 
-    name = find_column(option.lstrip("-"), own=True)
-    if name is None:
+    name = find_column(option.lstrip("-")) or suggest(option.lstrip("-"))
+    if name is None or name in flags:
         return None
     line = f"how a picture is made stands in the manifest, in the column {name!r}"
     return f"{line}, or for all rows in a job file, under [defaults]" if name in DEFAULT_COLUMNS else line
@@ -65,12 +68,24 @@ def choice(options: type[StrEnum]) -> click.Choice[str]:
     return click.Choice([option.value for option in options])
 
 
+model_option = click.option(
+    "--model", "-m", metavar="MODEL", help="A folder, a .safetensors file, or a hub id. Default: builtin."
+)
+strict_option = click.option(
+    "--strict",
+    is_flag=True,
+    default=None,
+    help="Take columns by other names, near misses and the like for problems, not notices.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+
+
 def generation_options(command: _Command) -> _Command:
     """Flags that `run` and `plan` share; each is also a key of a job file."""
     for option in reversed(
         (
             click.option("--output", "-o", metavar="URI", help="Folder or s3://bucket/prefix of the dataset."),
-            click.option("--model", "-m", metavar="MODEL", help="builtin, a folder, a .safetensors file, or a hub id."),
+            model_option,
             click.option(
                 "--model-config", metavar="FOLDER", help="Diffusers folder with the layout of a .safetensors file."
             ),
@@ -97,13 +112,11 @@ def generation_options(command: _Command) -> _Command:
             click.option(
                 "--workers", type=click.IntRange(min=1), metavar="N", help="Default: one a GPU, or one a core."
             ),
+            strict_option,
         )
     ):
         command = option(command)
     return command
-
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 
 
 def named_job(source: str, flags: dict[str, Any]) -> "Job":

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from batchgen.dataset.dataset import Dataset
+from batchgen.storage import is_remote
 from batchgen.version import __version__
 
 __all__ = ["write_card"]
@@ -30,20 +31,98 @@ configs:
 
 {images:,} images made by batchgen {__version__} with {", ".join(models)}.{failures}
 
-- `{layout.glob}`: one row an image, with the prompt, the seed and every parameter that was applied.
+- `{layout.glob}`: one row an image, with the prompt, the seed and every parameter that was applied.{_paths(dataset)}
 - `failures/`: rows that could not be made, with the reason.
 - `.batchgen/`: state by which a run resumes; readers skip it.
 
-```python
+{_in_a_bucket(dataset) if is_remote(dataset.uri) else _in_a_folder(dataset)}"""
+    dataset.store.write("README.md", card.encode())
+
+
+def _paths(dataset: Dataset) -> str:
+    if (path := _path_column(dataset)) is None:
+        return ""
+    return f"""
+- `{path}` says where in this folder a row's picture lies, `{dataset.layout.picture.name}` the same from the folder of
+  its table, by which `datasets` finds it."""
+
+
+def _path_column(dataset: Dataset) -> str | None:
+    """The column that leads to a row's picture, where the output has it."""
+    path = dataset.layout.picture_path
+    return None if path is None or path.name not in dataset.format.schema.names else path.name
+
+
+def _in_a_folder(dataset: Dataset) -> str:
+    path, tables = _path_column(dataset), dataset.layout.glob
+    pandas, polars, sql = (
+        ("", "", "")
+        if path is None
+        else (
+            f'\npictures = folder + "/" + frame["{path}"]',
+            f'.with_columns(picture=folder + "/" + polars.col("{path}"))',
+            f", 'PATH OF THIS FOLDER/' || {path} AS picture",
+        )
+    )
+    return f"""```python
+folder = "PATH OF THIS FOLDER"
+
 from datasets import load_dataset
-dataset = load_dataset("PATH OF THIS FOLDER", split="train")
+dataset = load_dataset(folder, split="train")
+
+from glob import glob
+import pandas
+frame = pandas.concat(map(pandas.read_parquet, glob(f"{{folder}}/{tables}"))){pandas}
+
+import polars
+table = polars.read_parquet(f"{{folder}}/{tables}"){polars}
+
+import batchgen
+for row, image in batchgen.open_dataset(folder).images():
+    print(row.cells["prompt"], image.size)
 ```
 
 ```sql
-SELECT prompt, seed, guidance_scale FROM '{layout.glob}';
+SELECT prompt, seed, guidance_scale{sql} FROM 'PATH OF THIS FOLDER/{tables}';
 ```
 """
-    dataset.store.write("README.md", card.encode())
+
+
+def _in_a_bucket(dataset: Dataset) -> str:
+    path, tables, protocol = _path_column(dataset), dataset.layout.glob, dataset.uri.partition("://")[0]
+    picture = "" if path is None else f""", '{{folder}}/' || {path} AS picture"""
+    whole = (
+        "# `datasets` follows no file names into a bucket"
+        if dataset.layout.in_marker == frozenset()
+        else f"""from datasets import load_dataset
+dataset = load_dataset("parquet", data_files=f"{{folder}}/{tables}", split="train", storage_options=options)"""
+    )
+    return f"""Credentials and the endpoint come from the environment (`AWS_*`), or are fsspec's `options`.
+
+```python
+import fsspec
+folder, options = "{dataset.uri}", {{}}
+store = fsspec.filesystem("{protocol}", **options)
+
+{whole}
+
+import pandas
+tables = [store.unstrip_protocol(key) for key in store.glob(f"{{folder}}/{tables}")]
+frame = pandas.concat(pandas.read_parquet(table, storage_options=options) for table in tables)
+
+import polars
+table = polars.read_parquet(f"{{folder}}/{tables}")
+
+import duckdb
+database = duckdb.connect()
+database.register_filesystem(store)
+rows = database.sql(f"SELECT prompt, seed{picture} FROM '{{folder}}/{tables}'")
+
+import batchgen
+for row, image in batchgen.open_dataset(folder, options).images():
+    print(row.cells["prompt"], image.size)
+```
+"""
 
 
 def _size_category(images: int) -> str:

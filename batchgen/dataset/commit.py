@@ -46,7 +46,11 @@ class Attempt:
 
     def add_picture(self, row: Row, data: bytes) -> dict[str, Any]:
         """Keep an encoded picture; returns the cell of the metadata that holds or names it, under its column."""
-        return {self._dataset.layout.picture.name: self._keep(data, self._name(row))}
+        layout = self._dataset.layout
+        cells = {layout.picture.name: self._keep(data, self._name(row))}
+        if layout.picture_path is not None:
+            cells[layout.picture_path.name] = layout.picture_key(self._shard.id, cells[layout.picture.name])
+        return cells
 
     def add_step_picture(self, row: Row, data: bytes, step: int) -> dict[str, Any]:
         """The same for the picture after a step; the cell is one of the row's `step_images`."""

@@ -156,13 +156,16 @@ class Dataset:
         """
         return _read_marker(self.store, self.layout, shard, columns=columns, pictures=pictures)
 
-    def rows(self) -> Iterator[DatasetRow]:
+    def rows(self, *, part: tuple[int, int] = (0, 1)) -> Iterator[DatasetRow]:
         """All rows, shard by shard, each once while no run changes the dataset.
+
+        Args:
+            part: which part of the shards, from 0, and of how many, for readers that share them.
 
         Raises:
             StoreError: a marker is damaged, or the store cannot be read.
         """
-        for marker in self._markers(pictures=True):
+        for marker in self._markers(pictures=True, part=part):
             yield from self.rows_of(marker)
 
     def rows_of(self, marker: Marker) -> Iterator[DatasetRow]:
@@ -171,8 +174,11 @@ class Dataset:
             for cells in python_rows(batch):
                 yield DatasetRow(dataset=self, shard=marker.shard, cells=cells)
 
-    def images(self) -> Iterator[tuple[DatasetRow, "Image"]]:
+    def images(self, *, part: tuple[int, int] = (0, 1)) -> Iterator[tuple[DatasetRow, "Image"]]:
         """All rows with their pictures decoded; the next ones are read meanwhile.
+
+        Args:
+            part: as of `rows`.
 
         Raises:
             ImageError: a picture cannot be decoded.
@@ -180,7 +186,7 @@ class Dataset:
         """
         from batchgen.images import decode
 
-        rows = self.rows()
+        rows = self.rows(part=part)
         with ThreadPoolExecutor(READERS) as pool:
             ahead: deque[tuple[DatasetRow, Future[bytes]]] = deque()
             while True:
@@ -214,8 +220,10 @@ class Dataset:
         """
         return self.to_table(columns).to_pandas()
 
-    def _markers(self, *, columns: Collection[str] | None = None, pictures: bool = False) -> Iterator[Marker]:
-        for shard in self.shards():
+    def _markers(
+        self, *, columns: Collection[str] | None = None, pictures: bool = False, part: tuple[int, int] = (0, 1)
+    ) -> Iterator[Marker]:
+        for shard in self.shards()[part[0] :: part[1]]:
             if (marker := self.marker(shard, columns=columns, pictures=pictures)) is not None:
                 yield marker
 

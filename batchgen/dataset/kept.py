@@ -193,6 +193,7 @@ def _name(job: Job, files: Mapping[str, Look]) -> str:
         "defaults": dict(job.defaults),
         "lora_folder": job.lora_folder,
         "allow_pickle": job.allow_pickle,
+        "strict": job.strict,
     }
     return hashlib.sha256(canonical(facts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 

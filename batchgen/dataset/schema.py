@@ -74,6 +74,7 @@ def metadata_schema(layout: DatasetLayout, carried: Mapping[str, pa.DataType]) -
         ("id", pa.string()),
         ("fingerprint", pa.string()),
         layout.picture,
+        *([] if layout.picture_path is None else [layout.picture_path]),
         ("status", pa.string()),
         ("flagged", pa.bool_()),
         ("seed", pa.int64()),

@@ -162,7 +162,9 @@ def _verify_receipt(check: _Check, marker: Marker, receipt: Receipt | None) -> N
 
 def _verify_row(row: DatasetRow, deep: bool) -> tuple[str | None, set[str]]:
     """What is wrong with a row's picture or those after its steps, and the objects that hold them."""
-    cells, keys = row.cells, row.picture_keys()
+    cells, keys, path = row.cells, row.picture_keys(), row.dataset.layout.picture_path
+    if path is not None and cells.get(path.name, keys[0]) != keys[0]:  # older outputs have no such column
+        return f"{keys[0]}, id {cells['id']!r}: {path.name} says {cells[path.name]!r}", set(keys)
     try:
         pictures = [row.picture(), *row.step_pictures().values()]
     except StoreError as error:

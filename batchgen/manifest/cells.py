@@ -13,7 +13,7 @@ from batchgen.manifest.arrow import ArrowCell, common_type
 from batchgen.manifest.columns import COLUMNS, RESERVED
 from batchgen.manifest.files import Record, column_types
 from batchgen.manifest.names import describes_another, find_column, fold, is_sampler, is_schedule, remark, suggest
-from batchgen.manifest.problems import ProblemLog
+from batchgen.manifest.problems import Problem, ProblemLog
 from batchgen.manifest.values import parse_cell, scheduled
 
 __all__ = ["CellSorter", "Parsed", "carried_cell", "missing_prompt"]
@@ -48,7 +48,7 @@ class CellSorter:
     """Reads names once a file, and remembers what types the carried columns had."""
 
     def __init__(self, problems: ProblemLog) -> None:
-        self.notices: dict[str, None] = {}  # an ordered set of lines
+        self.doubts: dict[str, Problem] = {}  # by line: columns that may have been meant otherwise than they are read
         self._problems = problems
         self._meanings: dict[tuple[str, str], _Meaning] = {}
         self._carried: set[str] = set()
@@ -79,7 +79,9 @@ class CellSorter:
                     said = record.partitions.get(name)
                     from_text = record.from_text or said is not None
                     given = cell if said is None else said
-                    cells[meaning.column] = parse_cell(COLUMNS[meaning.column], given, from_text=from_text)
+                    cells[meaning.column] = parse_cell(
+                        COLUMNS[meaning.column], given, from_text=from_text, declared=record.declared
+                    )
                 except CellError as error:
                     self._problems.add(record.file, record.number, name, str(error))
                     spoiled.add(meaning.column)
@@ -132,7 +134,7 @@ class CellSorter:
 
     def _classify(self, record: Record, name: str) -> _Meaning:
         if is_schedule(name) and any(is_sampler(other) for other in record.columns):
-            self._notice(f"column {name!r} is read as the noise schedule of the samplers beside it")
+            self._doubt(record, name, "is read as the noise schedule of the samplers beside it")
             return _Meaning(column="scheduler", schedule=True)
         if name in COLUMNS:
             return _Meaning(column=name)
@@ -140,34 +142,35 @@ class CellSorter:
             self._problems.add(record.file, None, name, "is the name of a result column; rename it")
             return _Meaning(refused=True)
         if describes_another(name, record.columns):
-            self._notice(f"column {name!r} is carried along; it describes the picture that the table has a URL of")
+            self._doubt(record, name, "is carried along; it describes the picture that the table has a URL of")
             return _Meaning()
         if (column := find_column(name)) is not None:
             return self._classify_other_name(record, name, column)
         if near := suggest(name):
-            self._notice(f"column {name!r} is unknown and carried along; did you mean {near!r}?")
+            self._doubt(record, name, f"is unknown and carried along; did you mean {near!r}?")
         elif said := remark(name):
-            self._notice(f"column {name!r} is unknown and carried along; {said}")
+            self._doubt(record, name, f"is unknown and carried along; {said}")
         return _Meaning()
 
     def _classify_other_name(self, record: Record, name: str, column: str) -> _Meaning:
         rivals = [n for n in record.columns if n != name and find_column(n) == column and not is_schedule(n)]
         if not rivals:
             said = remark(name)
-            self._notice(f"column {name!r} is read as {column!r}{f', {said}' if said else ''}")
+            self._doubt(record, name, f"is read as {column!r}{f', {said}' if said else ''}")
             return _Meaning(column=column)
         text_of_its_own = column == "prompt" and "prompt" in rivals  # beside the prompt, as datasets have captions
         another_tools = find_column(name, own=True) is None and any(find_column(n, own=True) for n in rivals)
         if text_of_its_own or another_tools:
-            self._notice(f"column {name!r} is carried along, since there is a column {rivals[0]!r}")
+            self._doubt(record, name, f"is carried along, since there is a column {rivals[0]!r}")
             return _Meaning()
         self._problems.add(
             record.file, None, name, f"means {column!r}, and so does {rivals[0]!r}; rename or drop one of them"
         )
         return _Meaning(column=column, refused=True)
 
-    def _notice(self, line: str) -> None:
-        self.notices.setdefault(line)
+    def _doubt(self, record: Record, name: str, said: str) -> None:
+        doubt = Problem(file=record.file, row=None, column=name, message=said)
+        self.doubts.setdefault(f"column {name!r} {said}", doubt)
 
 
 def _stands_for_null(cell: Any) -> bool:

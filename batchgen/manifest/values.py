@@ -17,7 +17,7 @@ SCHEDULES = ("Karras", "Exponential", "Beta", "SGM Uniform")
 _USUAL_SCHEDULES = ("automatic", "normal", "uniform")
 
 
-def parse_cell(column: Column, cell: Any, *, from_text: bool) -> Any:
+def parse_cell(column: Column, cell: Any, *, from_text: bool, declared: bool = False) -> Any:
     """The cell's value in the column's type: str, int, float, bool, dict, or, for images and adapters, the cell itself.
 
     Sizes become a tuple of two, columns of several numbers or choices a tuple; lists of images and adapters are read
@@ -26,10 +26,35 @@ def parse_cell(column: Column, cell: Any, *, from_text: bool) -> Any:
     Args:
         cell: a value as the manifest's reader gives it, not null.
         from_text: the file has no types of its own (CSV): numbers and JSON are read from text.
+        declared: the file declares the type of the whole column (Parquet), which says what to try.
 
     Raises:
         CellError: wrong type, not a number, or out of range.
     """
+    try:
+        return _parse(column, cell, from_text)
+    except _WrongType as error:
+        raise CellError(f"{error}{_another_type(column, cell, from_text, declared)}") from None
+
+
+class _WrongType(CellError):
+    """A cell that has another type than its column."""
+
+
+def _another_type(column: Column, cell: Any, from_text: bool, declared: bool) -> str:
+    """How to give a cell its column's type, in the words of the file's format; empty where the value is at fault."""
+    wanted = {Kind.TEXT: "strings", Kind.INTEGER: "int64", Kind.SIZE: "lists of int64"}.get(column.kind, "float64")
+    if from_text:
+        return ""
+    if declared:
+        return f"; write the column as {wanted}"
+    if column.kind is Kind.TEXT:
+        return "; put it in quotes" if isinstance(cell, (int, float)) else ""
+    is_number = isinstance(cell, str) and re.fullmatch(r"\s*[+-]?\d+(\.\d*)?\s*", cell)
+    return "; write it without quotes" if is_number else ""
+
+
+def _parse(column: Column, cell: Any, from_text: bool) -> Any:
     match column.kind:
         case Kind.TEXT if column.listed:
             return tuple(_parse_text(column, item) for item in _as_list(cell))
@@ -96,7 +121,7 @@ def _parse_text(column: Column, cell: Any) -> str:
     if column.name == "scheduler" and isinstance(cell, int) and not isinstance(cell, bool):
         return str(cell)  # DiffusionDB's numbers
     if not isinstance(cell, str):
-        raise CellError(f"is {_shown(cell)}, not text; write the column as strings")
+        raise _WrongType(f"is {_shown(cell)}, not text")
     if "\x00" in cell:
         raise CellError("holds a NUL character; remove it")
     if column.name == "id" and not cell.strip():
@@ -116,9 +141,7 @@ def _parse_number(column: Column, cell: Any, from_text: bool) -> int | float:
         except (ValueError, OverflowError):
             raise CellError(f"is {_shown(cell)}, not {WORDING[column.kind]}{_comma(cell, whole)}") from None
     if isinstance(cell, bool) or not isinstance(cell, (int, float)):
-        raise CellError(
-            f"is {_shown(cell)}, not {WORDING[column.kind]}; write the column as {'int64' if whole else 'float64'}"
-        )
+        raise _WrongType(f"is {_shown(cell)}, not {WORDING[column.kind]}")
     if isinstance(cell, int) and abs(cell) > 2**64:
         raise CellError(f"is {_shown(cell)}, too large")
     if not math.isfinite(cell):

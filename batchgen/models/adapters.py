@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from batchgen import builtin
-from batchgen.errors import CellError
+from batchgen.errors import CellError, InputError
 from batchgen.models.catalog import Model, hash_path, hash_text
 from batchgen.models.compatibility import (
     CLASSIFIER_WEIGHTS,
@@ -27,7 +27,7 @@ from batchgen.models.compatibility import (
     read_facts,
 )
 from batchgen.models.lora import check_lora, peft_config, peft_scale
-from batchgen.storage import is_remote, join
+from batchgen.storage import is_remote, join, local_path
 
 __all__ = ["ADAPTERS", "Finder", "adapter_files", "adapter_fingerprint", "anchored", "find_adapters", "image_encoder"]
 
@@ -69,7 +69,7 @@ class Finder:
         """The path of an adapter that a prompt names: a file's name without its suffix, or a built-in companion's."""
         if self.lora_folder is None or _BUILTIN.fullmatch(name):
             return name
-        return str(Path(self.lora_folder).expanduser() / name)
+        return str(local_path(self.lora_folder) / name)
 
 
 def find_adapters(column: str, cell: Any, model: Model, finder: Finder) -> Any:
@@ -130,19 +130,12 @@ def _listed(kind: AdapterKind) -> str:
 
 
 def _locate(name: str, kind: AdapterKind, finder: Finder) -> Path:
-    path = Path(name).expanduser()
-    if is_remote(name) or (is_remote(finder.folder) and not (path.is_absolute() or _BUILTIN.fullmatch(name))):
-        raise CellError(
-            f"{join(finder.folder, name)} lies in a store, and a {kind.what} is read from this machine; copy it here, "
-            "and give its absolute path"
-        )
-    if _BUILTIN.fullmatch(name):
-        try:
-            path = builtin.companion_path(name)
-        except LookupError as error:
-            raise CellError(str(error.args[0])) from None
-    elif not path.is_absolute():
-        path = Path(finder.folder) / path
+    if is_remote(finder.folder) and not (is_remote(name) or Path(name).is_absolute() or _BUILTIN.fullmatch(name)):
+        name = join(finder.folder, name)  # which is not on this machine
+    try:
+        path = builtin.companion_path(name) if _BUILTIN.fullmatch(name) else local_path(name, finder.folder)
+    except (LookupError, InputError) as error:
+        raise CellError(str(error.args[0])) from None
     if not path.exists():
         whole = (path.with_name(f"{path.name}{suffix}") for suffix in _SUFFIXES)
         path = next((one for one in whole if one.exists()), path)

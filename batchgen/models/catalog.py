@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 from batchgen import builtin
 from batchgen.errors import InputError, ModelLoadError, one_line
 from batchgen.options import Family
-from batchgen.storage import is_remote
+from batchgen.storage import local_path
 
 __all__ = [
     "Family",
@@ -124,17 +125,20 @@ def find_model(name: str, *, config: str | None = None) -> Model:
             return _folder_model(name, builtin.model_path(name))
         except LookupError as error:
             raise InputError(f"model {name!r}: {error.args[0]}") from None
-    path = Path(name).expanduser()
+    try:
+        path = local_path(name)
+    except InputError as error:
+        raise InputError(f"model {error}") from None
     if path.is_dir():
         return _folder_model(name, path)
     if path.is_file():
         return _single_file_model(name, path, config)
-    if is_remote(name):
-        raise InputError(f"model {name!r} lies in a store, and models are read from this machine; copy it here")
     if "://" not in name and _HUB_ID.fullmatch(name) and not name.startswith("."):
         return _hub_model(name)
+    near = get_close_matches(name, builtin.model_names(), n=1)
     raise InputError(
         f"model {name!r} is neither 'builtin', nor a folder or file here, nor a hub id like 'owner/name@revision'"
+        + (f"; did you mean {near[0]!r}?" if near else "")
     )
 
 
@@ -166,7 +170,7 @@ def _whole(path: Path, name: str) -> str:
 def _single_file_model(name: str, path: Path, config: str | None) -> Model:
     if path.suffix != ".safetensors":
         raise InputError(f"model {name!r}: only .safetensors checkpoints are read; a pickle can run code when loaded")
-    folder = Path(config) if config else None
+    folder = local_path(config) if config else None
     # without a folder at hand it is taken for SD 1.x, whose config diffusers asks of the hub
     layout: dict[str, Any] = {"width": 512, "height": 512, "scheduler": "PNDMScheduler"}
     if folder is not None and folder.is_dir():

@@ -147,7 +147,7 @@ def _make_row(cells: Mapping[str, Any], model: Model) -> Row:
         InputError: all that is wrong, a line each.
     """
     problems = ProblemLog()
-    record = Record(file="", number=1, cells=cells, columns=frozenset(cells), from_text=False)
+    record = Record(file="", number=1, cells=cells, columns=frozenset(cells), from_text=False, declared=False)
     parsed = CellSorter(problems).parse(record)
     row_problems = RowProblems((problem.column or "prompt", problem.message) for problem in problems.shown)
     task = choose_task(parsed, model, row_problems)

@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 
 __all__ = ["Made", "attempts", "compare", "count_pictures", "read"]
 
-_OF_THE_ATTEMPT = frozenset({"file_name", "image", "seconds"})  # columns that differ from run to run by design
+_OF_THE_ATTEMPT = frozenset(
+    {"file_name", "picture_path", "image", "seconds"}
+)  # columns that differ from run to run by design
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,8 +49,8 @@ def count_pictures(output: Path) -> int:
 def compare(reference: Path, other: Path) -> list[str]:
     """How `other` differs from `reference`, a line a difference; nothing where all rows and bytes are the same.
 
-    Compared are: which ids there are and how often, every column but `file_name` and `seconds`, the sha256 column
-    against the stored bytes, and the stored bytes against the reference's.
+    Compared are: which ids there are and how often, every column but those of the attempt, the sha256 column against
+    the stored bytes, and the stored bytes against the reference's.
     """
     wanted = {made.cells["id"]: made for made in read(reference)}
     found = read(other)

@@ -18,7 +18,8 @@ class FilesLayout(DatasetLayout):
     """Every image viewer opens the pictures, and `datasets` the folder."""
 
     name = Layout.FILES
-    picture = pa.field("file_name", pa.string())
+    picture = pa.field("file_name", pa.string())  # which `datasets` takes from the folder of the table
+    picture_path = pa.field("picture_path", pa.string())
     step_picture = pa.field(
         "path", pa.string()
     )  # `datasets` looks for `file_name` in lists, and fails where it is null

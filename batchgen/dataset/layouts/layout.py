@@ -30,6 +30,9 @@ class DatasetLayout(ABC):
     picture: ClassVar[pa.Field]
     """The metadata's column that holds or names a row's picture."""
 
+    picture_path: ClassVar[pa.Field | None] = None
+    """The column that says where in the output a row's picture lies; None where that is in the marker itself."""
+
     step_picture: ClassVar[pa.Field]
     """The same for one of a row's `step_images`."""
 
