@@ -12,6 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from batchgen import builtin
 from batchgen.errors import InputError
 from batchgen.generation.tasks import TASKS
 from batchgen.manifest.columns import COLUMNS, Kind
@@ -158,7 +159,9 @@ def _read_job(source: str, wrong: list[str]) -> dict[str, Any]:
 
 def _resolved(name: str, value: str, folder: Path) -> str:
     """A path seen from the job file's folder; a model that is no path there stays a name."""
-    if is_remote(value) or (name in ("model", "model_config") and not (folder / value).exists()):
+    if is_remote(value) or (name == "model" and value in builtin.model_names()):
+        return value  # a folder of that name beside the job is not meant
+    if name in ("model", "model_config") and not (folder / value).exists():
         return value
     return join(str(folder), value)
 

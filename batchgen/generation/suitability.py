@@ -16,7 +16,7 @@ MOST_SIDE = 2.0  # of the trained square's: XL was trained up to 2048x512
 SHOWN = 5  # words or sizes of a notice
 MOST_KEPT = 10_000  # of them that are told apart, so that memory does not grow with the manifest
 
-_WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
+_WORD = re.compile(r"(?<![^\W_])\d*[^\W\d_][^\W_]*(?:['\u2019][^\W_]+)*")
 _FUNCTION_WORDS = frozenset(
     "a an and are as at be by for from has have in into is it its of on or that the there this to which with".split()
 )
