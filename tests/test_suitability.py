@@ -89,12 +89,13 @@ def test_words_that_a_model_does_not_know(cells: Mapping[str, Any], unknown: set
     ],
 )
 def test_sizes_far_from_those_that_were_trained(size: tuple[int, int], side: int, far: bool) -> None:
-    assert is_far(*size, side) is is_far(*reversed(size), side) is far
+    width, height = size
+    assert is_far(width, height, side) is is_far(height, width, side) is far
 
 
 def test_rows_that_ask_for_something_else_are_counted(model: Path, tmp_path: Path) -> None:
     """One line a kind, with counts, the commonest words and the first row; a hires fix is judged by its first pass."""
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"prompt": "a red cube"},
         {"prompt": "a blue cat", "hires_scale": 2},
         {"prompt": "a cat, oil painting", "width": 128, "height": 128, "num_images_per_prompt": 3},
@@ -114,7 +115,7 @@ def test_rows_that_ask_for_something_else_are_counted(model: Path, tmp_path: Pat
 
 def test_a_models_defaults_come_after_the_jobs(model: Path, tmp_path: Path) -> None:
     """Cell, [defaults], model, contract."""
-    rows = [{"prompt": "a", "seed": 1}, {"prompt": "a", "seed": 2, "guidance_scale": 9.0}]
+    rows: list[dict[str, Any]] = [{"prompt": "a", "seed": 1}, {"prompt": "a", "seed": 2, "guidance_scale": 9.0}]
     first, second = applied(job(tmp_path, model, rows, defaults={"num_inference_steps": 7}))
     assert (first["guidance_scale"], first["num_inference_steps"], first["eta"]) == (3.0, 7, 0.0)
     assert second["guidance_scale"] == 9.0

@@ -16,7 +16,7 @@ MOST_SIDE = 2.0  # of the trained square's: XL was trained up to 2048x512
 SHOWN = 5  # words or sizes of a notice
 MOST_KEPT = 10_000  # of them that are told apart, so that memory does not grow with the manifest
 
-_WORD = re.compile(r"(?<![^\W_])\d*[^\W\d_][^\W_]*(?:['\u2019][^\W_]+)*")
+_WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
 _FUNCTION_WORDS = frozenset(
     "a an and are as at be by for from has have in into is it its of on or that the there this to which with".split()
 )
@@ -34,17 +34,17 @@ def unknown_words(cells: Mapping[str, Any], known: frozenset[str]) -> set[str]:
     found: set[str] = set()
     for name in ("prompt", "prompt_2"):
         if text := cells.get(name):
-            found.update(word.lower() for part in _parts(text, cells) for word in _WORD.findall(part))
-    return found - known - _FUNCTION_WORDS
+            found.update(_WORD.findall(_words_alone(text, cells).lower()))
+    return {word for word in found - known - _FUNCTION_WORDS if not word.isdecimal()}
 
 
-def _parts(text: str, cells: Mapping[str, Any]) -> list[str]:
+def _words_alone(text: str, cells: Mapping[str, Any]) -> str:
     """What is words in a prompt: without weights, breaks and tokens of embeddings."""
     if tokens := [one["token"] for one in cells.get("embeddings") or ()]:
         text = " ".join(split_at(text, tokens)[::2])
     if cells["prompt_syntax"] != "a1111":
-        return [text]
-    return [" ".join(piece.text for piece in parse_weights(text) if isinstance(piece, Weighted))]
+        return text
+    return " ".join(piece.text for piece in parse_weights(text) if isinstance(piece, Weighted))
 
 
 def is_far(width: int, height: int, side: int) -> bool:
