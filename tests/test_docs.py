@@ -132,7 +132,11 @@ def test_no_example_leaves_the_world_of_the_built_in_model() -> None:
     unknown = {
         (path, prompt, *words)
         for path, prompt in prompts
-        if (words := unknown_words({"prompt": re.sub("<[^>]*>", " ", prompt), "prompt_syntax": "a1111"}, known))
+        if (
+            words := unknown_words(
+                {"prompt": re.sub(r"<[^>]*>|\$\{\w+\}", " ", prompt), "prompt_syntax": "a1111"}, known
+            )
+        )
     }
     assert unknown == set()
 
@@ -144,3 +148,10 @@ EXAMPLES = [path for kind in KINDS for path in ROOT.glob(kind)]
 @pytest.mark.parametrize("source", EXAMPLES, ids=lambda path: path.name)
 def test_no_example_asks_for_what_its_model_was_not_made_for(source: Path) -> None:
     assert check(load_job(str(source))).notices == []
+
+
+@pytest.mark.parametrize("text", [README, MANIFESTS], ids=["README", "manifests"])
+def test_no_sweep_of_the_documents_does(text: str, tmp_path: Path) -> None:
+    (sweep,) = [block for block in re.findall(r"```toml\n(.*?)```", text, re.DOTALL) if "[sweep.cells]" in block]
+    (tmp_path / "sweep.toml").write_text(sweep)
+    assert check(load_job(str(tmp_path / "sweep.toml"))).notices == []
