@@ -110,12 +110,29 @@ class Suitability:
         asked.rows += 1
         if asked.known and (words := unknown_words(cells, asked.known)):
             asked.words.add({f'"{word}"' for word in words}, f"{file}, row {number}")
-        if model.sizes and all(is_far(cells["width"], cells["height"], side) for side in model.sizes):
-            asked.sizes.add({f"{cells['width']}x{cells['height']}"}, f"{file}, row {number}")
+        if far := {
+            f"{width}x{height}" for width, height in _sizes(cells, model) if _is_far_from_all(width, height, model)
+        }:
+            asked.sizes.add(far, f"{file}, row {number}")
 
     def notices(self) -> list[str]:
         """One line for each kind and model."""
         return [line for asked in self._asked.values() for line in asked.notices()]
+
+
+def _sizes(cells: Mapping[str, Any], model: Model) -> Iterator[tuple[int, int]]:
+    """The sizes that a model has to be good at: that of a hires fix's second pass where its own file names sizes.
+
+    The usual models of Stable Diffusion bear that; the built-in one puts small cones around a cone at any strength.
+    """
+    width, height, scale = cells["width"], cells["height"], cells.get("hires_scale")
+    yield width, height
+    if model.purpose.sizes and scale is not None:
+        yield round(width * scale), round(height * scale)
+
+
+def _is_far_from_all(width: int, height: int, model: Model) -> bool:
+    return bool(model.sizes) and all(is_far(width, height, side) for side in model.sizes)
 
 
 def _of(rows: int, all_rows: int) -> str:
