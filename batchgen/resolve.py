@@ -53,7 +53,7 @@ class Resolved:
     files: list[str]
     models: Mapping[str, Model]  # by name
     carried: Mapping[str, pa.DataType]  # unknown columns and their types
-    notices: list[str]  # one line each: aliases, columns that look misspelt, unread syntax, what models were not made for
+    notices: list[str]  # one line each: aliases, names that look misspelt, syntax read as words, rows unlike the model
     read: Set[str]  # every file besides the manifest's: conditioning images, and what adapters are read from
     kept: bool = False  # its rows are those that an earlier run resolved
 

@@ -83,7 +83,7 @@ class _Asked:
     words: _Found = field(default_factory=_Found)
     sizes: _Found = field(default_factory=_Found)
 
-    def notices(self) -> Iterator[str]:
+    def lines(self) -> Iterator[str]:
         name, about = self.model.name, self.model.purpose.about
         if self.words.rows:
             line = f"{_of(self.words.rows, self.rows)} words that {name!r} was not trained on: {self.words.listed()}"
@@ -115,9 +115,10 @@ class Suitability:
         }:
             asked.sizes.add(far, f"{file}, row {number}")
 
-    def notices(self) -> list[str]:
-        """One line for each kind and model."""
-        return [line for asked in self._asked.values() for line in asked.notices()]
+    def lines(self) -> Iterator[str]:
+        """One notice a kind and model."""
+        for asked in self._asked.values():
+            yield from asked.lines()
 
 
 def _sizes(cells: Mapping[str, Any], model: Model) -> Iterator[tuple[int, int]]:
