@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 from batchgen.dataset.card import write_card
 from batchgen.dataset.carried import compare_carried
 from batchgen.dataset.commit import commit_failures, drop_rows, reopen_rows, update_carried
-from batchgen.dataset.dataset import Dataset
+from batchgen.dataset.dataset import Dataset, begun_with
 from batchgen.dataset.fit import fit_to_output
 from batchgen.dataset.format import OutputFormat, new_format
 from batchgen.dataset.kept import forget_resolved, keep_resolved, take_resolved
@@ -29,6 +29,7 @@ from batchgen.index import Committed, Counts, Index
 from batchgen.job import Job
 from batchgen.machine import cores, gpus
 from batchgen.manifest.problems import ProblemLog
+from batchgen.models.catalog import NOT_BEGUN
 from batchgen.options import Device, Dtype
 from batchgen.resolve import Resolved, resolve
 from batchgen.rows import DoneRow, Receipt, Shard, Status, failed_row
@@ -85,32 +86,34 @@ def check(job: Job, *, output: bool = False) -> CheckedJob:
         StoreError: the output cannot be reached.
     """
     store = _reach(job) if output else None
-    with resolved_rows(job) as (index, resolved):
+    with resolved_rows(job, store, afresh=True) as (index, resolved):
         rows, notices = index.counts().total, list(resolved.notices)
         if store is not None and rows:
-            wanted = _wanted(job, fit_to_output(resolved, store, index))
-            notices += _shortcomings(Dataset.begin(store, wanted, create=False), wanted)
+            wanted = _wanted(job, resolved)
+            notices += _shortcomings(Dataset.begin(store, wanted, create=False), wanted, resolved)
         return CheckedJob(rows=rows, files=resolved.files, notices=notices)
 
 
 @contextmanager
-def resolved_rows(job: Job, output: Store | None = None) -> Iterator[tuple[Index, Resolved]]:
+def resolved_rows(job: Job, output: Store | None = None, *, afresh: bool = False) -> Iterator[tuple[Index, Resolved]]:
     """The job's rows in an index on disk.
 
     Args:
         job: what to make.
-        output: where rows may lie that an earlier run resolved; they are taken where nothing changed since.
+        output: what they are made for, with the defaults and types that it was begun with; rows may lie there that an
+            earlier run resolved, and are taken where nothing changed since.
+        afresh: take no such rows.
 
     Raises:
         ManifestProblems: rows that cannot be made; all of them are in it.
         InputError: the job or the manifest as a whole cannot be used.
     """
     with Index() as index:
-        if output is not None and (kept := take_resolved(output, job, index)) is not None:
+        if output is not None and not afresh and (kept := take_resolved(output, job, index)) is not None:
             yield index, fit_to_output(kept, output, index)
             return
         problems = ProblemLog()
-        resolved = resolve(job, index, problems)
+        resolved = resolve(job, index, problems, NOT_BEGUN if output is None else begun_with(output))
         try_schedulers(index, resolved.models, problems)
         if problems.total:
             raise ManifestProblems(problems)
@@ -125,7 +128,7 @@ def plan(job: Job) -> PlanSummary:
         if store is not None and index.counts().total:
             wanted = _wanted(job, resolved)
             dataset = Dataset.begin(store, wanted, create=False)
-            notices += _shortcomings(dataset, wanted)
+            notices += _shortcomings(dataset, wanted, resolved)
             measured = _survey(dataset, index, repair=False)
             outdated = compare_carried(dataset, index)
         device = _local_device(job.device)
@@ -168,7 +171,7 @@ def run(job: Job, *, source: str, limit: int | None, reporter: Reporter) -> Coun
         Dataset.begin(store, wanted, create=False)  # a conflict is found before anything is written
         probe(store)
         dataset = Dataset.begin(store, wanted, create=True)
-        for line in _shortcomings(dataset, wanted):
+        for line in _shortcomings(dataset, wanted, resolved):
             reporter.notice(line)
         store = open_store(job.require_output(), job.storage_options)  # from here on, retry patiently
         dataset = replace(dataset, store=store)
@@ -435,13 +438,18 @@ def _misread(mark: str) -> str:
 
 
 def _wanted(job: Job, resolved: Resolved) -> OutputFormat:
-    return new_format(job.layout, job.format, resolved.carried)
+    defaults = {model.fingerprint: model.defaults for model in resolved.models.values()}
+    return new_format(job.layout, job.format, resolved.carried, defaults)
 
 
-def _shortcomings(dataset: Dataset, wanted: OutputFormat) -> Iterator[str]:
+def _shortcomings(dataset: Dataset, wanted: OutputFormat, resolved: Resolved) -> Iterator[str]:
     """What is worth saying of an output that is there already."""
     if names := ", ".join(dataset.left_out(wanted)):
         yield f"{dataset.uri} was begun before the columns {names}; its metadata goes without"
+    for model in resolved.models.values():
+        kept, own = model.defaults, model.purpose.defaults
+        if changed := ", ".join(sorted(name for name in {**kept, **own} if kept.get(name) != own.get(name))):
+            yield f"{dataset.uri} was begun with another default of {model.name!r} for {changed}, and keeps it"
     if (mark := pattern_in(dataset.uri)) is not None:
         yield f"{dataset.uri}: {_misread(mark)}; rename the folder when no run goes on"
 

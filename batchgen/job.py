@@ -12,11 +12,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from batchgen.errors import CellError, InputError
+from batchgen import builtin
+from batchgen.errors import InputError
 from batchgen.generation.tasks import TASKS
 from batchgen.manifest.columns import COLUMNS, Kind
-from batchgen.manifest.names import find_column, suggest
-from batchgen.manifest.values import parse_cell
+from batchgen.manifest.values import parse_defaults
 from batchgen.models.adapters import anchored
 from batchgen.options import Device, Dtype, ImageFormat, Layout, Memory, Safety
 from batchgen.storage import is_remote, join, local_path
@@ -132,7 +132,7 @@ def _settings(table: Mapping[str, Any], wrong: list[str]) -> dict[str, Any]:
     """The keys of a job as arguments of `Job`; complaints go to `wrong`."""
     settings = _checked(Job, table, "", wrong)
     if "defaults" in table:
-        settings["defaults"] = _checked_defaults(table["defaults"], wrong)
+        settings["defaults"] = parse_defaults(table["defaults"], DEFAULT_COLUMNS, wrong)
     return settings
 
 
@@ -171,6 +171,8 @@ def _read_job(source: str, wrong: list[str]) -> dict[str, Any]:
 
 def _resolved(name: str, value: str, folder: Path) -> str:
     """A path seen from the job file's folder; a model that is no path there stays a name."""
+    if name == "model" and value in builtin.model_names():
+        return value  # a folder of that name beside the job is not meant
     if name in ("model", "model_config") and (is_remote(value) or not (folder / value).exists()):
         return value
     return join(str(folder), value)
@@ -239,24 +241,3 @@ def _typed(hint: Any, value: Any, name: str, wrong: list[str]) -> Any:
     if wanted in (int, float) and (value < 0 or (value == 0 and name != "worker.num_gpus")):
         raise ValueError(f"is {value}; wants more than 0")
     return value
-
-
-def _checked_defaults(table: Any, wrong: list[str]) -> dict[str, Any]:
-    """[defaults] by canonical column name, in the columns' types."""
-    defaults: dict[str, Any] = {}
-    spelt: dict[str, str] = {}  # the key of each column
-    for key, value in table.items() if isinstance(table, dict) else ():
-        column = COLUMNS.get(find_column(key, own=True) or "")
-        if column is None or column.name not in DEFAULT_COLUMNS:
-            near = find_column(key) or suggest(key)
-            hint = f"; did you mean {near!r}?" if near in DEFAULT_COLUMNS else ""
-            wrong.append(f"[defaults] takes no {key!r}{hint}")
-            continue
-        if (other := spelt.setdefault(column.name, key)) != key:
-            wrong.append(f"[defaults] {key} means {column.name!r}, and so does {other}; drop one of them")
-            continue
-        try:
-            defaults[column.name] = parse_cell(column, value, from_text=False)
-        except CellError as error:
-            wrong.append(f"[defaults] {key} {error}")
-    return defaults

@@ -18,6 +18,7 @@ import pyarrow as pa
 from batchgen.errors import ImageError, InputError, StoreError, printable
 from batchgen.generation.parameters import ImageRef, Parameters, decisive_cells
 from batchgen.generation.rules import Defaults, RowProblems, apply_rules, choose_task
+from batchgen.generation.suitability import Suitability
 from batchgen.generation.tasks import Task
 from batchgen.generation.unread import UnreadSyntax
 from batchgen.identity import canonical, derive_seed, fingerprint, row_id
@@ -30,7 +31,7 @@ from batchgen.manifest.columns import COLUMNS, MAX_SEED, WORDING, Kind, input_na
 from batchgen.manifest.files import Record, folder_of, manifest_files, read_beside, records
 from batchgen.manifest.problems import ProblemLog
 from batchgen.models.adapters import ADAPTERS, Finder, adapter_files
-from batchgen.models.catalog import Model, find_model
+from batchgen.models.catalog import NOT_BEGUN, Model, ModelDefaults, find_model
 from batchgen.rows import Row, decode_row
 from batchgen.sharding import batch_key
 from batchgen.storage import join, read_input
@@ -52,13 +53,19 @@ class Resolved:
     files: list[str]
     models: Mapping[str, Model]  # by name
     carried: Mapping[str, pa.DataType]  # unknown columns and their types
-    notices: list[str]  # one line each: aliases used, columns that look misspelt, syntax that is read as words
+    notices: list[str]  # one line each: aliases, names that look misspelt, syntax read as words, rows unlike the model
     read: Set[str]  # every file besides the manifest's: conditioning images, and what adapters are read from
     kept: bool = False  # its rows are those that an earlier run resolved
 
 
-def resolve(job: Job, index: Index, problems: ProblemLog) -> Resolved:
+def resolve(job: Job, index: Index, problems: ProblemLog, begun: ModelDefaults | None = NOT_BEGUN) -> Resolved:
     """Check every row of the job's manifest and put the good ones into the index.
+
+    Args:
+        job: what to check.
+        index: takes the rows.
+        problems: takes what is wrong.
+        begun: as for `find_model`.
 
     Raises:
         InputError: the manifest as a whole, or the job's model, cannot be used.
@@ -66,7 +73,7 @@ def resolve(job: Job, index: Index, problems: ProblemLog) -> Resolved:
     notices: dict[str, None] = {}
     files = manifest_files(job.manifest, notices.setdefault)
     sorter = CellSorter(problems)
-    builder = _RowBuilder(job, index, problems)
+    builder = _RowBuilder(job, index, problems, begun)
     builder.model(job.model)
     with ThreadPoolExecutor(IMAGE_THREADS) as pool:
         images = _ImageReader(sorter, pool)
@@ -84,7 +91,7 @@ def resolve(job: Job, index: Index, problems: ProblemLog) -> Resolved:
     carried = {} if problems.total else sorter.carried_types(files)
     if sorter.mixed and not problems.total:
         carried = _settled(carried, sorter.mixed, index, problems)
-    said = [*notices, *sorter.doubts, *builder.unread.lines()]
+    said = [*notices, *sorter.doubts, *builder.unread.lines(), *builder.suitability.lines()]
     if builder.records == 0 and not problems.total:
         said.append(f"manifest {job.manifest} has no rows: there is nothing to make")
     said = [printable(line) for line in said]
@@ -179,14 +186,16 @@ def _examined(data: bytes, uri: str) -> ImageRef:
 class _RowBuilder:
     """Fills in defaults, applies the rules of the task, and appends to the index."""
 
-    def __init__(self, job: Job, index: Index, problems: ProblemLog) -> None:
+    def __init__(self, job: Job, index: Index, problems: ProblemLog, begun: ModelDefaults | None) -> None:
         self.models: dict[str, Model] = {}
         self.records = 0
         self.read: set[str] = set()  # files of the rows' images and adapters
         self.unread = UnreadSyntax()
+        self.suitability = Suitability()
         self._job = job
         self._index = index
         self._problems = problems
+        self._begun = begun
         self._missing_models: dict[str, str] = {}
         self._wrong_defaults: set[tuple[str, str]] = set()
 
@@ -197,7 +206,7 @@ class _RowBuilder:
             InputError: there is none.
         """
         if name not in self.models:
-            self.models[name] = find_model(name, config=self._job.model_config)
+            self.models[name] = find_model(name, config=self._job.model_config, begun=self._begun)
         return self.models[name]
 
     def add(self, parsed: Parsed, inputs: Mapping[str, ImageRef]) -> None:
@@ -218,6 +227,7 @@ class _RowBuilder:
             return
         self._note_read(cells, inputs)
         self.unread.add(cells, parsed.record.file, parsed.record.number)
+        self.suitability.add(cells, model, parsed.record.file, parsed.record.number)
         for copy in range(copies):
             self._add_row(parsed, task, model, cells, inputs, copy if copies > 1 else None)
 

@@ -116,7 +116,7 @@ UPSCALING = (
 )
 
 ADAPTERS: tuple[dict[str, object], ...] = (
-    {"id": "ink-none", "prompt": "a large red cube on a white background, ink drawing"},
+    {"id": "ink-none", "prompt": "a large red cube on a white background"},
     {
         "id": "ink-half",
         "prompt": "a large red cube on a white background",

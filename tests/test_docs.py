@@ -1,7 +1,9 @@
 """What the documents say in tables is what the code has: commands, flags, job keys, exit codes, columns, classes."""
 
+import csv
 import re
 import runpy
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -10,11 +12,14 @@ import pytest
 from conftest import RunCli
 
 from batchgen import errors
-from batchgen.builtin import model_names
+from batchgen.builtin import model_names, model_path
 from batchgen.cli import main
-from batchgen.job import Job, Limits, WorkerResources
+from batchgen.driver import check
+from batchgen.generation.suitability import unknown_words
+from batchgen.job import Job, Limits, WorkerResources, load_job
 from batchgen.manifest.columns import COLUMNS, RESERVED
 from batchgen.manifest.files import FORMATS
+from batchgen.models.purpose import read_purpose
 from batchgen.report.explain import SEED
 
 ROOT = Path(__file__).parents[1]
@@ -149,3 +154,53 @@ def test_tab_completes(batchgen: RunCli) -> None:
     for words, found in (("batchgen sta", "plain,status\n"), ("batchgen run --shard", "plain,--shard-rows\n")):
         env = {variable: "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
         assert batchgen(env=env).stdout == found
+
+
+def example_prompts() -> Iterator[tuple[str, str]]:
+    """Every prompt that a document, a help text or an example shows, with the file that it stands in."""
+    cards = (ROOT / "batchgen" / "builtin" / "weights").glob("*/README.md")
+    scripts = [*(ROOT / "batchgen" / "cli").glob("*.py"), ROOT / "manifests" / "make_examples.py"]
+    documents = [*ROOT.glob("*.md"), *ROOT.glob("manifests/*.md"), *ROOT.glob("jobs/**/*.md"), *ROOT.glob("infra/*.md")]
+    for path in sorted({*cards, *scripts, *documents}):
+        text = path.read_text(encoding="utf-8")
+        shown = re.findall(r'(?:explain |pipeline\(|prompt = |"prompt": )"([^"]+)"', text)
+        for block in re.findall(r"```csv\n(.*?)```", text, re.DOTALL):
+            shown += [row["prompt"] for row in csv.DictReader(block.splitlines())]
+        yield from ((path.relative_to(ROOT).as_posix(), prompt) for prompt in shown)
+
+
+def test_no_example_leaves_the_world_of_the_built_in_model() -> None:
+    """Incident: the first prompt that a reader tried had a table in it, and the model knows none."""
+    known = frozenset(read_purpose(model_path("builtin"), "builtin").words) | {
+        "ink",
+        "drawing",
+        "ruby",
+    }  # of companions
+    prompts = list(example_prompts())
+    assert {"README.md", "batchgen/cli/prompts.py", "manifests/make_examples.py"} <= {path for path, _ in prompts}
+    unknown = {
+        (path, prompt, *words)
+        for path, prompt in prompts
+        if (
+            words := unknown_words(
+                {"prompt": re.sub(r"<[^>]*>|\$\{\w+\}", " ", prompt), "prompt_syntax": "a1111"}, known
+            )
+        )
+    }
+    assert unknown == set()
+
+
+KINDS = ("manifests/*.parquet", "manifests/*.csv", "manifests/*.jsonl", "jobs/*.toml")
+EXAMPLES = [path for kind in KINDS for path in ROOT.glob(kind)]
+
+
+@pytest.mark.parametrize("source", EXAMPLES, ids=lambda path: path.name)
+def test_no_example_asks_for_what_its_model_was_not_made_for(source: Path) -> None:
+    assert check(load_job(str(source))).notices == []
+
+
+@pytest.mark.parametrize("text", [README, MANIFESTS], ids=["README", "manifests"])
+def test_no_sweep_of_the_documents_does(text: str, tmp_path: Path) -> None:
+    (sweep,) = [block for block in re.findall(r"```toml\n(.*?)```", text, re.DOTALL) if "[sweep.cells]" in block]
+    (tmp_path / "sweep.toml").write_text(sweep)
+    assert check(load_job(str(tmp_path / "sweep.toml"))).notices == []

@@ -86,6 +86,17 @@ def test_nothing_of_a_kept_output_is_made_again(name: str, kept: Path, batchgen:
     assert numbers(batchgen, output) == (6, 5, 1, 0)
 
 
+def test_a_kept_output_goes_without_the_defaults_of_its_model(kept: Path, batchgen: RunCli) -> None:
+    """Models had none of their own when it was begun; with them all its rows would be others."""
+    (kept / "model" / "batchgen.toml").write_text("[defaults]\nguidance_scale = 3.5\neta = 0.5\n")
+    before = contents(kept / "files")
+    result = batchgen("run", kept / "files.toml")
+    assert result.returncode == 1, result.stderr
+    assert "5 of 6 rows done, 1 failed" in result.stderr
+    assert "was begun with another default" in result.stderr and "eta, guidance_scale" in result.stderr
+    assert contents(kept / "files") == before
+
+
 @outputs
 def test_a_longer_manifest_adds_its_new_rows(name: str, kept: Path, batchgen: RunCli, ray_address: str) -> None:
     """In shards of the schema that the output has."""

@@ -142,7 +142,7 @@ def test_whole_numbers_as_pandas_writes_them(write_manifest: WriteManifest, mode
 @pytest.mark.parametrize(("alias", "column"), sorted(ALIASES.items()))
 def test_aliases(alias: str, column: str, write_manifest: WriteManifest, model_configs: Path, tmp_path: Path) -> None:
     """Each alias stands for its column, with one line of notice however many rows there are."""
-    (tmp_path / "i.png").write_bytes(png())
+    (tmp_path / "i.png").write_bytes(png(64, 64))
     value: Any = {"scheduler": "Euler a", "image": "i.png", "prompt": "p", "strength": 0.5}.get(column, 3)
     extra = {"image": "i.png"} if column == "strength" else {}
     rows: list[dict[str, Any]] = [{"prompt": "p", **extra, alias: value} if column != "prompt" else {alias: value}] * 3

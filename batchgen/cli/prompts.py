@@ -15,9 +15,16 @@ __all__ = ["explain"]
 @model_option
 @click.option("--model-config", metavar="FOLDER", help="Diffusers folder with the layout of a .safetensors file.")
 @click.option("--scheduler", metavar="NAME", help='Class or name, like "DPM++ 2M Karras". Default: the model\'s.')
-@click.option("--steps", "num_inference_steps", type=int, metavar="N", help="Sampling steps. Default: 25.")
+@click.option(
+    "--steps", "num_inference_steps", type=int, metavar="N", help="Sampling steps. Default: the model's, else 25."
+)
 @click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Seed of the noise. Default: 0.")
-@click.option("--guidance-scale", type=float, metavar="X", help="How strongly to follow the prompt. Default: 7.5.")
+@click.option(
+    "--guidance-scale",
+    type=float,
+    metavar="X",
+    help="Follow the prompt so strongly. Default: the model's, else 7.5.",
+)
 @click.option(
     "--prompt-syntax", type=click.Choice(["plain", "a1111"]), help="Whether (word:1.2) is a weight. Default: plain."
 )
@@ -31,7 +38,7 @@ def explain(
 
     \b
     Examples:
-      batchgen explain "a red cube on a table"
+      batchgen explain "a red cube on a checkered floor"
       batchgen explain "a (red:1.3) cube" --prompt-syntax a1111 --scheduler "Euler a" --steps 8 --output out/cube
     """
     from batchgen.report.explain import explain as explain_prompt

@@ -19,13 +19,14 @@ from batchgen.dataset.layouts.layout import DatasetLayout
 from batchgen.dataset.tables import about, damage_named
 from batchgen.errors import AlreadyExists, Damaged, InputError, NotFound
 from batchgen.manifest.arrow import python_rows
+from batchgen.models.catalog import NOT_BEGUN, ModelDefaults
 from batchgen.storage import Store, open_store, read_json
 
 if TYPE_CHECKING:
     import pandas
     from PIL.Image import Image
 
-__all__ = ["Dataset", "DatasetRow", "Marker", "open_dataset"]
+__all__ = ["Dataset", "DatasetRow", "Marker", "begun_with", "open_dataset"]
 
 RECORD = ".batchgen/output.json"
 READERS = 16  # objects fetched side by side: at 20 ms a GET, 800 a second
@@ -120,8 +121,14 @@ class Dataset:
         stored = _stored_format(store, found)
         if why := conflict(stored, wanted):
             raise InputError(f"{store.uri} {why}")
-        if create and "schema" not in found:
-            store.write(RECORD, _encode({**found, "schema": format_record(stored)["schema"]}))
+        if stored.model_defaults is not None:  # models that it did not meet before join those that it was begun with
+            stored = replace(stored, model_defaults={**(wanted.model_defaults or {}), **stored.model_defaults})
+        record = format_record(stored)
+        whole = {"schema": record["schema"], **found}
+        if "model_defaults" in record:
+            whole["model_defaults"] = record["model_defaults"]
+        if create and whole != found:
+            store.write(RECORD, _encode(whole))
         return cls(store=store, format=stored)
 
     @property
@@ -226,6 +233,14 @@ class Dataset:
         for shard in self.shards()[part[0] :: part[1]]:
             if (marker := self.marker(shard, columns=columns, pictures=pictures)) is not None:
                 yield marker
+
+
+def begun_with(store: Store) -> ModelDefaults | None:
+    """The models' defaults that an output was begun with, as `find_model` takes them."""
+    try:
+        return read_format(read_json(store, RECORD)).model_defaults
+    except NotFound:
+        return NOT_BEGUN
 
 
 def open_dataset(uri: str, storage_options: Mapping[str, Any] | None = None) -> Dataset:

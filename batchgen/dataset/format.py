@@ -10,6 +10,7 @@ from batchgen.dataset.layouts import find_layout
 from batchgen.dataset.layouts.layout import DatasetLayout
 from batchgen.dataset.schema import VERSION, metadata_schema
 from batchgen.identity import LEFT_OUT
+from batchgen.models.catalog import NOT_BEGUN, ModelDefaults
 from batchgen.options import ImageFormat
 from batchgen.version import __version__
 
@@ -18,31 +19,47 @@ __all__ = ["OutputFormat", "conflict", "format_record", "left_out", "new_format"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OutputFormat:
-    """How an output stores what it holds; the same for all its shards."""
+    """How an output stores what it holds; the same for all its shards.
+
+    `model_defaults` are those that its rows were resolved with: they stay, whatever a model's folder says later. None
+    is an output that was begun before models had any.
+    """
 
     layout: DatasetLayout
     image_format: ImageFormat
     carried: Mapping[str, pa.DataType]
     schema: pa.Schema  # of every shard's metadata
+    model_defaults: ModelDefaults | None
 
 
-def new_format(layout: str, image_format: ImageFormat, carried: Mapping[str, pa.DataType]) -> OutputFormat:
+def new_format(
+    layout: str,
+    image_format: ImageFormat,
+    carried: Mapping[str, pa.DataType],
+    model_defaults: ModelDefaults | None = NOT_BEGUN,
+) -> OutputFormat:
     """The format of an output that is begun today.
 
     Args:
         layout: name of the layout.
         image_format: of its pictures.
         carried: types of the manifest's unknown columns, by name.
+        model_defaults: what stands for null cells.
     """
     found = find_layout(layout)
     return OutputFormat(
-        layout=found, image_format=image_format, carried=carried, schema=metadata_schema(found, carried)
+        layout=found,
+        image_format=image_format,
+        carried=carried,
+        schema=metadata_schema(found, carried),
+        model_defaults=model_defaults,
     )
 
 
 def format_record(output: OutputFormat) -> dict[str, Any]:
     """What is written of a format where an output is begun."""
     carried = pa.schema(sorted(output.carried.items()))
+    of_models = {print_: dict(defaults) for print_, defaults in (output.model_defaults or {}).items()}
     return {
         "batchgen": __version__,
         "schema_version": VERSION,
@@ -52,7 +69,7 @@ def format_record(output: OutputFormat) -> dict[str, Any]:
         "carried": _as_text(carried),
         "schema": _as_text(output.schema),
         "fingerprint_leaves_out": LEFT_OUT,
-    }
+    } | ({} if output.model_defaults is None else {"model_defaults": of_models})
 
 
 def read_format(record: Mapping[str, Any]) -> OutputFormat:
@@ -62,7 +79,7 @@ def read_format(record: Mapping[str, Any]) -> OutputFormat:
         InputError: its layout is unknown.
     """
     carried = {column.name: column.type for column in _from_text(record["carried"])}
-    output = new_format(record["layout"], ImageFormat(record["format"]), carried)
+    output = new_format(record["layout"], ImageFormat(record["format"]), carried, record.get("model_defaults"))
     return replace(output, schema=_from_text(record["schema"])) if "schema" in record else output
 
 

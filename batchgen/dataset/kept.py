@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchgen.dataset.dataset import begun_with
 from batchgen.errors import InputError, StoreError
 from batchgen.identity import VERSION, canonical
 from batchgen.index import Index
@@ -25,7 +26,7 @@ from batchgen.manifest.arrow import arrow_column, python_rows
 from batchgen.manifest.cells import carried_cell
 from batchgen.manifest.columns import COLUMNS
 from batchgen.manifest.files import manifest_files
-from batchgen.models.catalog import find_model
+from batchgen.models.catalog import Model, find_model
 from batchgen.resolve import Resolved
 from batchgen.rows import Row, decode_row
 from batchgen.storage import Look, Store, is_remote, look_at_input, read_json
@@ -85,7 +86,7 @@ def keep_resolved(store: Store, job: Job, index: Index, resolved: Resolved, *, b
         "parts": parts,
         "files": _as_json(files),
         "read": _as_json(read),
-        "models": {model.name: model.fingerprint for model in resolved.models.values()},
+        "models": _prints(resolved.models),
         "carried": schema.serialize().to_pybytes().hex(),
         "notices": resolved.notices,
     }
@@ -101,8 +102,9 @@ def take_resolved(store: Store, job: Job, index: Index) -> Resolved | None:
         record = read_json(store, f"{PLANS}/{name}.json")
         if not _looks_as_it_did(record, files):
             return None
-        models = {known: find_model(known, config=job.model_config) for known in record["models"]}
-        if record["models"] != {model.name: model.fingerprint for model in models.values()}:
+        begun = begun_with(store)
+        models = {known: find_model(known, config=job.model_config, begun=begun) for known in record["models"]}
+        if record["models"] != _prints(models):
             return None
         schema = pa.ipc.read_schema(pa.BufferReader(bytes.fromhex(record["carried"])))
         for number in range(record["parts"]):
@@ -128,6 +130,13 @@ def _looks_as_it_did(record: Mapping[str, Any], files: Mapping[str, Look]) -> bo
         return False
     read = _looks(set(record["read"]))
     return read is not None and record["read"] == _as_json(read)
+
+
+def _prints(models: Mapping[str, Model]) -> dict[str, str]:
+    """All of each model that rows and notices depend on."""
+    return {
+        name: canonical([model.fingerprint, model.defaults, asdict(model.purpose)]) for name, model in models.items()
+    }
 
 
 def _as_json(looks: Mapping[str, Look]) -> dict[str, Any]:

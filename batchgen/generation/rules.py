@@ -1,7 +1,8 @@
 """The rules by which a row's task and cells become what is applied to it.
 
-A value comes from the row's cell, else the job's [defaults], else the column contract, else the model. No model is
-loaded; adapters are looked up and held against the model by the headers of their files.
+A value comes from the row's cell, else the job's [defaults], else the model's own, else the column contract, else what
+the model brings (size, scheduler). No model is loaded; adapters are looked up and held against the model by the headers
+of their files.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -114,7 +115,7 @@ def apply_rules(
     for name in sorted(task.columns_for(model.family) - _NOT_APPLIED - _IMAGE_COLUMNS):
         value = parsed.cells.get(name)
         if value is None or (COLUMNS[name].kind is Kind.ADAPTER and value in ([], ())):
-            value = defaults.values.get(name, COLUMNS[name].default)
+            value = defaults.values.get(name, model.defaults.get(name, COLUMNS[name].default))
         values[name] = value
     values["model"] = model.name
     problems.extend(_size_problems(values, model, inputs))

@@ -3,8 +3,8 @@
 A new column is an entry of `COLUMNS` and a field of a group in `generation/parameters.py`; `manifests/make_columns.py`
 puts it into the README.
 
-The names are diffusers' argument names. A null or absent cell takes the job's default for the column, then the one in
-this table, then what the model brings (size, scheduler).
+The names are diffusers' argument names. A null or absent cell takes the job's default for the column, then that of the
+model's own file, then the one in this table, then what the model brings (size, scheduler).
 """
 
 import re

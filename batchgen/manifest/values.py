@@ -2,14 +2,15 @@
 
 import math
 import re
+from collections.abc import Set
 from typing import Any
 
 from batchgen.errors import CellError
-from batchgen.manifest.columns import WORDING, Column, Kind
-from batchgen.manifest.names import fold
+from batchgen.manifest.columns import COLUMNS, WORDING, Column, Kind
+from batchgen.manifest.names import find_column, fold, suggest
 from batchgen.manifest.strict_json import parse_json
 
-__all__ = ["SCHEDULES", "parse_cell", "scheduled"]
+__all__ = ["SCHEDULES", "parse_cell", "parse_defaults", "scheduled"]
 
 SCHEDULES = ("Karras", "Exponential", "Beta", "SGM Uniform")
 """Schedules of noise levels that diffusers has besides a sampler's usual one, as A1111 appends them to its name."""
@@ -72,6 +73,27 @@ def _parse(column: Column, cell: Any, from_text: bool) -> Any:
             return _parse_options(cell)
         case Kind.IMAGE | Kind.ADAPTER:
             return _from_json(cell) if column.listed or column.kind is Kind.ADAPTER else cell
+
+
+def parse_defaults(table: Any, allowed: Set[str], wrong: list[str]) -> dict[str, Any]:
+    """A TOML table [defaults] by canonical column name, in the columns' types; complaints go to `wrong`."""
+    defaults: dict[str, Any] = {}
+    spelt: dict[str, str] = {}  # the key of each column
+    for key, value in table.items() if isinstance(table, dict) else ():
+        column = COLUMNS.get(find_column(key, own=True) or "")
+        if column is None or column.name not in allowed:
+            near = find_column(key) or suggest(key)
+            hint = f"; did you mean {near!r}?" if near in allowed else ""
+            wrong.append(f"[defaults] takes no {key!r}{hint}")
+            continue
+        if (other := spelt.setdefault(column.name, key)) != key:
+            wrong.append(f"[defaults] {key} means {column.name!r}, and so does {other}; drop one of them")
+            continue
+        try:
+            defaults[column.name] = parse_cell(column, value, from_text=False)
+        except CellError as error:
+            wrong.append(f"[defaults] {key} {error}")
+    return defaults
 
 
 def _from_json(cell: Any) -> Any:

@@ -7,9 +7,10 @@ A model is `builtin`, a diffusers folder, a single `.safetensors` checkpoint, or
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
@@ -17,12 +18,15 @@ from typing import Any
 
 from batchgen import builtin
 from batchgen.errors import InputError, ModelLoadError, one_line
+from batchgen.models.purpose import FILE, Purpose, read_purpose
 from batchgen.options import Family
 from batchgen.storage import local_path
 
 __all__ = [
+    "NOT_BEGUN",
     "Family",
     "Model",
+    "ModelDefaults",
     "Source",
     "find_model",
     "hash_file",
@@ -42,6 +46,7 @@ _SD_PIPELINES = frozenset(
 )
 _LOADED_KINDS = frozenset({".json", ".safetensors", ".bin", ".txt", ".model"})
 _MODELS = frozenset({"depth_estimator", "image_encoder", "safety_checker", "text_encoder", "unet", "vae"})
+_SIZED = (Family.SD, Family.SDXL, Family.REFINER)
 _HASH_BLOCK = 1 << 22  # bytes; large enough that sha256, not system calls, takes the time
 
 
@@ -52,6 +57,11 @@ _TEXT_ENCODERS: Mapping[Family, tuple[str, ...]] = {
     Family.UPSCALER: ("text_encoder",),
     Family.LATENT_UPSCALER: ("text_encoder",),
 }
+
+ModelDefaults = Mapping[str, Mapping[str, Any]]
+"""What stands for null cells of models' rows, by the model's fingerprint and then by column."""
+NOT_BEGUN: ModelDefaults = {}
+"""Of an output that holds nothing yet."""
 
 
 class Source(StrEnum):
@@ -72,7 +82,8 @@ class Model:
     `latent_factor` the pixels a side of one latent, None where its files do not tell,
     `unet_widths` and `unet_layers` the channels and the residual blocks of its levels, `text_width` the width of the
     states that the UNet attends to, `token_widths` that of the vectors of each text encoder's tokens, `text_layers` the
-    number of the first one's layers.
+    number of the first one's layers, `purpose` what its folder says that it is for. `defaults` stand for null cells, by
+    column: those of its purpose, or of the output that is resumed.
     """
 
     name: str
@@ -98,6 +109,8 @@ class Model:
     classes: int | None = None  # labels that its UNet takes, where it is class-conditional
     revision: str | None = None  # resolved commit of a hub id
     config: str | None = None  # folder or hub id with the layout of a single file
+    purpose: Purpose = field(default_factory=Purpose, compare=False)
+    defaults: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def folder(self) -> Path:
@@ -109,17 +122,35 @@ class Model:
         """How many times as wide its images are as the row's size says."""
         return {Family.UPSCALER: 4, Family.LATENT_UPSCALER: 2}.get(self.family, 1)
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Sides in pixels of the squares that it was trained on; empty where its files do not tell.
 
-def find_model(name: str, *, config: str | None = None) -> Model:
+        Those of Stable Diffusion 1.x, 2.x and XL (512, 512 or 768, 1024) follow from the UNet's sample size. Upscalers
+        were trained on crops, and models of pixels have what they need in their UNet.
+        """
+        if self.purpose.sizes or self.family not in _SIZED or self.latent_factor is None:
+            return self.purpose.sizes
+        return (math.isqrt(self.width * self.height),)
+
+
+def find_model(name: str, *, config: str | None = None, begun: ModelDefaults | None = NOT_BEGUN) -> Model:
     """Look a model up and fingerprint it.
 
     Args:
         name: as in the command line's MODEL.
         config: for a single file, a diffusers folder of the same architecture (else diffusers asks the hub).
+        begun: the models' defaults that an output was begun with; None for one that was begun before models had any.
 
     Raises:
         InputError: no such model, or a folder or file that is not one.
     """
+    model = _find(name, config)
+    kept = {} if begun is None else begun.get(model.fingerprint, model.purpose.defaults)
+    return replace(model, defaults=kept)
+
+
+def _find(name: str, config: str | None) -> Model:
     if _BUILTIN.fullmatch(name):
         try:
             return _folder_model(name, builtin.model_path(name))
@@ -149,6 +180,7 @@ def _folder_model(name: str, path: Path) -> Model:
         location=str(path.resolve()),
         fingerprint=_whole(path, name),
         looks=_looks(path),
+        purpose=read_purpose(path, name),
         **_layout(path, name),
     )
 
@@ -191,7 +223,7 @@ def _hub_model(name: str) -> Model:
 
     repository, _, revision = name.partition("@")
     try:
-        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=["*.json"]))
+        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=["*.json", FILE]))
     except Exception as error:  # the hub's client raises errors of its HTTP library, which differ between versions
         raise InputError(
             f"model {name!r} is no folder or file here, and not to be had from the hub: {one_line(error)}"
@@ -202,6 +234,7 @@ def _hub_model(name: str) -> Model:
         location=repository,
         fingerprint=hash_text(f"{repository}@{folder.name}"),
         revision=folder.name,
+        purpose=read_purpose(folder, name),
         **_layout(folder, name),
     )
 

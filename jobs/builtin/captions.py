@@ -1,5 +1,6 @@
 """Scenes to sentences: many phrasings, attributes named or left out; knows nothing of tokens or pictures."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -105,6 +106,8 @@ SIDED_PHRASES = (  # {l} is the left object, {r} the right one
     "{l} at left and {r} at right",
 )
 UNSIDED_PHRASES = ("{a} and {b}", "{a} next to {b}", "{a} beside {b}", "{a} with {b}", "{a}, {b}")
+THINGS = ("object", "thing")
+GRAMMAR = ("a", "an", "and", "that is", *THINGS)  # what phrases are joined with
 CANONICAL_SHARE = 0.7
 # How often an attribute is named; what decides the picture most is named most.
 NAMED_SHARE = {"color": 0.92, "shape": 0.95, "size": 0.65, "finish": 0.35, "background": 0.82, "side": 0.8}
@@ -171,7 +174,7 @@ def _noun_phrase(rng: Generator, mention: Mention, *, article: bool) -> str:
         adjectives.append(_pick(rng, COLOR_WORDS[mention.color]))
     if rng.random() < 0.15:
         rng.shuffle(adjectives)
-    noun = _pick(rng, SHAPE_WORDS[mention.shape]) if mention.shape is not None else _choose(rng, ("object", "thing"))
+    noun = _pick(rng, SHAPE_WORDS[mention.shape]) if mention.shape is not None else _choose(rng, THINGS)
     if len(adjectives) > 1 and rng.random() < 0.06:  # "a red sphere, large and shiny"
         trailing = " and ".join(adjectives[:-1])
         phrase = f"{adjectives[-1]} {noun} that is {trailing}"
@@ -227,6 +230,15 @@ def draw_caption(rng: Generator, scene: Scene, *, complete: bool = False) -> Cap
 def caption_around(rng: Generator, subject: str, background: Background | None) -> str:
     """A sentence about a subject that is already in words, before a background or before none."""
     return _compose(rng, subject, None if background is None else _place(rng, background))
+
+
+def vocabulary() -> list[str]:
+    """Every word that captions are made of, in lower case and sorted."""
+    places = [PLAIN_PHRASES, [one.value for one in Background if not one.is_scenery], *SCENERY_PHRASES.values()]
+    words = [*SHAPE_WORDS.values(), *COLOR_WORDS.values(), *SIZE_WORDS.values(), *FINISH_WORDS.values()]
+    phrases = [*places, *words, OPENERS, SIDED_PHRASES, UNSIDED_PHRASES, GRAMMAR]
+    text = " ".join(phrase for some in phrases for phrase in some)
+    return sorted(set(re.findall(r"[a-z0-9]+", re.sub(r"\{\w*\}", " ", text))))
 
 
 def canonical_caption(scene: Scene) -> str:

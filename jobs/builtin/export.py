@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from transformers import CLIPTextModel
 
 from jobs.builtin.card import Card, Part, render_card
+from jobs.builtin.purpose import write_purpose
 from jobs.builtin.recipe import Recipe, RecipeError
 from jobs.builtin.stages import PIPELINE_STAGES, TRAINING_NOTE, Workshop, read_result
 from jobs.builtin.text import open_tokenizer
@@ -55,6 +56,7 @@ def export_stage(shop: Workshop, target: Path, *, note: str = "") -> None:
         for part in ("unet", "vae"):
             forget_origin(partial / part / "config.json")
         (partial / TRAINING_NOTE).write_text(json.dumps(results, indent=2) + "\n")
+        write_purpose(partial, "base")
         (partial / "README.md").write_text(render_card(_card(shop, partial, note)))
         for sheet in sorted(shop.folders.root.glob("sheet-guidance-5*.png")):
             shutil.copy(sheet, partial / "samples.png")

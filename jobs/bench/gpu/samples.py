@@ -18,7 +18,7 @@ from batchgen.sharding import Sizing, make_shards
 
 __all__ = ["Sample", "reordered", "sample"]
 
-_SUBJECTS = ("a red cube", "two green spheres", "a blue cone beside a white ball", "a city at night, oil painting")
+_SUBJECTS = ("a red cube", "a green sphere in a meadow", "a blue cone beside a white ball", "a purple ring at night")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

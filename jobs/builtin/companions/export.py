@@ -32,6 +32,7 @@ from jobs.builtin.companions.stages import COMPANIONS, foundation
 from jobs.builtin.companions.upscaler import build_low_res_scheduler
 from jobs.builtin.export import count_bytes, count_parameters, declare_float32, describe_hardware, forget_origin
 from jobs.builtin.latents import digest
+from jobs.builtin.purpose import DEFAULTS, write_purpose
 from jobs.builtin.recipe import Recipe, RecipeError
 from jobs.builtin.stages import CLIP, TRAINING_NOTE, Workshop, read_result
 from jobs.builtin.text import build_image_processor, open_tokenizer
@@ -215,6 +216,8 @@ def _export(shop: Workshop, name: str, base: Path, target: Path, note: str) -> N
     results = {stage: read_result(shop, stage) for stage in stages}
     (partial / "README.md").write_text(render_companion_card(_card(shop, name, results, partial, note)))
     (partial / TRAINING_NOTE).write_text(json.dumps(results, indent=2) + "\n")
+    if name in DEFAULTS:
+        write_purpose(partial, name)
     if target.exists():
         shutil.rmtree(target)
     partial.rename(target)
