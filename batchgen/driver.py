@@ -3,8 +3,9 @@
 import socket
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby
 from typing import Any, Literal, Protocol
 
@@ -85,33 +86,35 @@ def check(job: Job, *, output: bool = False) -> CheckedJob:
         StoreError: the output cannot be reached.
     """
     store = _reach(job) if output else None
-    with resolved_rows(job) as (index, resolved):
+    with resolved_rows(job, store, anew=True) as (index, resolved):
         rows, notices = index.counts().total, list(resolved.notices)
         if store is not None and rows:
-            wanted = _wanted(job, fit_to_output(resolved, store, index))
+            wanted = _wanted(job, resolved)
             notices += _left_out(Dataset.begin(store, wanted, create=False), wanted)
         return CheckedJob(rows=rows, files=resolved.files, notices=notices)
 
 
 @contextmanager
-def resolved_rows(job: Job, output: Store | None = None) -> Iterator[tuple[Index, Resolved]]:
+def resolved_rows(job: Job, output: Store | None = None, *, anew: bool = False) -> Iterator[tuple[Index, Resolved]]:
     """The job's rows in an index on disk.
 
     Args:
         job: what to make.
-        output: where rows may lie that an earlier run resolved; they are taken where nothing changed since.
+        output: where rows may lie that an earlier run resolved; they are taken where nothing changed since. What it
+            has recorded is not refused for its scheduler.
+        anew: take none that an earlier run resolved.
 
     Raises:
         ManifestProblems: rows that cannot be made; all of them are in it.
         InputError: the job or the manifest as a whole cannot be used.
     """
     with Index() as index:
-        if output is not None and (kept := take_resolved(output, job, index)) is not None:
+        if output is not None and not anew and (kept := take_resolved(output, job, index)) is not None:
             yield index, fit_to_output(kept, output, index)
             return
         problems = ProblemLog()
         resolved = resolve(job, index, problems)
-        try_schedulers(index, resolved.models, problems)
+        try_schedulers(index, resolved.models, problems, survey=partial(_mark_recorded, output, index))
         if problems.total:
             raise ManifestProblems(problems)
         yield index, resolved if output is None else fit_to_output(resolved, output, index)
@@ -428,6 +431,13 @@ def _wanted(job: Job, resolved: Resolved) -> OutputFormat:
 def _left_out(dataset: Dataset, wanted: OutputFormat) -> list[str]:
     names = ", ".join(dataset.left_out(wanted))
     return [f"{dataset.uri} was begun before the columns {names}; its metadata goes without"] if names else []
+
+
+def _mark_recorded(store: Store | None, index: Index) -> None:
+    """Mark in the index what an output holds, if there is one."""
+    if store is not None:
+        with suppress(InputError):  # nothing is there yet
+            _survey(Dataset.open(store), index, repair=False)
 
 
 def _survey(dataset: Dataset, index: Index, *, repair: bool) -> Measured:
