@@ -18,7 +18,7 @@ from batchgen.generation.tasks import TASKS
 from batchgen.identity import canonical
 from batchgen.index import Index
 from batchgen.manifest.problems import ProblemLog
-from batchgen.models.catalog import Family, Model, Source
+from batchgen.models.catalog import Family, Model, Source, cached_file
 
 __all__ = ["TRIED_STEPS", "Trial", "try_schedulers"]
 
@@ -168,9 +168,5 @@ def _config_files(model: Model) -> Iterator[Path]:
         return
     if Path(place).is_dir():
         yield from (Path(place, "scheduler", _CONFIG), Path(place, _CONFIG))
-        return
-    from huggingface_hub import try_to_load_from_cache
-
-    cached = try_to_load_from_cache(place, f"scheduler/{_CONFIG}", revision=model.revision)
-    if isinstance(cached, str):
-        yield Path(cached)
+    elif (cached := cached_file(place, f"scheduler/{_CONFIG}", model.revision)) is not None:
+        yield cached

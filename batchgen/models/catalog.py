@@ -22,6 +22,7 @@ __all__ = [
     "Family",
     "Model",
     "Source",
+    "cached_file",
     "find_model",
     "hash_file",
     "hash_folder",
@@ -198,6 +199,14 @@ def _hub_model(name: str) -> Model:
         revision=folder.name,
         **_layout(folder, name),
     )
+
+
+def cached_file(repository: str, name: str, revision: str | None) -> Path | None:
+    """A file of a hub repository where the hub's cache holds it; asks nobody."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repository, name, revision=revision)
+    return Path(found) if isinstance(found, str) else None
 
 
 def latent_factor(vae: Mapping[str, Any]) -> int | None:
