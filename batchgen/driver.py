@@ -3,8 +3,9 @@
 import socket
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby
 from typing import Any, Literal, Protocol
 
@@ -101,7 +102,8 @@ def resolved_rows(job: Job, output: Store | None = None, *, afresh: bool = False
     Args:
         job: what to make.
         output: what they are made for, with the defaults and types that it was begun with; rows may lie there that an
-            earlier run resolved, and are taken where nothing changed since.
+            earlier run resolved, and are taken where nothing changed since. What it has recorded is not refused for its
+            scheduler.
         afresh: take no such rows.
 
     Raises:
@@ -114,7 +116,7 @@ def resolved_rows(job: Job, output: Store | None = None, *, afresh: bool = False
             return
         problems = ProblemLog()
         resolved = resolve(job, index, problems, NOT_BEGUN if output is None else begun_with(output))
-        try_schedulers(index, resolved.models, problems)
+        try_schedulers(index, resolved.models, problems, survey=partial(_mark_recorded, output, index))
         if problems.total:
             raise ManifestProblems(problems)
         yield index, resolved if output is None else fit_to_output(resolved, output, index)
@@ -452,6 +454,13 @@ def _shortcomings(dataset: Dataset, wanted: OutputFormat, resolved: Resolved) ->
             yield f"{dataset.uri} was begun with another default of {model.name!r} for {changed}, and keeps it"
     if (mark := pattern_in(dataset.uri)) is not None:
         yield f"{dataset.uri}: {_misread(mark)}; rename the folder when no run goes on"
+
+
+def _mark_recorded(store: Store | None, index: Index) -> None:
+    """Mark in the index what an output holds, if there is one."""
+    if store is not None:
+        with suppress(InputError):  # nothing is there yet
+            _survey(Dataset.open(store), index, repair=False)
 
 
 def _survey(dataset: Dataset, index: Index, *, repair: bool) -> Measured:

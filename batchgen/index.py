@@ -219,11 +219,11 @@ class Index:
         ):
             yield Group(key=key, total=total, pending=pending)
 
-    def pending(self, limit: int | None = None) -> Iterator[tuple[str, Row]]:
-        """Rows that are neither done nor failed, by batch key and then in the manifest's order."""
+    def pending(self, limit: int | None = None, *, by_key: bool = True) -> Iterator[tuple[str, Row]]:
+        """Rows that are neither done nor failed, by batch key and then in the manifest's order, or in that alone."""
         rows = self._db.cursor().execute(
             f"SELECT key.text, row.text, row.carried FROM key JOIN row ON row.key = key.number WHERE NOT {_KNOWN} "
-            "ORDER BY key.text, row.ordinal LIMIT ?",
+            f"ORDER BY {'key.text, ' * by_key}row.ordinal LIMIT ?",
             (-1 if limit is None else limit,),
         )
         for key, text, carried in rows:

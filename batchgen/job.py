@@ -16,6 +16,7 @@ from batchgen import builtin
 from batchgen.errors import InputError
 from batchgen.generation.tasks import TASKS
 from batchgen.manifest.columns import COLUMNS, Kind
+from batchgen.manifest.names import find_column
 from batchgen.manifest.values import parse_defaults
 from batchgen.models.adapters import anchored
 from batchgen.options import Device, Dtype, ImageFormat, Layout, Memory, Safety

@@ -1,18 +1,24 @@
 """No row fails later for its scheduler alone: what a class refuses is found before anything is made."""
 
+import inspect
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from conftest import WriteManifest
+from safetensors.torch import save_file
+from tiny_models import build_refiner, build_sdxl
 
 from batchgen import builtin
 from batchgen.diffusion.trial import try_scheduler
 from batchgen.driver import resolved_rows
 from batchgen.errors import ManifestProblems
-from batchgen.generation.samplers import NAMES
+from batchgen.generation.samplers import FORCED, NAMES
+from batchgen.generation.tasks import TASKS
 from batchgen.job import Job
 from batchgen.trials import TRIED_STEPS, Trial
 
@@ -46,23 +52,49 @@ BAD: Mapping[str, tuple[Mapping[str, Any], str, str]] = {
         "scheduler_kwargs",
         "cannot do 1000 steps",
     ),
-    "more steps than timesteps": ({"scheduler": "DPM++ 2M Beta", "steps": 1000}, "num_inference_steps", "1000 steps"),
+    "past the end by the offset that pipelines set": (
+        {"scheduler": "PLMS", "steps": 1000, "scheduler_kwargs": {"timestep_spacing": "leading", "steps_offset": 0}},
+        "scheduler_kwargs",
+        "cannot do 1000 steps",
+    ),
+    "no noise is taken": ({"scheduler": "DEIS Karras", "steps": 1}, "num_inference_steps", "as much noise"),
+    "no finite number is left": ({"scheduler_kwargs": {"beta_end": 4}}, "scheduler_kwargs", "not finite"),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS)
-@pytest.mark.parametrize("steps", [1, 2, 3, 4, 25, TRIED_STEPS])
-def test_what_is_not_tried_goes_well(config: str, steps: int) -> None:
-    trials = [
-        Trial(class_name=sampler.class_name, kwargs=sampler.kwargs, config=CONFIGS[config], steps=steps)
-        for sampler in NAMES.values()
-    ]
-    known = {trial.as_json: trial for trial in trials if trial.is_known}
-    assert len(known) > 30
+def test_what_is_not_tried_goes_well(config: str) -> None:
+    for sampler in {id(sampler): sampler for sampler in NAMES.values()}.values():
+        for steps in (1, 2, 3, 4, 25, *([TRIED_STEPS] if config == "SD 1.5" else [])):
+            one = Trial(class_name=sampler.class_name, kwargs=sampler.kwargs, config=CONFIGS[config], steps=steps)
+            if one.is_known:
+                with torch.inference_mode():
+                    assert try_scheduler(one.class_name, one.kwargs, one.config, one.steps) is None
+            else:
+                assert steps in (1, 2, 3, TRIED_STEPS)
+
+
+@pytest.mark.parametrize("sampler", ["DPM++ 2M Beta", "UniPC Beta"])
+def test_long_beta_schedules_go_well(sampler: str) -> None:
+    """Incident: their first timestep stands twice from 32 steps on, and the last step had no noise level."""
+    found = NAMES[sampler]
     with torch.inference_mode():
-        reasons = [try_scheduler(one.class_name, one.kwargs, one.config, one.steps) for one in known.values()]
-    assert [reason for reason in reasons if reason is not None] == []
+        assert [try_scheduler(found.class_name, found.kwargs, _SD, steps) for steps in (40, 1000)] == [None] * 2
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_what_pipelines_force_on_schedulers_is_known() -> None:
+    names = {name for task in TASKS.values() for made in (task.pipelines, task.controlled) for name in made.values()}
+    for name in names - {"DDPMPipeline", "StableDiffusionLatentUpscalePipeline"}:  # which take one class alone
+        kind = getattr(diffusers, name)
+        found: dict[str, Any] = {}
+        arguments = dict.fromkeys(list(inspect.signature(kind.__init__).parameters)[1:])
+        for given in (diffusers.DDIMScheduler(clip_sample=True), diffusers.PNDMScheduler()):
+            before = dict(given.config)
+            after = kind(**{**arguments, "scheduler": given}).scheduler.config
+            found |= {option: value for option, value in after.items() if value != before.get(option, value)}
+        assert found == FORCED.get(name, {}), name
 
 
 @pytest.mark.parametrize(
@@ -103,3 +135,24 @@ def test_usual_rows_start_no_process(write_manifest: WriteManifest, monkeypatch:
     rows = [{"prompt": "a red ball", "steps": steps, "scheduler": name} for steps in (4, 25) for name in NAMES]
     with resolved_rows(Job(manifest=str(write_manifest("m.jsonl", rows)))) as (index, _):
         assert index.counts().total == len(rows)
+
+
+@pytest.mark.slow
+def test_models_whose_config_is_not_at_hand_and_refiners_are_tried(
+    tmp_path: Path, write_manifest: WriteManifest
+) -> None:
+    """A single file is taken for one of the published models; a refiner has betas of its own."""
+    save_file({"a": torch.zeros(1)}, tmp_path / "single.safetensors")
+    build_sdxl(tmp_path / "base")
+    build_refiner(tmp_path / "refiner")
+    file = tmp_path / "refiner" / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_train_timesteps": 10}))
+    single = {"prompt": "a", "scheduler": "LCM", "steps": 60, "model": str(tmp_path / "single.safetensors")}
+    base = {"prompt": "a", "scheduler": "DDIM", "steps": 20, "model": str(tmp_path / "base")}
+    manifest = write_manifest("m.jsonl", [single, base, {**base, "refiner": str(tmp_path / "refiner")}])
+    with pytest.raises(ManifestProblems) as caught, resolved_rows(Job(manifest=str(manifest))):
+        pass
+    assert {(problem.row, problem.column) for problem in caught.value.log.shown} == {
+        (1, "num_inference_steps"),
+        (3, "num_inference_steps"),
+    }

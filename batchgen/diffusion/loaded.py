@@ -75,8 +75,7 @@ class LoadedModel:
         shared = rows[0].parameters
         task, refining = find_task(rows[0].task), shared.refining
         arguments = self._tensors(task.arguments(shared, inputs))
-        sliced = arguments.get("strength", 1.0) < 1.0 or refining.denoising_start is not None
-        pipeline = self._pipeline(task, shared, sliced=sliced)
+        pipeline = self._pipeline(task, shared)
         if arguments.get("strength") == 0 and refining.denoising_start is None:  # no step is left to run
             return self._encode(pipeline, arguments["image"], generators)
         arguments |= self._control_arguments(task.name, shared.control, inputs)
@@ -94,7 +93,7 @@ class LoadedModel:
     def refine(self, latents: torch.Tensor, rows: Sequence[Row], generators: list[torch.Generator]) -> torch.Tensor:
         """Latents that a base model left at `denoising_end`, denoised to the end by this refiner."""
         own = [_without_adapters(row) for row in rows]
-        pipeline = self._pipeline(find_task("image-to-image"), own[0].parameters, sliced=True)
+        pipeline = self._pipeline(find_task("image-to-image"), own[0].parameters)
         arguments = {"image": latents, "denoising_start": rows[0].parameters.refining.denoising_end}
         return self._call(pipeline, own, [{} for _ in own], generators, arguments)
 
@@ -169,7 +168,7 @@ class LoadedModel:
         strength = batch_strength(shared.sampling.num_inference_steps, hires.hires_strength)
         if strength == 0:
             return larger.to(latents.dtype)
-        pipeline = self._pipeline(task, shared, sliced=strength < 1.0)
+        pipeline = self._pipeline(task, shared)
         arguments = {"image": larger.to(latents.dtype), "strength": strength}
         width, height = size[1] * self._factor, size[0] * self._factor
         enlarged = [{name: image.resize((width, height)) for name, image in one.items()} for one in inputs]
@@ -209,11 +208,8 @@ class LoadedModel:
         scaled: torch.Tensor = torch.cat(latents) * vae.config.scaling_factor
         return scaled
 
-    def _pipeline(self, task: Task, shared: Parameters, *, sliced: bool) -> Any:
-        """The task's pipeline with the rows' scheduler and modules; kept, since some schedulers take 0.5 s to build.
-
-        `sliced` says that the call starts within the schedule.
-        """
+    def _pipeline(self, task: Task, shared: Parameters) -> Any:
+        """The task's pipeline with the rows' scheduler and modules; kept, since some schedulers take 0.5 s to build."""
         sampling, vae = shared.sampling, shared.adapters.vae
         nets = () if shared.control is None else shared.control.controlnet
         class_name = task.pipeline(self.model.family, controlled=bool(nets))
@@ -222,7 +218,6 @@ class LoadedModel:
         key = (
             class_name,
             sampling.scheduler,
-            "sliced" if sliced else "whole",
             json.dumps(sampling.scheduler_kwargs, sort_keys=True),
             vae["sha256"] if vae else "",
             *(net["sha256"] for net in nets),
@@ -233,7 +228,7 @@ class LoadedModel:
             modules["controlnet"] = loaded[0] if len(loaded) == 1 else MultiControlNetModel(loaded)
         if key not in self._pipelines:
             config = self._parts["scheduler"].config
-            modules["scheduler"] = make_scheduler(sampling.scheduler, sampling.scheduler_kwargs, config, sliced=sliced)
+            modules["scheduler"] = make_scheduler(sampling.scheduler, sampling.scheduler_kwargs, config)
             parts = {**self._parts, **modules, **_NO_TEXT}
             self._pipelines[key] = make_pipeline(class_name, parts, self._options)
         pipeline = self._pipelines[key]

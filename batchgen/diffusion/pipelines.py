@@ -9,6 +9,7 @@ import diffusers
 import torch
 
 from batchgen.diffusion.noise import draw_in_float32
+from batchgen.diffusion.schedulers import PNDMScheduler
 
 __all__ = ["RowScale", "make_pipeline"]
 
@@ -60,12 +61,14 @@ def make_pipeline(class_name: str, components: Mapping[str, Any], options: Mappi
 
 @cache
 def _by_rows(class_name: str) -> Any:
-    """The pipeline class with those places overridden that take one value for the whole batch."""
+    """The pipeline class with those places overridden that take one value for the whole batch, or slice a schedule."""
     base = getattr(diffusers, class_name)
     draw_in_float32(base)
     overrides: dict[str, Any] = {}
     if hasattr(base, "prepare_ip_adapter_image_embeds"):
         overrides["prepare_ip_adapter_image_embeds"] = _own_image_embeds
+    if hasattr(base, "get_timesteps"):
+        overrides["get_timesteps"] = _get_timesteps(base)
     if hasattr(base, "get_guidance_scale_embedding"):
         overrides["get_guidance_scale_embedding"] = _embed_row_scales(base)
         overrides["guidance_scale"] = property(_plain_scale)
@@ -75,6 +78,22 @@ def _by_rows(class_name: str) -> Any:
 def _own_image_embeds(_pipeline: Any, _image: Any, ip_adapter_image_embeds: Any, *_args: Any, **_kwargs: Any) -> Any:
     """The tensors as they came, (2B, images, width): the stock method gives every row the images of all rows."""
     return ip_adapter_image_embeds
+
+
+def _get_timesteps(base: Any) -> Any:
+    """The pipeline's own slice of a schedule, cut from its steps where these are fewer than the model's calls."""
+
+    def get(pipeline: Any, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, int]:
+        scheduler = pipeline.scheduler
+        if not isinstance(scheduler, PNDMScheduler):
+            timesteps, steps = base.get_timesteps(pipeline, *args, **kwargs)
+            return timesteps, steps
+        calls, scheduler.timesteps = scheduler.timesteps, scheduler.steps
+        left, steps = base.get_timesteps(pipeline, *args, **kwargs)
+        scheduler.timesteps = calls
+        return scheduler.start_at(left), steps
+
+    return get
 
 
 def _embed_row_scales(base: Any) -> Any:

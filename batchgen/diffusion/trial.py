@@ -8,12 +8,14 @@ import json
 import sys
 import warnings
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
 
 from batchgen.diffusion.schedulers import make_scheduler, seed_scheduler, takes_variance
 from batchgen.errors import InputError, one_line
+from batchgen.identity import canonical
 
 __all__ = ["try_scheduler"]
 
@@ -23,8 +25,6 @@ _CHANNELS, _SIDE = 3, 2  # of pixels: some classes cut what a model learnt of th
 def try_scheduler(class_name: str, kwargs: Mapping[str, Any], config: Mapping[str, Any], steps: int) -> str | None:
     """Run a scheduler's steps on numbers that stand for a model's; why it cannot, or None.
 
-    Numbers that are not finite are no refusal: what a model makes of such a schedule is seen by row, as `nan`.
-
     Args:
         class_name: one of `samplers.OPTIONS`.
         kwargs: its options, over `config`.
@@ -32,7 +32,7 @@ def try_scheduler(class_name: str, kwargs: Mapping[str, Any], config: Mapping[st
         steps: `num_inference_steps`.
     """
     try:
-        scheduler = make_scheduler(class_name, kwargs, config)
+        scheduler = _made(class_name, canonical(dict(kwargs)), canonical(dict(config)))
         seed_scheduler(scheduler, [0])
         scheduler.set_timesteps(steps)
         sample = torch.ones(1, _CHANNELS, _SIDE, _SIDE)
@@ -44,7 +44,18 @@ def try_scheduler(class_name: str, kwargs: Mapping[str, Any], config: Mapping[st
         return str(error)
     except Exception as error:  # each class fails in ways of its own
         return f"{class_name} cannot do {steps} steps: {one_line(error)}"
+    if not sample.isfinite().all():
+        return f"{class_name} cannot do {steps} steps: they end in numbers that are not finite"
+    sigmas = getattr(scheduler, "sigmas", None)
+    if sigmas is not None and sigmas[-1] >= sigmas[0]:
+        return f"{class_name} cannot do {steps} steps: they end with as much noise as they begin with"
     return None
+
+
+@lru_cache
+def _made(class_name: str, kwargs: str, config: str) -> Any:
+    """A scheduler for any number of steps; some take a second to build."""
+    return make_scheduler(class_name, json.loads(kwargs), json.loads(config))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 
 from batchgen.errors import UnknownSampler
 
-__all__ = ["NAMES", "OPTIONS", "Sampler", "find_sampler", "option_problems"]
+__all__ = ["FORCED", "NAMES", "OPTIONS", "Sampler", "find_sampler", "option_problems"]
 
 _COMMON = frozenset(
     {"beta_end", "beta_schedule", "beta_start", "num_train_timesteps", "prediction_type", "trained_betas"}
@@ -105,6 +105,13 @@ OPTIONS: Mapping[str, frozenset[str]] = {
     ),
 }
 """Scheduler classes and the options their constructors take (diffusers drops unknown ones without a word)."""
+
+FORCED: Mapping[str, Mapping[str, Any]] = {
+    "StableDiffusionPipeline": {"clip_sample": False, "steps_offset": 1},
+    "StableDiffusionImg2ImgPipeline": {"clip_sample": False, "steps_offset": 1},
+    "StableDiffusionInpaintPipeline": {"skip_prk_steps": True, "steps_offset": 1},
+}
+"""What pipelines of diffusers set in the config of any scheduler that they are given, whatever it says."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -28,6 +28,7 @@ __all__ = [
     "Model",
     "ModelDefaults",
     "Source",
+    "cached_file",
     "find_model",
     "hash_file",
     "hash_folder",
@@ -237,6 +238,14 @@ def _hub_model(name: str) -> Model:
         purpose=read_purpose(folder, name),
         **_layout(folder, name),
     )
+
+
+def cached_file(repository: str, name: str, revision: str | None) -> Path | None:
+    """A file of a hub repository where the hub's cache holds it; asks nobody."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repository, name, revision=revision)
+    return Path(found) if isinstance(found, str) else None
 
 
 def latent_factor(vae: Mapping[str, Any]) -> int | None:
