@@ -12,6 +12,7 @@ import click
 from batchgen.cli.generating import plan, run, sweep, validate
 from batchgen.cli.outputs import retry, status, verify
 from batchgen.cli.prompts import explain
+from batchgen.cli.scoring import score, select
 from batchgen.errors import BatchgenError, InfrastructureError, Interrupted
 from batchgen.version import __version__
 
@@ -59,5 +60,5 @@ def main() -> None:
     """
 
 
-for _command in (run, validate, plan, sweep, status, verify, retry, explain):
+for _command in (run, validate, plan, sweep, status, verify, retry, score, select, explain):
     main.add_command(_command)

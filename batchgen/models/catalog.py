@@ -27,6 +27,8 @@ __all__ = [
     "hash_folder",
     "hash_path",
     "hash_text",
+    "hub_configs",
+    "is_hub_id",
     "latent_factor",
     "require_unchanged",
 ]
@@ -128,7 +130,7 @@ def find_model(name: str, *, config: str | None = None) -> Model:
         return _folder_model(name, path)
     if path.is_file():
         return _single_file_model(name, path, config)
-    if "://" not in name and _HUB_ID.fullmatch(name) and not name.startswith("."):
+    if is_hub_id(name):
         return _hub_model(name)
     raise InputError(
         f"model {name!r} is neither 'builtin', nor a folder or file here, nor a hub id like 'owner/name@revision'"
@@ -179,17 +181,31 @@ def _single_file_model(name: str, path: Path, config: str | None) -> Model:
     )
 
 
-def _hub_model(name: str) -> Model:
+def is_hub_id(name: str) -> bool:
+    """Whether a name may be `owner/name@revision` on the hub."""
+    return "://" not in name and _HUB_ID.fullmatch(name) is not None and not name.startswith(".")
+
+
+def hub_configs(name: str) -> tuple[str, Path]:
+    """Repository of a hub id, and a local folder of its configs, which is named by the commit.
+
+    Raises:
+        InputError: it is not to be had.
+    """
     from huggingface_hub import snapshot_download
 
     repository, _, revision = name.partition("@")
     try:
-        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=["*.json"]))
+        return repository, Path(snapshot_download(repository, revision=revision or None, allow_patterns=["*.json"]))
     except Exception as error:  # the hub's client raises errors of its HTTP library, which differ between versions
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
             f"model {name!r} is no folder or file here, and not to be had from the hub: {reason}"
         ) from error
+
+
+def _hub_model(name: str) -> Model:
+    repository, folder = hub_configs(name)
     return Model(
         name=name,
         source=Source.HUB,
