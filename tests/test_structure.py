@@ -24,17 +24,17 @@ HEAVY = {
 # Who may import what, wherever in the module the import stands: folders, and modules as paths below the package.
 DOORS = {
     "ray": {"engine/cluster", "engine/pool", "engine/probe"},
-    "torch": {"diffusion"},
-    "diffusers": {"diffusion"},
-    "transformers": {"diffusion"},
+    "torch": {"diffusion", "scoring"},
+    "diffusers": {"diffusion", "scoring/safety"},
+    "transformers": {"diffusion", "scoring"},
     "peft": set[str](),
     "fsspec": {"storage"},
     "s3fs": {"storage"},
     "botocore": {"storage"},
     "huggingface_hub": {"models/catalog"},
     "click": {"cli"},
-    "cv2": {"diffusion"},
-    "safetensors": {"diffusion", "models/compatibility"},  # without torch: headers alone
+    "cv2": {"diffusion", "scoring/pixels"},
+    "safetensors": {"diffusion", "scoring/aesthetic", "models/compatibility"},  # without torch: headers alone
 }
 
 
@@ -91,8 +91,9 @@ ORDER = """
     __init__ __main__
     cli
     report
-    driver sweeps embedded
+    driver scores sweeps embedded
     estimate engine
+    scoring
     diffusion
     dataset
     resolve trials

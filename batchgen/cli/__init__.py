@@ -13,6 +13,7 @@ from batchgen.cli.generating import plan, run, validate
 from batchgen.cli.manifests import manifest, sweep
 from batchgen.cli.outputs import retry, status, verify
 from batchgen.cli.prompts import explain
+from batchgen.cli.scoring import score, select
 from batchgen.cli.shared import say
 from batchgen.errors import BatchgenError, InfrastructureError, Interrupted, one_line
 from batchgen.version import __version__
@@ -59,5 +60,5 @@ def main() -> None:
     """
 
 
-for _command in (run, validate, plan, sweep, manifest, status, verify, retry, explain):
+for _command in (run, validate, plan, sweep, manifest, status, verify, retry, score, select, explain):
     main.add_command(_command)

@@ -34,6 +34,8 @@ __all__ = [
     "hash_folder",
     "hash_path",
     "hash_text",
+    "hub_configs",
+    "is_hub_id",
     "latent_factor",
     "require_unchanged",
 ]
@@ -165,7 +167,7 @@ def _find(name: str, config: str | None) -> Model:
         return _folder_model(name, path)
     if path.is_file():
         return _single_file_model(name, path, config)
-    if "://" not in name and _HUB_ID.fullmatch(name) and not name.startswith("."):
+    if is_hub_id(name):
         return _hub_model(name)
     near = get_close_matches(name, builtin.model_names(), n=1)
     raise InputError(
@@ -219,16 +221,33 @@ def _single_file_model(name: str, path: Path, config: str | None) -> Model:
     )
 
 
-def _hub_model(name: str) -> Model:
+def is_hub_id(name: str) -> bool:
+    """Whether a name may be `owner/name@revision` on the hub."""
+    return "://" not in name and _HUB_ID.fullmatch(name) is not None and not name.startswith(".")
+
+
+def hub_configs(name: str) -> tuple[str, Path]:
+    """Repository of a hub id, and a local folder of its configs, which is named by the commit.
+
+    Raises:
+        InputError: it is not to be had.
+    """
     from huggingface_hub import snapshot_download
 
     repository, _, revision = name.partition("@")
     try:
-        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=["*.json", FILE]))
+        return repository, Path(
+            snapshot_download(repository, revision=revision or None, allow_patterns=["*.json", FILE])
+        )
     except Exception as error:  # the hub's client raises errors of its HTTP library, which differ between versions
         raise InputError(
             f"model {name!r} is no folder or file here, and not to be had from the hub: {one_line(error)}"
         ) from error
+    return repository, Path(folder)
+
+
+def _hub_model(name: str) -> Model:
+    repository, folder = hub_configs(name)
     return Model(
         name=name,
         source=Source.HUB,

@@ -11,9 +11,10 @@ from batchgen.errors import printable
 from batchgen.estimate import PlanSummary
 from batchgen.index import Counts
 from batchgen.rows import Receipt
+from batchgen.scores import ScoreSummary
 from batchgen.sweeps import SweepSummary
 
-__all__ = ["RunDisplay", "duration", "plan_table", "size"]
+__all__ = ["RunDisplay", "duration", "plan_table", "scores_table", "size", "sweep_table"]
 
 
 def duration(seconds: float) -> str:
@@ -98,6 +99,15 @@ def sweep_table(sweep: SweepSummary) -> Table:
     for name, takes in sweep.axes.items():
         table.add_row(f"axis {name}", Text(takes))
     table.add_row("cells", f"{sweep.cells:,}")
+    return table
+
+
+def scores_table(summary: ScoreSummary) -> Table:
+    """What the scores of an output are like, a line a column."""
+    table = Table("score", "rows", "mean", "least", "most", box=None, pad_edge=False)
+    for name, column in summary.scores.items():
+        numbers = ("" if value is None else f"{value:.4g}" for value in (column.mean, column.min, column.max))
+        table.add_row(name, f"{column.count:,}", *numbers)
     return table
 
 

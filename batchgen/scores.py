@@ -1,0 +1,274 @@
+"""A scoring run, from an output to its side tables: subtract what is scored, drive the workers, group, sum up."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchgen.dataset.dataset import READERS, Dataset
+from batchgen.engine.loop import Control, drive, signals
+from batchgen.engine.queue import WorkQueue
+from batchgen.errors import InputError, Interrupted
+from batchgen.job import WorkerResources
+from batchgen.options import Device, Dtype
+from batchgen.scoring.kind import scoring
+from batchgen.scoring.metrics import Family, Metric, find_metrics
+from batchgen.scoring.models import ScoringModel, find_models
+from batchgen.scoring.tables import (
+    MARKER_COLUMNS,
+    error_column,
+    forget_scores,
+    forget_shards,
+    identity_of,
+    join_scores,
+    print_of_rows,
+    read_about,
+    write_scores,
+)
+from batchgen.scoring.units import Scored, ScoreUnit, ScoringSettings
+from batchgen.storage import open_store, require_place
+from batchgen.version import __version__
+from batchgen.work import Failure
+
+__all__ = ["ColumnSummary", "ScoreSummary", "ScoringJob", "score"]
+
+_DTYPES: Mapping[Dtype, Literal["float16", "bfloat16", "float32"]] = {
+    Dtype.AUTO: "float32",  # on every device: scores that are compared should not lose digits
+    Dtype.FLOAT32: "float32",
+    Dtype.FLOAT16: "float16",
+    Dtype.BFLOAT16: "bfloat16",
+}
+BATCH = 16  # pictures decoded and scored at once; 50 MB at 1024 x 1024
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoringJob:
+    """What to score, with what, where."""
+
+    output: str
+    metrics: Sequence[str]
+    models: Mapping[str, str] = field(default_factory=dict)  # names by part, as METRIC or METRIC.part
+    device: Device = Device.AUTO
+    dtype: Dtype = Dtype.AUTO
+    batch_size: int = BATCH
+    workers: int | None = None
+    address: str | None = None
+    allow_pickle: bool = False
+    storage_options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ColumnSummary:
+    """What the scores of a column are like; texts have no mean."""
+
+    count: int
+    mean: float | None = None
+    min: float | None = None
+    max: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreSummary:
+    """Where an output's scores stand."""
+
+    rows: int
+    scored: int  # pictures that this run scored
+    scores: Mapping[str, ColumnSummary]  # by column
+    failed: Mapping[str, int]  # rows that should have a score and have none, by metric; absent where there are none
+
+
+def score(job: ScoringJob, notice: Callable[[str], None]) -> ScoreSummary:
+    """Score what is not scored yet.
+
+    Args:
+        job: what to score.
+        notice: called with each line that is worth reading.
+
+    Raises:
+        InputError: no such output, metric or model; nothing was started.
+        Interrupted: a signal stopped the run; the same command goes on.
+        InfrastructureError: store, cluster or a model failed.
+    """
+    if not job.metrics:
+        raise InputError("no metric; give --metric NAME")
+    metrics = find_metrics(job.metrics)
+    require_place(job.output)
+    dataset = Dataset.open(open_store(job.output, job.storage_options, quick=True))
+    models = find_models(metrics, job.models, allow_pickle=job.allow_pickle)
+    for line in _defaults(metrics, models, job.models):
+        notice(line)
+    dataset = Dataset(store=open_store(job.output, job.storage_options), format=dataset.format)
+    for metric in metrics:
+        forget_shards(dataset, metric.name)
+    units = list(_units(dataset, [metric for metric in metrics if metric.family is not Family.DUPLICATES], models))
+    this = _Run(job=job, dataset=dataset, models=models, notice=notice)
+    if units:
+        this.work(units)
+    for metric in metrics:
+        if metric.family is Family.DUPLICATES:
+            _group(dataset, metric)
+    return _summary(dataset, metrics, this)
+
+
+def _defaults(
+    metrics: Sequence[Metric], models: Mapping[str, Mapping[str, ScoringModel]], given: Mapping[str, str]
+) -> Iterator[str]:
+    for metric in metrics:
+        for part, model in models[metric.name].items():
+            if part not in given:
+                yield (
+                    f"{metric.name}: by {model.name}, which knows the built-in model's world alone; "
+                    f"--model {part}=... takes another"
+                )
+
+
+def _units(
+    dataset: Dataset, metrics: Sequence[Metric], models: Mapping[str, Mapping[str, ScoringModel]]
+) -> Iterator[ScoreUnit]:
+    """The shards, each with the metrics whose tables are missing, of other rows or models, or not whole."""
+    wanted = {metric.name: identity_of(metric, models[metric.name]) for metric in metrics}
+
+    def lacking(shard: str) -> ScoreUnit | None:
+        if (marker := dataset.marker(shard, columns=MARKER_COLUMNS)) is None:
+            return None
+        rows = print_of_rows(marker.table)
+        missing = tuple(
+            name
+            for name, identity in wanted.items()
+            if not _is_current(read_about(dataset.store, name, shard), {**identity, "rows": rows, "failed": 0})
+        )
+        return ScoreUnit(shard=shard, rows=marker.table.num_rows, metrics=missing) if missing else None
+
+    with ThreadPoolExecutor(READERS) as pool:
+        yield from (unit for unit in pool.map(lacking, dataset.shards()) if unit is not None)
+
+
+def _is_current(said: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> bool:
+    return said is not None and all(said.get(name) == value for name, value in wanted.items())
+
+
+@dataclass(kw_only=True, slots=True)
+class _Run:
+    """One run of the workers, and its books."""
+
+    job: ScoringJob
+    dataset: Dataset
+    models: Mapping[str, Mapping[str, ScoringModel]]
+    notice: Callable[[str], None]
+    total: int = 0  # tables to write
+    ended: int = 0  # tables that are written, or given up
+    pictures: int = 0
+    given_up: Counter[str] = field(default_factory=Counter)  # rows by metric
+    started: float = field(default_factory=time.monotonic)
+
+    def work(self, units: Sequence[ScoreUnit]) -> None:
+        """Start the workers, score the units, stop the workers."""
+        # Ray takes half a second to import: only when there is work
+        from batchgen.engine.cluster import autoscales, cluster
+        from batchgen.engine.pool import Pool
+
+        control = Control()
+        with cluster(self.job.address, self.job.workers, self.notice) as capacity, signals(control, self.notice):
+            self.total = sum(len(unit.metrics) for unit in units)
+            has_models = any(self.models[name] for unit in units for name in unit.metrics)
+            device = capacity.device(self.job.device, waits=autoscales()) if has_models else "cpu"
+            workers = min(self.job.workers or capacity.workers(device), len(units))
+            settings = ScoringSettings(
+                store=self.dataset.uri,
+                storage_options=self.job.storage_options,
+                output=self.dataset.format,
+                models=self.models,
+                device=device,
+                dtype=_DTYPES[self.job.dtype],
+                batch_size=self.job.batch_size,
+                allow_pickle=self.job.allow_pickle,
+            )
+            self.notice(f"{len(units):,} shards to score; {workers} worker{'s' * (workers > 1)} on {device}")
+            pool = Pool(scoring(settings, on_gpu=device == "cuda"), workers, WorkerResources(), self.notice)
+            try:
+                drive(
+                    WorkQueue(iter(units)),
+                    pool,
+                    control,
+                    recovered=lambda _unit: None,
+                    committed=self._committed,
+                    failed=self._failed,
+                    retried=lambda unit, why: self.notice(f"shard {unit.id} will be tried again: {why.message}"),
+                )
+            finally:
+                pool.close()
+        if control.reason is not None and self.ended < self.total:
+            raise Interrupted(
+                f"{control.reason}; {self.ended:,} of {self.total:,} tables are written; the same command goes on"
+            )
+
+    def _committed(self, unit: ScoreUnit, scored: Scored) -> None:
+        self.ended += len(unit.metrics)
+        self.pictures += scored.pictures
+        failed = ", ".join(f"{count} without {name}" for name, count in scored.failed.items() if count)
+        rate = self.pictures / max(time.monotonic() - self.started, 1e-9)
+        self.notice(
+            f"shard {unit.shard}: {scored.pictures} pictures in {scored.seconds:.1f} s on {scored.device}"
+            f"{f', {failed}' if failed else ''}; {self.ended:,}/{self.total:,} tables, {rate:.1f} pictures/s"
+        )
+
+    def _failed(self, unit: ScoreUnit, why: Failure, _attempts: int) -> None:
+        self.ended += len(unit.metrics)
+        for metric in unit.metrics:
+            self.given_up[metric] += unit.rows
+            forget_scores(self.dataset, metric, unit.shard)
+        self.notice(f"shard {unit.id} cannot be scored: {why.message}")
+
+
+def _group(dataset: Dataset, metric: Metric) -> None:
+    """Write near duplicates: the second pass, over the hashes of all rows in the order of their ids."""
+    from batchgen.scoring.duplicates import first_alike
+
+    rows = join_scores(dataset, dataset.to_table(["id", "fingerprint"]), metric.after)
+    hashed = rows.filter(pc.is_valid(rows["phash"])).sort_by("id") if "phash" in rows.schema.names else rows.slice(0, 0)
+    ids = hashed["id"].to_pylist()
+    alike = first_alike(hashed["phash"].to_pylist()) if ids else []
+    groups = {id_: ids[first] for id_, first in zip(ids, alike, strict=True)}
+
+    def write(shard: str) -> None:
+        if (marker := dataset.marker(shard, columns=MARKER_COLUMNS)) is None:
+            return
+        cells = [_membership(metric, id_, groups.get(id_)) for id_ in marker.table["id"].to_pylist()]
+        failed = sum(error_column(metric.name) in row for row in cells)
+        said = {**identity_of(metric, {}), "rows": print_of_rows(marker.table), "failed": failed}
+        write_scores(dataset.store, metric, shard, marker.table, cells, {**said, "batchgen": __version__})
+
+    with ThreadPoolExecutor(READERS) as pool:
+        list(pool.map(write, dataset.shards()))
+
+
+def _membership(metric: Metric, id_: str, group: str | None) -> dict[str, str | None]:
+    if group is None:
+        return {error_column(metric.name): "has no perceptual hash"}
+    return {"duplicate_of": None if group == id_ else group, "duplicate_group": group}
+
+
+def _summary(dataset: Dataset, metrics: Sequence[Metric], run: _Run) -> ScoreSummary:
+    rows = dataset.to_table(["id", "fingerprint"])
+    table = join_scores(dataset, rows, [metric.name for metric in metrics])
+    columns: dict[str, ColumnSummary] = {}
+    failed = Counter(run.given_up)
+    for metric in metrics:
+        for name, kind in metric.columns.items():
+            columns[name] = _column_summary(table, name, is_number=kind == "number")
+        if error_column(metric.name) in table.schema.names:
+            failed[metric.name] += len(table[error_column(metric.name)].drop_null())
+    return ScoreSummary(rows=rows.num_rows, scored=run.pictures, scores=columns, failed=dict(+failed))
+
+
+def _column_summary(table: pa.Table, name: str, *, is_number: bool) -> ColumnSummary:
+    values = table[name].drop_null() if name in table.schema.names else ()
+    if not len(values) or not is_number:
+        return ColumnSummary(count=len(values))
+    least, most = pc.min_max(values).as_py().values()
+    return ColumnSummary(count=len(values), mean=pc.mean(values).as_py(), min=least, max=most)

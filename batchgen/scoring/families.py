@@ -1,0 +1,48 @@
+"""Which class computes which family of metrics. Each family's libraries are imported only where it is asked for."""
+
+from batchgen.errors import BatchgenError, ModelLoadError
+from batchgen.scoring.metrics import Family, Metric
+from batchgen.scoring.scorers import Loading, Scorer
+
+__all__ = ["make_scorer"]
+
+
+def make_scorer(metric: Metric, loading: Loading) -> Scorer:
+    """The scorer of a metric, its models loaded.
+
+    Raises:
+        ModelLoadError: they cannot be.
+    """
+    try:
+        return _make(metric, loading)
+    except BatchgenError:
+        raise
+    except Exception as error:  # transformers raises whatever it meets: OSError, KeyError, RuntimeError
+        named = ", ".join(f"{part}={model.name}" for part, model in loading.models.items())
+        why = " ".join(str(error).split())[:300]
+        raise ModelLoadError(f"{metric.name}: {named} does not load: {type(error).__name__}: {why}") from error
+
+
+def _make(metric: Metric, loading: Loading) -> Scorer:
+    match metric.family:
+        case Family.PIXELS:
+            from batchgen.scoring.pixels import PixelScorer
+
+            return PixelScorer(metric)
+        case Family.CLIP:
+            from batchgen.scoring.clip import ClipScorer
+
+            return ClipScorer(metric, loading)
+        case Family.AESTHETIC:
+            from batchgen.scoring.aesthetic import AestheticScorer
+
+            return AestheticScorer(loading)
+        case Family.SAFETY:
+            from batchgen.scoring.safety import SafetyScorer
+
+            return SafetyScorer(loading)
+        case Family.VQA:
+            from batchgen.scoring.vqa import VqaScorer
+
+            return VqaScorer(loading)
+    raise AssertionError(f"{metric.name} is of all pictures at once")

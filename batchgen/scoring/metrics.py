@@ -1,0 +1,156 @@
+"""The metrics: what each is called, which columns it gives, what it needs, where it comes from. Data; no library.
+
+A new metric is an entry of `METRICS`, and a class of its family's module that `families` knows.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from enum import StrEnum
+from typing import Literal
+
+from batchgen.errors import InputError
+
+__all__ = ["METRICS", "Family", "Metric", "ModelKind", "Part", "find_metrics"]
+
+
+class Family(StrEnum):
+    """Which module computes a metric."""
+
+    PIXELS = "pixels"
+    CLIP = "clip"
+    AESTHETIC = "aesthetic"
+    SAFETY = "safety"
+    VQA = "vqa"
+    DUPLICATES = "duplicates"  # of all pictures at once, after the others
+
+
+class ModelKind(StrEnum):
+    """What a metric's model is."""
+
+    CLIP = "a CLIPModel folder of transformers, or its hub id"
+    HEAD = "the predictor's weights, a .safetensors or (with --allow-pickle) .pth file"
+    CHECKER = "a StableDiffusionSafetyChecker folder, or its hub id"
+    VQA = "an image-text-to-text folder of transformers, or its hub id"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """A model that a metric reads, and which one where the user names none."""
+
+    kind: ModelKind
+    default: str | None = None
+    required: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Metric:
+    """One metric: a number, or a text, for each picture.
+
+    `models` are by the name under which the command line takes them: the metric's own for `--model NAME=...`, and
+    `NAME.part` for what is beside it. `version` is raised when the same picture would get another score.
+    """
+
+    name: str
+    columns: Mapping[str, Literal["number", "text"]]
+    family: Family
+    about: str  # one line of documentation
+    source: str  # the paper, and the implementation whose numbers these are
+    better: Literal["higher", "lower"] | None = None
+    models: Mapping[str, Part] = field(default_factory=dict)
+    after: tuple[str, ...] = ()  # metrics whose tables it reads
+    version: int = 1
+
+
+def _one(name: str, family: Family, about: str, source: str, **more: object) -> Metric:
+    """A metric of one number, whose column has its name."""
+    return Metric(name=name, columns={name: "number"}, family=family, about=about, source=source, **more)  # type: ignore[arg-type]
+
+
+METRICS: Mapping[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        _one(
+            "sharpness",
+            Family.PIXELS,
+            "variance of the Laplacian of the luma, in squares of 8-bit levels",
+            "Pech-Pacheco et al. 2000; OpenCV's 3x3 Laplacian",
+            better="higher",
+        ),
+        _one("brightness", Family.PIXELS, "mean luma, 0 to 1", "ITU-R BT.601 luma, as Pillow's mode L"),
+        _one("contrast", Family.PIXELS, "RMS contrast: standard deviation of the luma, 0 to 0.5", "Peli 1990"),
+        Metric(
+            name="phash",
+            columns={"phash": "text"},
+            family=Family.PIXELS,
+            about="perceptual hash of 64 bits, as 16 hexadecimal digits",
+            source="Zauner 2010; the bits of ImageHash's phash",
+        ),
+        Metric(
+            name="duplicates",
+            columns={"duplicate_of": "text", "duplicate_group": "text"},
+            family=Family.DUPLICATES,
+            about="near duplicates over the whole output, by perceptual hashes at most 4 bits apart",
+            source="phash",
+            after=("phash",),
+        ),
+        _one(
+            "clip_score",
+            Family.CLIP,
+            "likeness of picture and prompt: 100 * max(cosine, 0), the prompt cut at 77 tokens",
+            "Hessel et al. 2021; torchmetrics' and diffusers' convention",
+            better="higher",
+            models={"clip_score": Part(kind=ModelKind.CLIP, default="builtin-clip")},
+        ),
+        _one(
+            "pickscore",
+            Family.CLIP,
+            "what people prefer for a prompt: logit scale * cosine",
+            "Kirstain et al. 2023; PickScore_v1",
+            better="higher",
+            models={"pickscore": Part(kind=ModelKind.CLIP, default="builtin-clip")},
+        ),
+        _one(
+            "aesthetic",
+            Family.AESTHETIC,
+            "what people find beautiful, about 1 to 10: a perceptron over CLIP ViT-L/14's image embedding",
+            "Schuhmann 2022; LAION's improved-aesthetic-predictor",
+            better="higher",
+            models={"aesthetic": Part(kind=ModelKind.CLIP), "aesthetic.head": Part(kind=ModelKind.HEAD)},
+        ),
+        Metric(
+            name="safety",
+            columns={"unsafe": "number", "unsafe_margin": "number"},
+            family=Family.SAFETY,
+            about="1 where the checker objects, else 0, and by how much; without --model the run's own flag",
+            source="Rando et al. 2022; CompVis/stable-diffusion-safety-checker",
+            better="lower",
+            models={"safety": Part(kind=ModelKind.CHECKER, required=False)},
+        ),
+        _one(
+            "vqa_score",
+            Family.VQA,
+            "probability that a model answers Yes when asked whether the picture shows the prompt",
+            "Lin et al. 2024 (VQAScore)",
+            better="higher",
+            models={"vqa_score": Part(kind=ModelKind.VQA)},
+        ),
+    )
+}
+
+
+def find_metrics(names: Sequence[str]) -> list[Metric]:
+    """The metrics of these names, each once, and before them those whose tables they read.
+
+    Raises:
+        InputError: there is none of a name.
+    """
+    found: dict[str, Metric] = {}
+    for name in names:
+        if name not in METRICS:
+            near = get_close_matches(name, METRICS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(METRICS)}"
+            raise InputError(f"no metric {name!r}; {hint}")
+        for needed in (*METRICS[name].after, name):
+            found.setdefault(needed, METRICS[needed])
+    return list(found.values())

@@ -1,0 +1,142 @@
+"""The models that metrics read, before they are loaded: where they lie, whether they are of that kind, fingerprints."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from batchgen import builtin
+from batchgen.errors import InputError
+from batchgen.models.catalog import hash_path, hash_text, hub_configs, is_hub_id
+from batchgen.scoring.metrics import Metric, ModelKind, Part
+
+__all__ = ["ScoringModel", "find_models", "processor_folder"]
+
+_PICKLES = frozenset({".pth", ".pt", ".bin", ".ckpt"})
+_SIBLING = "feature_extractor"  # beside safety_checker/ in the folders of pipelines
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoringModel:
+    """A model that exists, by the name that the user gave it."""
+
+    name: str
+    location: str  # path, or hub id
+    fingerprint: str  # sha256 of what is loaded; of a hub id: of repository and commit
+    revision: str | None = None  # commit of a hub id
+
+    @property
+    def place(self) -> str:
+        """Where it lies on this machine, or its hub id: each installation has the built-in models in its own place."""
+        return str(builtin.companion_path(self.name)) if self.name.startswith("builtin-") else self.location
+
+
+def find_models(
+    metrics: Sequence[Metric], given: Mapping[str, str], *, allow_pickle: bool
+) -> dict[str, dict[str, ScoringModel]]:
+    """The models of metrics: by the metric's name, then by the part's.
+
+    Args:
+        metrics: what will be computed.
+        given: names of models by part, as on the command line.
+        allow_pickle: take weights that are pickles.
+
+    Raises:
+        InputError: a model that is missing, or of another kind; a name that no metric takes. A line for each.
+    """
+    parts = {name: part for metric in metrics for name, part in metric.models.items()}
+    wrong = [_unknown(name, parts) for name in given if name not in parts]
+    found: dict[str, dict[str, ScoringModel]] = {}
+    for metric in metrics:
+        models = found[metric.name] = {}
+        for name, part in metric.models.items():
+            named = given.get(name, part.default)
+            if named is None and part.required:
+                wrong.append(f"{metric.name} needs {part.kind}; give --model {name}=...")
+            if named is None:
+                continue
+            try:
+                models[name] = _find(named, part, allow_pickle=allow_pickle)
+            except InputError as error:
+                wrong.append(f"--model {name}={named}: {error}")
+    if wrong:
+        raise InputError("\n".join(wrong))
+    return found
+
+
+def processor_folder(folder: Path) -> Path | None:
+    """The folder that says how pictures are prepared for a model: its own, or the one beside it; None without."""
+    for place in (folder, folder.parent / _SIBLING):
+        if (place / "preprocessor_config.json").is_file() or (place / "processor_config.json").is_file():
+            return place
+    return None
+
+
+def _unknown(name: str, parts: Mapping[str, Part]) -> str:
+    if not parts:
+        return f"--model {name}=...: none of these metrics reads a model"
+    return f"--model {name}=...: these metrics read {', '.join(parts)}"
+
+
+def _find(named: str, part: Part, *, allow_pickle: bool) -> ScoringModel:
+    if named.startswith("builtin-"):
+        try:
+            path = builtin.companion_path(named)
+        except LookupError as error:
+            raise InputError(str(error.args[0])) from None
+    else:
+        path = Path(named).expanduser()
+    if part.kind is ModelKind.HEAD:
+        _require_weights_file(path, allow_pickle=allow_pickle)
+    elif path.is_dir():
+        _require_kind(path, part.kind)
+        if not any(path.glob("*.safetensors")) and not (allow_pickle and any(path.glob("*.bin"))):
+            raise InputError("has no weights as .safetensors; convert them, or give --allow-pickle where they are .bin")
+    elif is_hub_id(named):
+        repository, folder = hub_configs(named)
+        _require_kind(folder, part.kind)
+        fingerprint = hash_text(f"{repository}@{folder.name}")
+        return ScoringModel(name=named, location=repository, fingerprint=fingerprint, revision=folder.name)
+    else:
+        raise InputError(f"is no folder here; it wants {part.kind}")
+    return ScoringModel(name=named, location=str(path.resolve()), fingerprint=hash_path(path))
+
+
+def _require_weights_file(path: Path, *, allow_pickle: bool) -> None:
+    if not path.is_file():
+        raise InputError(f"is no file here; it wants {ModelKind.HEAD}")
+    if path.suffix in _PICKLES and not allow_pickle:
+        raise InputError(
+            "is a pickle; give --allow-pickle to have it read with torch's weights-only loader, or convert it"
+        )
+
+
+def _require_kind(folder: Path, kind: ModelKind) -> None:
+    """See in the configs whether a folder is of a kind; architectures that only transformers knows, it judges.
+
+    Raises:
+        InputError: it is not.
+    """
+    config = _read_json(folder / "config.json")
+    architectures = config.get("architectures") or [""]
+    if kind is ModelKind.CLIP and config.get("model_type") != "clip":
+        raise InputError(f"is a model of type {config.get('model_type')!r}; it wants {kind}")
+    if kind is ModelKind.CHECKER and architectures[0] != "StableDiffusionSafetyChecker":
+        raise InputError(f"is a {architectures[0] or 'model without a class'}; it wants {kind}")
+    if processor_folder(folder) is None:
+        raise InputError("has no preprocessor_config.json, which says how pictures are prepared; is the folder whole?")
+    if kind is not ModelKind.CHECKER and not any(
+        (folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer_config.json")
+    ):
+        raise InputError("has no tokenizer; is the folder whole?")
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict):
+        raise InputError(f"has no {path.name} that can be read; is it a folder that save_pretrained wrote?")
+    return content

@@ -1,0 +1,36 @@
+"""What computes a metric: pictures and their rows in, cells of the metric's columns out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from PIL.Image import Image
+
+from batchgen.scoring.models import ScoringModel
+
+__all__ = ["Loading", "Scorer"]
+
+Cells = Mapping[str, Any]
+"""A row's cells by column: of its metadata, or of a metric."""
+
+
+class Scorer(Protocol):
+    """Computes one metric; a picture's score does not depend on its mates but for last bits."""
+
+    def score(self, pictures: Sequence[Image], rows: Sequence[Cells], /) -> Sequence[Cells]:
+        """The metric's cells for each picture (RGB); absent or null where the row has none, as without a prompt.
+
+        Raises:
+            DeviceLost: the process cannot go on.
+            Exception: one of the pictures, or the call as a whole, cannot be scored.
+        """
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loading:
+    """How models are loaded: the parts by name, the device, the precision."""
+
+    models: Mapping[str, ScoringModel]
+    device: Literal["cpu", "cuda"]
+    dtype: Literal["float16", "bfloat16", "float32"]
+    allow_pickle: bool

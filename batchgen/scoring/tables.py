@@ -1,0 +1,183 @@
+"""Side tables: `scores/<metric>/<shard>.parquet` with `id`, `fingerprint`, the metric's columns and `<metric>_error`.
+
+A table stands for one shard as it was when it was scored: it says of itself which rows, which metric, which models.
+Where any of them is another now it is not current, and is made again. Readers take the scores of the rows there are, by
+id and fingerprint, whatever else lies in the tables.
+"""
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from batchgen.dataset.dataset import READERS, Dataset
+from batchgen.dataset.tables import about, damage_named, decode_table, encode_table, with_about
+from batchgen.errors import Damaged, NotFound
+from batchgen.identity import shard_id
+from batchgen.scoring.metrics import METRICS, Metric
+from batchgen.scoring.models import ScoringModel
+from batchgen.storage import Store
+
+__all__ = [
+    "MARKER_COLUMNS",
+    "error_column",
+    "forget_scores",
+    "forget_shards",
+    "identity_of",
+    "join_scores",
+    "print_of_rows",
+    "read_about",
+    "scores_of",
+    "write_scores",
+]
+
+SCORES = "scores"
+MARKER_COLUMNS = ("id", "fingerprint", "sha256")
+"""Those of a shard's marker by which its rows are told from others: a repaired picture has another sha256."""
+
+_TYPES = {"number": pa.float64(), "text": pa.string()}
+
+
+def error_column(metric: str) -> str:
+    """The column that says why a row has no score; null where it has one, or needs none."""
+    return f"{metric}_error"
+
+
+def identity_of(metric: Metric, models: Mapping[str, ScoringModel]) -> dict[str, Any]:
+    """What decides a metric's scores beside the pictures, as its tables say it.
+
+    Args:
+        metric: which.
+        models: by part.
+    """
+    prints = {part: model.fingerprint for part, model in models.items()}
+    return {"metric": metric.name, "version": metric.version, "models": prints}
+
+
+def print_of_rows(marker: pa.Table) -> str:
+    """A digest of a shard's rows and pictures, from `MARKER_COLUMNS`."""
+    names, prints, pictures = (marker[name].to_pylist() for name in MARKER_COLUMNS)
+    return shard_id((name, f"{print_}{picture}") for name, print_, picture in zip(names, prints, pictures, strict=True))
+
+
+def write_scores(
+    store: Store,
+    metric: Metric,
+    shard: str,
+    marker: pa.Table,
+    cells: Sequence[Mapping[str, Any]],
+    said: Mapping[str, Any],
+) -> None:
+    """Store what a metric says of a shard, over what it said before.
+
+    Args:
+        store: the output.
+        metric: which.
+        shard: its name.
+        marker: the shard's table.
+        cells: the metric's columns and `error_column`, for each row of the marker; absent ones are null.
+        said: what the table is to say of itself: see `read_about`.
+    """
+    fields = [
+        ("id", pa.string()),
+        ("fingerprint", pa.string()),
+        *((name, _TYPES[kind]) for name, kind in metric.columns.items()),
+        (error_column(metric.name), pa.string()),
+    ]
+    own = [pa.array([row.get(name) for row in cells], kind) for name, kind in fields[2:]]
+    identity = [marker[name].combine_chunks().cast(pa.string()) for name in ("id", "fingerprint")]
+    table = with_about(pa.Table.from_arrays([*identity, *own], schema=pa.schema(fields)), **said)
+    store.write(_key(metric.name, shard), encode_table(table))
+
+
+def read_about(store: Store, metric: str, shard: str) -> Mapping[str, Any] | None:
+    """What a table says of itself: `metric`, `version`, `models`, `rows` and `failed`; None where it does not count."""
+    key = _key(metric, shard)
+    try:
+        with damage_named(f"{store.uri}/{key}", "it is made again"):
+            return about(pq.read_schema(io.BytesIO(store.read(key))))
+    except (NotFound, Damaged):
+        return None
+
+
+def forget_scores(dataset: Dataset, metric: str, shard: str) -> None:
+    """Remove what a metric said of a shard: another model's scores must not stand for this one's."""
+    dataset.store.delete(_key(metric, shard))
+
+
+def forget_shards(dataset: Dataset, metric: str) -> None:
+    """Remove the tables of shards that are no more: their rows are others' now, or nobody's."""
+    present = set(dataset.shards())
+    for shard in _scored_shards(dataset.store, metric):
+        if shard not in present:
+            dataset.store.delete(_key(metric, shard))
+
+
+def join_scores(dataset: Dataset, rows: pa.Table, metrics: Sequence[str] | None = None) -> pa.Table:
+    """A table of rows with every column of the scores added; null where a row is not scored.
+
+    Args:
+        dataset: whose rows they are.
+        rows: with `id` and `fingerprint`.
+        metrics: those to add; all that the output has where None.
+
+    Raises:
+        Damaged: a table cannot be read.
+    """
+    for metric in _scored_metrics(dataset.store) if metrics is None else metrics:
+        tables = list(_read_tables(dataset, metric))
+        if not tables:
+            continue
+        scores = pa.concat_tables(tables)
+        places = pc.index_in(_keys(rows), value_set=_keys(scores))
+        for name in scores.schema.names[2:]:
+            taken = scores[name].combine_chunks().take(places.combine_chunks())
+            rows = rows.append_column(scores.schema.field(name), taken)
+    return rows
+
+
+def scores_of(dataset: Dataset) -> dict[str, dict[str, float | str | None]]:
+    """The scores of all rows: by id, by column; columns of metrics that were never asked for are absent.
+
+    Raises:
+        Damaged: a table cannot be read.
+    """
+    table = join_scores(dataset, dataset.to_table(["id", "fingerprint"])).drop_columns("fingerprint")
+    return {row.pop("id"): row for row in table.to_pylist()}
+
+
+def _key(metric: str, shard: str) -> str:
+    return f"{SCORES}/{metric}/{shard}.parquet"
+
+
+def _keys(table: pa.Table) -> pa.ChunkedArray:
+    return pc.binary_join_element_wise(table["fingerprint"], table["id"], "")  # fingerprints are of one length
+
+
+def _scored_metrics(store: Store) -> list[str]:
+    """Metrics that have tables, in the order of the list of metrics; those of a newer batchgen last."""
+    found = [name for name in store.names(SCORES) if not name.startswith(".")]
+    return sorted(found, key=lambda name: (list(METRICS).index(name) if name in METRICS else len(METRICS), name))
+
+
+def _scored_shards(store: Store, metric: str) -> list[str]:
+    names = store.names(f"{SCORES}/{metric}")
+    return [name.removesuffix(".parquet") for name in names if name.endswith(".parquet") and not name.startswith(".")]
+
+
+def _read_tables(dataset: Dataset, metric: str) -> Iterator[pa.Table]:
+    present = set(dataset.shards())
+    shards = [shard for shard in _scored_shards(dataset.store, metric) if shard in present]
+    with ThreadPoolExecutor(READERS) as pool:
+        for table in pool.map(lambda shard: _read_table(dataset.store, metric, shard), shards):
+            yield table.replace_schema_metadata(None)
+
+
+def _read_table(store: Store, metric: str, shard: str) -> pa.Table:
+    key = _key(metric, shard)
+    with damage_named(f"{store.uri}/{key}", "remove it, and score again"):
+        return decode_table(io.BytesIO(store.read(key)))

@@ -1,0 +1,53 @@
+"""What the driver and the workers of a scoring run tell each other: units, their receipts, the workers' settings."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from batchgen.dataset.format import OutputFormat
+from batchgen.scoring.models import ScoringModel
+
+__all__ = ["ScoreUnit", "Scored", "ScoringSettings"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreUnit:
+    """A shard, and the metrics that it lacks: pictures are read and decoded once for all of them."""
+
+    shard: str
+    rows: int
+    metrics: tuple[str, ...]
+
+    @property
+    def id(self) -> str:
+        return f"{self.shard} ({', '.join(self.metrics)})"
+
+    def split(self) -> Sequence["ScoreUnit"]:
+        """A unit for each metric: which of them breaks workers is not known."""
+        if len(self.metrics) == 1:
+            return ()
+        return [replace(self, metrics=(metric,)) for metric in self.metrics]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scored:
+    """A unit that is done."""
+
+    pictures: int
+    failed: Mapping[str, int]  # pictures without a score that should have one, by metric
+    seconds: float
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoringSettings:
+    """Settings that all workers share; small, picklable, without secrets."""
+
+    store: str
+    storage_options: Mapping[str, Any]
+    output: OutputFormat
+    models: Mapping[str, Mapping[str, ScoringModel]]  # by metric, by part
+    device: Literal["cpu", "cuda"]
+    dtype: Literal["float16", "bfloat16", "float32"]
+    batch_size: int
+    allow_pickle: bool

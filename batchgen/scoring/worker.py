@@ -1,0 +1,163 @@
+"""The scoring worker: reads a shard's pictures, asks each metric in batches, writes a side table a metric.
+
+A picture that cannot be read or scored is a row with a null and the reason; where not one picture of a shard can be
+scored the reason is the metric's, and the unit fails.
+"""
+
+import math
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from threading import Lock
+from typing import Any
+
+from PIL.Image import Image
+
+from batchgen.dataset.dataset import READERS, Dataset, DatasetRow
+from batchgen.errors import DeviceLost, ImageError, NotFound
+from batchgen.images import decode
+from batchgen.scoring.families import make_scorer
+from batchgen.scoring.metrics import METRICS, Metric
+from batchgen.scoring.models import ScoringModel
+from batchgen.scoring.scorers import Loading, Scorer
+from batchgen.scoring.tables import error_column, identity_of, print_of_rows, write_scores
+from batchgen.scoring.units import Scored, ScoreUnit, ScoringSettings
+from batchgen.storage import open_store
+from batchgen.version import __version__
+
+__all__ = ["ScoringWorker"]
+
+LONGEST_ERROR = 300  # characters
+_NOT_FINITE = ArithmeticError("the score is NaN or infinity; try --dtype float32")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Column:
+    """What a metric says of a shard, row by row."""
+
+    metric: Metric
+    cells: list[Mapping[str, Any]] = field(default_factory=list)
+    errors: list[Exception] = field(default_factory=list)  # of the metric, not of pictures
+
+    @property
+    def failed(self) -> int:
+        return sum(error_column(self.metric.name) in cells for cells in self.cells)
+
+
+class ScoringWorker:
+    """Holds the models of the metrics, each loaded when it is first needed; of two threads one computes at a time."""
+
+    def __init__(self, settings: ScoringSettings) -> None:
+        self._settings = settings
+        self._dataset = Dataset(store=open_store(settings.store, settings.storage_options), format=settings.output)
+        self._scorers: dict[str, Scorer] = {}
+        self._lock = Lock()
+
+    def run(self, unit: ScoreUnit, /) -> Scored:
+        """Score a shard and store its tables.
+
+        Raises:
+            DeviceLost: the process cannot go on.
+            StoreError, ModelLoadError: the store or a model cannot be used.
+            Exception: of a metric that cannot score a single picture of the shard.
+        """
+        started = time.monotonic()
+        marker = self._dataset.marker(unit.shard, pictures=True)
+        if marker is None:  # its rows were made anew meanwhile, in another shard
+            return Scored(pictures=0, failed={}, seconds=0.0, device=self._settings.device)
+        columns = [_Column(metric=METRICS[name]) for name in unit.metrics]
+        rows = self._dataset.rows_of(marker)
+        with ThreadPoolExecutor(READERS) as pool:
+            while batch := list(islice(rows, self._settings.batch_size)):
+                pictures = list(pool.map(_picture, batch))
+                with self._lock:
+                    for column in columns:
+                        self._add(column, batch, pictures)
+        for column in columns:
+            if column.errors and column.failed == len(column.cells):
+                raise column.errors[0]
+        for column in columns:
+            said = {
+                **identity_of(column.metric, self._models(column.metric)),
+                "model_names": {part: model.name for part, model in self._models(column.metric).items()},
+                "rows": print_of_rows(marker.table),
+                "failed": column.failed,
+                "dtype": self._settings.dtype,
+                "device": self._settings.device,
+                "batchgen": __version__,
+            }
+            write_scores(self._dataset.store, column.metric, unit.shard, marker.table, column.cells, said)
+        return Scored(
+            pictures=marker.table.num_rows,
+            failed={column.metric.name: column.failed for column in columns},
+            seconds=time.monotonic() - started,
+            device=f"{self._settings.device} of {platform.node()}",
+        )
+
+    def _models(self, metric: Metric) -> Mapping[str, ScoringModel]:
+        return self._settings.models[metric.name]
+
+    def _scorer(self, metric: Metric) -> Scorer:
+        if metric.name not in self._scorers:
+            loading = Loading(
+                models=self._models(metric),
+                device=self._settings.device,
+                dtype=self._settings.dtype,
+                allow_pickle=self._settings.allow_pickle,
+            )
+            self._scorers[metric.name] = make_scorer(metric, loading)
+        return self._scorers[metric.name]
+
+    def _add(self, column: _Column, rows: Sequence[DatasetRow], pictures: Sequence[Image | ImageError]) -> None:
+        """Append a batch's cells to a column; a batch that fails is taken apart by its pictures."""
+        score = self._scorer(column.metric).score
+        found: list[Mapping[str, Any] | None] = [
+            None if isinstance(picture, Image) else _failed(column.metric, picture) for picture in pictures
+        ]
+        good = [number for number, cells in enumerate(found) if cells is None]
+        for number, cells in zip(good, self._scored(column, score, rows, pictures, good), strict=True):
+            found[number] = cells
+        column.cells.extend(cells for cells in found if cells is not None)
+
+    def _scored(
+        self,
+        column: _Column,
+        score: Callable[..., Sequence[Mapping[str, Any]]],
+        rows: Sequence[DatasetRow],
+        pictures: Sequence[Image | ImageError],
+        numbers: Sequence[int],
+    ) -> Sequence[Mapping[str, Any]]:
+        if not numbers:
+            return ()
+        try:
+            found = score([pictures[number] for number in numbers], [rows[number].cells for number in numbers])
+            return [cells if _is_finite(cells) else _failed(column.metric, _NOT_FINITE) for cells in found]
+        except DeviceLost:
+            raise
+        except Exception as error:  # whatever a model raises belongs to a picture, or to the call's size
+            if len(numbers) == 1:
+                column.errors.append(error)
+                return [_failed(column.metric, error)]
+        return [cells for number in numbers for cells in self._scored(column, score, rows, pictures, [number])]
+
+
+def _picture(row: DatasetRow) -> Image | ImageError:
+    """A row's picture as RGB, or why there is none."""
+    try:
+        return decode(row.picture()).convert("RGB")
+    except ImageError as error:
+        return error
+    except NotFound as error:
+        return ImageError(str(error))
+
+
+def _is_finite(cells: Mapping[str, Any]) -> bool:
+    return all(math.isfinite(value) for value in cells.values() if isinstance(value, float))
+
+
+def _failed(metric: Metric, error: Exception) -> Mapping[str, str]:
+    named = str(error) if isinstance(error, ImageError) else f"{type(error).__name__}: {error}"
+    return {error_column(metric.name): " ".join(named.split())[:LONGEST_ERROR]}
