@@ -92,6 +92,7 @@ ORDER = """
     cli
     report
     driver sweeps
+    tally
     estimate engine
     diffusion
     dataset

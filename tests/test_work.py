@@ -70,6 +70,9 @@ class _Squarer:
             raise DeviceLost("a kernel failed")
         return Squares(squares=tuple((value, value**2) for value in unit.values), process=os.getpid())
 
+    def progress(self) -> dict[str, int]:
+        return {}
+
     def _first(self, name: str) -> bool:
         try:
             (self._folder / name).touch(exist_ok=False)
@@ -101,6 +104,7 @@ def test_another_kind_of_work_runs_on_the_pool(tmp_path: Path, monkeypatch: pyte
                 committed=lambda _unit, receipt: done.update(receipt.squares),
                 failed=lambda unit, why, _attempts: failed.append((unit.values, why.error_class)),
                 retried=lambda _unit, why: retried.append(why.error_class),
+                progressed=lambda _held: None,
             )
         finally:
             pool.close()
@@ -175,8 +179,13 @@ def _drawn(text: str) -> dict[str, str]:
 
 
 def test_exit_codes_are_those_of_the_tree() -> None:
-    """DESIGN: 2 for input, 3 for an interruption, 4 for infrastructure; what is neither is a mistake of ours."""
-    known: dict[type[Any], int] = {errors.InputError: 2, errors.Interrupted: 3, errors.InfrastructureError: 4}
+    """DESIGN: 2 for input, 3 for an interruption, 4 for infrastructure, 5 for a watched run that died."""
+    known: dict[type[Any], int] = {
+        errors.InputError: 2,
+        errors.Interrupted: 3,
+        errors.InfrastructureError: 4,
+        errors.RunDied: 5,
+    }
     for kind in vars(errors).values():
         if inspect.isclass(kind) and issubclass(kind, errors.BatchgenError):
             assert kind.exit_code == next((code for base, code in known.items() if issubclass(kind, base)), 1)
