@@ -2,6 +2,7 @@
 
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -16,15 +17,15 @@ from batchgen.dataset.dataset import Dataset, begun_with
 from batchgen.dataset.fit import fit_to_output
 from batchgen.dataset.format import OutputFormat, new_format
 from batchgen.dataset.kept import forget_resolved, keep_resolved, take_resolved
-from batchgen.dataset.lease import Lease
-from batchgen.dataset.progress import DoneRows, done_rows, fold_receipts, read_done, read_receipts
+from batchgen.dataset.lease import Lease, live_holder
+from batchgen.dataset.progress import FOLD_ABOVE, DoneRows, done_rows, fold_receipts, read_done, read_receipts
 from batchgen.dataset.receipts import rebuild_receipt, write_books
-from batchgen.dataset.runs import FINISHED, LIMIT_REACHED, RunRecord, new_run_name, write_run
+from batchgen.dataset.runs import FINISHED, LIMIT_REACHED, RunRecord, latest_run, new_run_name, write_run
 from batchgen.diffusion.kind import generation
 from batchgen.diffusion.settings import WorkerSettings
 from batchgen.engine.loop import Control, drive, signals
 from batchgen.engine.queue import WorkQueue
-from batchgen.errors import BatchgenError, ErrorClass, InputError, Interrupted, ManifestProblems
+from batchgen.errors import BatchgenError, ErrorClass, InputError, Interrupted, ManifestProblems, StoreError
 from batchgen.estimate import Measured, PlanSummary, summarize
 from batchgen.index import Committed, Counts, Index
 from batchgen.job import Job
@@ -33,15 +34,18 @@ from batchgen.manifest.problems import ProblemLog
 from batchgen.models.catalog import NOT_BEGUN
 from batchgen.options import Device, Dtype
 from batchgen.resolve import Resolved, resolve
-from batchgen.rows import DoneRow, Receipt, Shard, Status, failed_row
-from batchgen.sharding import Sizing, make_shards, shard_notices
+from batchgen.rows import DoneRow, Receipt, Shard, ShardProgress, Status, failed_row
+from batchgen.sharding import Kind, Sizing, make_shards, settle_paces, shard_notices
 from batchgen.storage import Store, open_store, pattern_in, probe, require_place
+from batchgen.tally import LiveProgress, RunProgress, Tally
 from batchgen.trials import try_schedulers
 from batchgen.work import Failure
 
 __all__ = ["CheckedJob", "Reporter", "check", "plan", "resolved_rows", "retry", "run"]
 
 
+TELL_EVERY = 1.0  # seconds
+_DEVICES = ("cpu", "cuda")
 _DTYPES: Mapping[Dtype, Literal["float16", "bfloat16", "float32"]] = {
     Dtype.FLOAT16: "float16",
     Dtype.BFLOAT16: "bfloat16",
@@ -58,7 +62,10 @@ class Reporter(Protocol):
     def begin(self, counts: Counts, to_make: int, workers: int, device: str) -> None:
         """Workers are starting."""
 
-    def committed(self, receipt: Receipt) -> None:
+    def progressed(self, progress: RunProgress) -> None:
+        """Time has passed, about a second, and images may have been made."""
+
+    def committed(self, receipt: Receipt, progress: RunProgress) -> None:
         """A shard is in the dataset."""
 
     def end(self) -> None:
@@ -126,18 +133,27 @@ def plan(job: Job) -> PlanSummary:
     """What `run` would do, counted up; nothing is written and no model is loaded."""
     store = None if job.output is None else _reach(job)
     with resolved_rows(job, store) as (index, resolved):
-        measured, outdated, notices = Measured(), 0, list(resolved.notices)
+        outdated, notices = 0, list(resolved.notices)
+        device = _local_device(job.device)
+        measured, recorded, computed = Measured(device), None, Counter[Kind]()
         if store is not None and index.counts().total:
             wanted = _wanted(job, resolved)
             dataset = Dataset.begin(store, wanted, create=False)
             notices += _shortcomings(dataset, wanted, resolved)
-            measured = _survey(dataset, index, repair=False)
+            _survey(dataset, index, measured, repair=False)
+            recorded = latest_run(store)
+            computed = _count_live(store, measured, recorded)
             outdated = compare_carried(dataset, index)
-        device = _local_device(job.device)
-        sizing = _sizing(job, device, job.workers or _local_workers(device))
-        counts = index.counts()
+        sizing = _sizing(job, resolved, device, job.workers or _local_workers(device), measured, recorded)
         summary = summarize(
-            index.groups(), sizing, measured, job.layout, job.format, failed=counts.failed, outdated=outdated
+            index.groups(),
+            sizing,
+            measured,
+            job.layout,
+            job.format,
+            failed=index.counts().failed,
+            outdated=outdated,
+            computed=computed,
         )
         notices += shard_notices((group.key for group in index.groups() if group.pending), sizing)
         return replace(summary, notices=notices)
@@ -178,16 +194,16 @@ def run(job: Job, *, source: str, limit: int | None, reporter: Reporter) -> Coun
         store = open_store(job.require_output(), job.storage_options)  # from here on, retry patiently
         dataset = replace(dataset, store=store)
         this = _Run(job=job, source=source, dataset=dataset, index=index, resolved=resolved)
-        with Lease(store, this.name, progress=reporter.notice):
+        with Lease(store, this.name, progress=reporter.notice) as lease:
             if not resolved.kept:
                 keep_resolved(store, job, index, resolved, before=began)
             fold_receipts(dataset)
-            _survey(dataset, index, repair=True)
+            this.read_done()
             this.update_carried(reporter)
             pending = index.counts().pending
             to_make = min([pending, *(n for n in (limit, job.limits.max_images) if n is not None)])
             if to_make:
-                this.make(to_make, pending, control, reporter)
+                this.make(to_make, pending, control, reporter, lease)
             this.supersede()
             if this.met_others:  # whose manifest may have had other carried cells
                 this.update_carried(reporter)
@@ -234,6 +250,9 @@ class _Run:
     index: Index
     resolved: Resolved
     started: float = field(default_factory=time.time)
+    measured: Mapping[str, Measured] = field(default_factory=lambda: {name: Measured(name) for name in _DEVICES})
+    previous: RunRecord | None = None  # of the run before
+    unfolded: int = 0  # shards that were committed since receipts were folded
     updated: int = 0  # done rows whose carried cells were brought up to date
     met_others: bool = False  # whether a shard turned out to be committed by another run meanwhile
 
@@ -241,7 +260,12 @@ class _Run:
     def name(self) -> str:
         return new_run_name(self.started)
 
-    def make(self, to_make: int, pending: int, control: Control, reporter: Reporter) -> None:
+    def read_done(self) -> None:
+        """Mark in the index what the output holds, and note how fast it was made, and how it was cut last."""
+        _survey(self.dataset, self.index, *self.measured.values(), repair=True)
+        self.previous = latest_run(self.dataset.store)
+
+    def make(self, to_make: int, pending: int, control: Control, reporter: Reporter, lease: Lease) -> None:
         """Start the workers, make `to_make` of the pending rows, and stop the workers."""
         # Ray takes half a second to import: only when there is work
         from batchgen.engine.cluster import autoscales, cluster
@@ -258,17 +282,20 @@ class _Run:
             if waits and device == "cpu" and job.device is Device.AUTO:
                 reporter.notice("the cluster has no GPU now, so workers use CPUs; --device cuda waits for GPUs")
             workers = job.workers or capacity.workers(device)
-            sizing = _sizing(job, device, workers)
+            measured = self.measured[device]
+            sizing = _sizing(job, self.resolved, device, workers, measured, self.previous)
             totals = ((group.key, group.total) for group in self.index.groups())
             queue = WorkQueue(make_shards(self.index.pending(to_make), totals, sizing))
-            smallest = min(sizing.shard(group.key, group.total) for group in self.index.groups() if group.pending)
-            workers = min(workers, -(-to_make // smallest))  # more would find nothing to do
+            shards = (-(-rows // sizing.shard(group.key, group.total)) for group, rows in self.index.shares(to_make))
+            workers = min(workers, sum(shards))  # more would find nothing to do
             settings = self._worker_settings(device)
             found = {"nodes": capacity.nodes, "cpus": capacity.cpus, "gpus": capacity.gpus}
-            record(device=device, dtype=settings.dtype, workers=workers, **found)
+            record(device=device, dtype=settings.dtype, workers=workers, paces=sizing.paces, **found)
             self._write_card()
             for line in self._shard_notices(sizing, to_make):
                 reporter.notice(line)
+            shares = ((group.key, rows) for group, rows in self.index.shares(to_make))
+            watch = _Watch(Tally(self.name, shares, workers, measured), reporter, lease)
             pool = Pool(generation(settings), workers, job.worker, reporter.notice)
             reporter.notice(f"{capacity}; {pool.uses}")
             reporter.begin(self.index.counts(), to_make, workers, device)
@@ -278,11 +305,12 @@ class _Run:
                     pool,
                     control,
                     recovered=self._recovered,
-                    committed=lambda shard, receipt: self._committed(shard, receipt, reporter),
-                    failed=lambda shard, failure, attempts: self._failed(shard, failure, attempts, reporter),
+                    committed=lambda shard, receipt: self._committed(shard, receipt, watch),
+                    failed=lambda shard, failure, attempts: self._failed(shard, failure, attempts, watch),
                     retried=lambda shard, failure: reporter.notice(
                         f"shard {shard.id} ({len(shard.rows)} rows) will be tried again: {failure.message}"
                     ),
+                    progressed=watch.progressed,
                 )
             finally:
                 reporter.end()
@@ -323,14 +351,12 @@ class _Run:
 
     def _shard_notices(self, sizing: Sizing, to_make: int) -> Iterator[str]:
         """Where shards have other numbers of rows than were asked for, those at the end of what is made included."""
-        groups = [group for group in self.index.groups() if group.pending] if sizing.shard_rows is not None else []
-        yield from shard_notices((group.key for group in groups), sizing)
-        for group in groups:
-            if to_make < group.pending and (rest := to_make % sizing.shard(group.key, group.total)):
+        if sizing.shard_rows is None:
+            return
+        yield from shard_notices((group.key for group in self.index.groups() if group.pending), sizing)
+        for group, rows in self.index.shares(to_make):
+            if rows < group.pending and (rest := rows % sizing.shard(group.key, group.total)):
                 yield f"the limit ends within a shard: the last one has {rest} row{'s' * (rest > 1)}"
-            if to_make <= group.pending:
-                return
-            to_make -= group.pending
 
     def update_carried(self, reporter: Reporter) -> None:
         """Bring the carried cells of done rows up to date where the manifest has changed them."""
@@ -402,7 +428,7 @@ class _Run:
         counts, models = self.index.counts(), sorted(self.resolved.models)
         write_card(self.dataset, images=self.index.images(), failed=counts.failed, models=models)
 
-    def _committed(self, shard: Shard, receipt: Receipt, reporter: Reporter) -> None:
+    def _committed(self, shard: Shard, receipt: Receipt, watch: "_Watch") -> None:
         failed = {row.id for row in receipt.failures}
         done = [DoneRow(row.id, row.fingerprint) for row in shard.rows if row.id not in failed]
         if receipt.run != self.name or len(done) != receipt.done:
@@ -412,7 +438,12 @@ class _Run:
         self.index.mark(_entries(receipt, done))
         if any(row.error_class in (ErrorClass.CONDITIONING, ErrorClass.INPUT) for row in receipt.failures):
             forget_resolved(self.dataset.store)  # a file may have changed behind an unchanged look: have all read again
-        reporter.committed(receipt)
+        watch.committed(shard, receipt)
+        self.unfolded += 1
+        if self.unfolded > FOLD_ABOVE:  # each receipt is folded once, so the cost is that of folding at the end
+            self.unfolded = 0
+            with suppress(StoreError):  # they stay as they are, and what is wrong with them ends no run
+                fold_receipts(self.dataset)
 
     def _recovered(self, shard: Shard) -> Receipt | None:
         receipt = rebuild_receipt(self.dataset, shard.id)
@@ -420,9 +451,36 @@ class _Run:
             write_books(self.dataset, receipt)
         return receipt
 
-    def _failed(self, shard: Shard, failure: Failure, attempts: int, reporter: Reporter) -> None:
+    def _failed(self, shard: Shard, failure: Failure, attempts: int, watch: "_Watch") -> None:
         outcomes = [failed_row(row, failure.error_class, failure.message, attempts) for row in shard.rows]
-        self._committed(shard, commit_failures(self.dataset, shard, self.name, outcomes), reporter)
+        self._committed(shard, commit_failures(self.dataset, shard, self.name, outcomes), watch)
+
+
+@dataclass(slots=True)
+class _Watch:
+    """Follows a run, and tells about once a second how far it is: the reporter, and who reads the lease."""
+
+    tally: Tally
+    reporter: Reporter
+    lease: Lease
+    told: float = 0.0  # of time.monotonic()
+
+    def progressed(self, held: Sequence[Sequence[tuple[Shard, ShardProgress | None]]]) -> None:
+        """Workers hold these shards and said how far each is."""
+        self.tally.hold(held)
+        if time.monotonic() - self.told >= TELL_EVERY:
+            self.reporter.progressed(self._tell())
+
+    def committed(self, shard: Shard, receipt: Receipt) -> None:
+        """A shard is in the dataset."""
+        self.tally.commit(shard, receipt)
+        self.reporter.committed(receipt, self._tell())
+
+    def _tell(self) -> RunProgress:
+        self.told = time.monotonic()
+        progress = self.tally.progress()
+        self.lease.said = self.tally.live(progress).content()
+        return progress
 
 
 def _reach(job: Job) -> Store:
@@ -463,13 +521,24 @@ def _mark_recorded(store: Store | None, index: Index) -> None:
             _survey(Dataset.open(store), index, repair=False)
 
 
-def _survey(dataset: Dataset, index: Index, *, repair: bool) -> Measured:
+def _survey(dataset: Dataset, index: Index, *measured: Measured, repair: bool) -> None:
     """Mark in the index what the output holds, and sum up how fast it was made."""
-    measured = Measured()
     for receipt, done in read_done(dataset, repair=repair):
         index.mark(_entries(receipt, done))
-        measured.add(receipt)
-    return measured
+        for device in measured:
+            device.add(receipt)
+
+
+def _count_live(store: Store, measured: Measured, latest: RunRecord | None) -> Counter[Kind]:
+    """Count in what a live run has in work; returns the rows that its devices are through with."""
+    holder = live_holder(store)
+    live = None if holder is None else LiveProgress.read(holder["said"])
+    computed: Counter[Kind] = Counter()
+    if live is not None and latest is not None and latest.device == measured.device:
+        for kind, rows, seconds in live.in_work:
+            measured.count(latest.run, kind, rows, seconds)
+            computed[kind] += rows
+    return computed
 
 
 def _entries(receipt: Receipt, done: DoneRows) -> Iterator[Committed]:
@@ -481,8 +550,12 @@ def _entries(receipt: Receipt, done: DoneRows) -> Iterator[Committed]:
         yield Committed(id=row.id, fingerprint=row.fingerprint, shard=receipt.shard, status=Status.FAILED)
 
 
-def _sizing(job: Job, device: str, workers: int) -> Sizing:
-    return Sizing(device=device, workers=workers, batch_size=job.batch_size, shard_rows=job.shard_rows)
+def _sizing(
+    job: Job, resolved: Resolved, device: str, workers: int, measured: Measured, previous: RunRecord | None
+) -> Sizing:
+    recorded = previous.paces if previous is not None and previous.device == device else {}
+    paces = settle_paces(resolved.models, device, measured.paces(), recorded)
+    return Sizing(device=device, workers=workers, paces=paces, batch_size=job.batch_size, shard_rows=job.shard_rows)
 
 
 def _local_device(wanted: Device) -> str:

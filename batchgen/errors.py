@@ -8,6 +8,7 @@ BatchgenError
 ├── PromptSyntaxError          a tag such as <lora:...> in a prompt cannot be read; the same
 ├── TextError                  a file of a manifest is no text; a problem of the file
 ├── UnknownSampler             no sampler of that name; the same
+├── RunDied                    a run that was watched was killed, or its machine lost                exit 5
 ├── Interrupted                a signal or a limit ended the run; the same command resumes it      exit 3
 └── InfrastructureError        something around the job failed; transient, so retrying may help    exit 4
     ├── StoreError
@@ -52,6 +53,7 @@ __all__ = [
     "OutOfDeviceMemory",
     "OutputBusy",
     "PromptSyntaxError",
+    "RunDied",
     "StoreError",
     "TextError",
     "UnknownSampler",
@@ -148,6 +150,12 @@ class Interrupted(BatchgenError):
     def __init__(self, message: str, counts: "Counts | None" = None) -> None:
         super().__init__(message)
         self.counts = counts  # where the rows stand
+
+
+class RunDied(BatchgenError):
+    """A run that was watched ended without a word; running its command again goes on."""
+
+    exit_code = 5
 
 
 class InfrastructureError(BatchgenError):

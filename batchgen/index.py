@@ -219,6 +219,14 @@ class Index:
         ):
             yield Group(key=key, total=total, pending=pending)
 
+    def shares(self, limit: int | None = None) -> Iterator[tuple[Group, int]]:
+        """Batch keys of the rows that `pending` gives, and how many of these each has."""
+        left = self.counts().pending if limit is None else limit
+        for group in self.groups():
+            if rows := min(group.pending, left):
+                yield group, rows
+            left -= rows
+
     def pending(self, limit: int | None = None, *, by_key: bool = True) -> Iterator[tuple[str, Row]]:
         """Rows that are neither done nor failed, by batch key and then in the manifest's order, or in that alone."""
         rows = self._db.cursor().execute(

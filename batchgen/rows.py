@@ -17,6 +17,7 @@ __all__ = [
     "Receipt",
     "Row",
     "Shard",
+    "ShardProgress",
     "Status",
     "decode_row",
     "encode_row",
@@ -154,6 +155,14 @@ class Receipt:
     @property
     def failed(self) -> int:
         return len(self.failures)
+
+
+class ShardProgress(NamedTuple):
+    """How far a worker is with a shard that is not committed yet."""
+
+    made: int  # images that are encoded and, where the layout has image objects, stored
+    computed: int  # rows that went through the device
+    seconds: float  # on the device, for those
 
 
 def failed_row(row: Row, error_class: ErrorClass, error: str, attempts: int = 1) -> FailedRow:

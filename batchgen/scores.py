@@ -199,6 +199,7 @@ class _Run:
                     committed=self._committed,
                     failed=self._failed,
                     retried=lambda unit, why: self.notice(f"shard {unit.id} will be tried again: {why.message}"),
+                    progressed=lambda _in_work: None,
                 )
             finally:
                 pool.close()

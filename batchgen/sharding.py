@@ -5,10 +5,11 @@ does not depend on its mates, on the shard size or on what was left to do.
 """
 
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import groupby
+from typing import NamedTuple
 
 from batchgen.generation.tasks import TASKS
 from batchgen.identity import canonical
@@ -16,28 +17,33 @@ from batchgen.manifest.columns import COLUMNS
 from batchgen.models.catalog import Family, Model
 from batchgen.rows import Row, Shard, make_shard
 
-__all__ = ["KeySize", "Sizing", "batch_key", "key_model", "key_size", "make_shards", "shard_notices"]
+__all__ = ["Kind", "Sizing", "batch_key", "key_kind", "key_model", "make_shards", "settle_paces", "shard_notices"]
 
-# Pixels of one pipeline call, and of one shard. Per call: throughput of a UNet saturates at about 16 images of 512x512
-# on a large GPU; a CPU core made 3.3 images of 128x128 a second at 4 a call and 3.6 at 8, and the larger call pads more
-# where few rows share a key. Per shard: 1 to 10 minutes of work on the device: 1,024
-# images of SD 1.5 at 10 a second, 256 of SDXL at 1.5 a second, 64 of the built-in model at 1 to 2 a second and core.
+# Pixels of one pipeline call: throughput of a UNet saturates at about 16 images of 512x512 on a large GPU; a CPU core
+# made 3.3 images of 128x128 a second at 4 a call and 3.6 at 8, and the larger call pads more where keys have few rows.
 _CALL_PIXELS = {"cuda": 16 * 512 * 512, "cpu": 4 * 128 * 128}
-_SHARD_PIXELS = {"cuda": 1024 * 512 * 512, "cpu": 64 * 128 * 128}
 _MAX_BATCH = 64
+_SHARD_SECONDS = 60.0  # on the device: what a worker that dies has made in vain, at most, where images are quick
+_SHARD_PIXELS = 1024 * 512 * 512  # 400 MB as PNG, which one of the layouts holds in memory
+_SHARD_ROWS = 4096  # a shard travels to its worker whole, 2 KB a row
+# Seconds for 10^6 pixel steps before anything is measured: 10 images a second of SD 1.5 at 512x512 and 25 steps on a
+# large GPU, and 1.6 of the built-in model at 128x128 and 25 steps on a CPU core.
+_PACE = {"cuda": 0.015, "cpu": 1.5}
+_PACE_DRIFT = 2.0  # times; what is measured otherwise changes no shards
 _NULLS_IN_KEYS = frozenset(  # of the first release: their nulls are in the keys that existing outputs' receipts name
     "guidance_rescale vae loras hypernetwork refiner denoising_start denoising_end person_detector".split()
 )
-_SHARDS_A_WORKER = 2  # at least, while there are rows enough: what is left to do at the end then is half a share
+_SHARDS_A_WORKER = 4  # at least, while there are rows enough: a death, or a tail at the end, is a quarter of a share
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class KeySize:
-    """What of a batch key decides how much work an image is."""
+class Kind(NamedTuple):
+    """Images that take the same time: of one model, size and number of steps, made in the same way."""
 
+    model: str
     width: int  # pixels
     height: int  # pixels
     steps: int
+    about: str  # task, guidance and the like, as JSON
 
     @property
     def pixels(self) -> int:
@@ -45,7 +51,7 @@ class KeySize:
 
     @property
     def work(self) -> int:
-        """Pixel steps: what the time of an image is proportional to, for one model."""
+        """Pixel steps: what the time of an image is about proportional to, for one model."""
         return self.pixels * self.steps
 
 
@@ -55,6 +61,7 @@ class Sizing:
 
     device: str  # cpu or cuda
     workers: int
+    paces: Mapping[str, float] = field(default_factory=dict)  # by model: seconds for 10^6 pixel steps on the device
     batch_size: int | None = None
     shard_rows: int | None = None
 
@@ -62,7 +69,7 @@ class Sizing:
         """Images of one pipeline call, from the batch key and the device alone."""
         if self.batch_size is not None:
             return self.batch_size
-        return max(1, min(_MAX_BATCH, _CALL_PIXELS[self.device] // key_size(key).pixels))
+        return max(1, min(_MAX_BATCH, _CALL_PIXELS[self.device] // key_kind(key).pixels))
 
     def shard(self, key: str, total: int) -> int:
         """Rows of one shard, whole micro-batches, where `total` rows of the manifest share the key."""
@@ -70,8 +77,31 @@ class Sizing:
         if self.shard_rows is not None:
             return max(1, self.shard_rows // batch) * batch
         fair = -(-total // (self.workers * _SHARDS_A_WORKER))
-        wanted = min(fair, _SHARD_PIXELS[self.device] // key_size(key).pixels)
+        kind = key_kind(key)
+        timely = _SHARD_SECONDS / (kind.work / 1e6 * self.paces.get(kind.model, _PACE[self.device]))
+        wanted = min(fair, int(timely), _SHARD_PIXELS // kind.pixels, _SHARD_ROWS)
         return max(1, -(-wanted // batch)) * batch
+
+
+def settle_paces(
+    models: Iterable[str], device: str, measured: Mapping[str, float], recorded: Mapping[str, float]
+) -> dict[str, float]:
+    """The paces by which a run cuts its shards: those of the run before it while they hold within a factor of two.
+
+    So a run that resumes a killed one cuts what is left as that did, and finds the folders of its unfinished shards.
+
+    Args:
+        models: names.
+        device: cpu or cuda.
+        measured: seconds for 10^6 pixel steps by model, on such a device.
+        recorded: those of the run before; none where it ran on another device.
+    """
+    paces = {}
+    for model in models:
+        pace = recorded.get(model, _PACE[device])
+        found = measured.get(model) or pace
+        paces[model] = pace if 1 / _PACE_DRIFT <= found / pace <= _PACE_DRIFT else found
+    return paces
 
 
 def shard_notices(keys: Iterable[str], sizing: Sizing) -> list[str]:
@@ -119,10 +149,17 @@ def key_model(key: str) -> str:
     return str(json.loads(key)[0])
 
 
-def key_size(key: str) -> KeySize:
-    """Image size and steps in a batch key."""
-    shared = json.loads(key)[3]
-    return KeySize(width=shared["width"], height=shared["height"], steps=shared["num_inference_steps"])
+@lru_cache(maxsize=4096)
+def key_kind(key: str) -> Kind:
+    """What of a batch key decides how long an image takes."""
+    model, _, task, shared, *about = json.loads(key)
+    return Kind(
+        model=model,
+        width=shared["width"],
+        height=shared["height"],
+        steps=shared["num_inference_steps"],
+        about=canonical([task, *about]),
+    )
 
 
 def make_shards(rows: Iterable[tuple[str, Row]], totals: Iterable[tuple[str, int]], sizing: Sizing) -> Iterator[Shard]:

@@ -89,6 +89,9 @@ class Worker(Protocol):
             Exception: the unit could not be done.
         """
 
+    def progress(self) -> Mapping[str, Any]:
+        """How far each unit is that it has in work, by the unit's id: small, quickly said, called beside `run`."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:

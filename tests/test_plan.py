@@ -19,7 +19,7 @@ from batchgen.identity import canonical, derive_seed, fingerprint, row_id, shard
 from batchgen.index import Committed, Counts, Index
 from batchgen.models.catalog import Model, Source
 from batchgen.rows import Row, Shard, Status
-from batchgen.sharding import Sizing, batch_key, key_model, key_size, make_shards
+from batchgen.sharding import Sizing, batch_key, key_kind, key_model, make_shards
 
 VALUES: dict[str, Any] = {
     "prompt": "a red cube",
@@ -184,7 +184,7 @@ def test_batch_key_parts() -> None:
     """What a call shares enters the key; what it takes per row (prompt, seed, guidance above 1) does not."""
     base = make_row(0)
     key = key_of(base)
-    assert (key_size(key).width, key_size(key).height, key_size(key).steps) == (64, 64, 4)
+    assert (key_kind(key).width, key_kind(key).height, key_kind(key).steps) == (64, 64, 4)
     for name, value in {
         "prompt": "b",
         "negative_prompt": "c",

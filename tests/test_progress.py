@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,6 +161,23 @@ class Outputs(RuleBasedStateMachine):
 def folded_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every fold makes a snapshot."""
     monkeypatch.setattr(progress, "FOLD_ABOVE", 0)
+
+
+@pytest.mark.parametrize("layout", list(Layout))
+def test_folding_beside_commits_loses_nothing(layout: Layout, tmp_path: Path) -> None:
+    """A run folds receipts while its workers commit."""
+    dataset = Dataset.begin(open_store(str(tmp_path)), make_format(layout), create=True)
+    shards = [make_shard(ROWS, f"{number:016x}", first=ROWS * number) for number in range(40)]
+    with ThreadPoolExecutor(4) as workers:
+        commits = [
+            workers.submit(attempt, dataset, shard, (0,) if n % 5 == 0 else ()) for n, shard in enumerate(shards)
+        ]
+        while not all(commit.done() for commit in commits):
+            fold_receipts(dataset)
+    assert {receipt.shard: (receipt.done, receipt.failed) for receipt in read_receipts(dataset, repair=False)} == {
+        shard.id: (ROWS - (n % 5 == 0), int(n % 5 == 0)) for n, shard in enumerate(shards)
+    }
+    assert verify_output(dataset.uri).faults == []
 
 
 TestOutputs = Outputs.TestCase

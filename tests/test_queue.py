@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -74,6 +75,9 @@ class InMemory:
     def has_room(self, tried: Try[Shard], /) -> bool:
         return any(process.has_room(tried) for process in self.processes)
 
+    def in_progress(self) -> list[list[tuple[Shard, Any]]]:
+        return [[(tried.unit, None) for tried in process.held] for process in self.processes]
+
     def submit(self, tried: Try[Shard], /) -> None:
         self.attempts.append(tried)
         roomy = [process for process in self.processes if process.has_room(tried)]
@@ -122,6 +126,7 @@ def run(queue: WorkQueue[Shard], pool: InMemory, control: Control | None = None)
         committed=lambda shard, _: books.done.extend(row.id for row in shard.rows),
         failed=note_failed,
         retried=note_retry,
+        progressed=lambda _held: None,
     )
     return books
 

@@ -156,9 +156,9 @@ def test_a_live_holder_elsewhere_is_left_alone(local: Store, monkeypatch: pytest
 def test_a_lease_that_nobody_can_read_holds_nobody_up(local: Store, content: bytes) -> None:
     """It is advice."""
     local.write(lease.KEY, content)
-    assert not lease.is_held(local)
+    assert lease.live_holder(local) is None
     with Lease(local, "mine"):
-        assert lease.is_held(local)
+        assert lease.live_holder(local) is not None
 
 
 def test_sixteen_bits_become_eight() -> None:

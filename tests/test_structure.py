@@ -92,6 +92,7 @@ ORDER = """
     cli
     report
     driver scores sweeps embedded
+    tally
     estimate engine
     scoring
     diffusion

@@ -58,17 +58,24 @@ class Squaring:
 class _Squarer:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._in_work: dict[str, int] = {}
 
     def run(self, unit: Numbers, /) -> Squares:
         if 13 in unit.values:
             os._exit(1)
         if 7 in unit.values:
             raise InputError("7 has no square")
+        self._in_work[unit.id] = len(unit.values)
+        if 30 in unit.values:
+            time.sleep(2.5)  # longer than the pool waits before it asks
         if 5 in unit.values and self._first("5"):
             raise StoreError("the store is busy")
         if 3 in unit.values and self._first("3"):
             raise DeviceLost("a kernel failed")
         return Squares(squares=tuple((value, value**2) for value in unit.values), process=os.getpid())
+
+    def progress(self) -> dict[str, int]:
+        return dict(self._in_work)
 
     def _first(self, name: str) -> bool:
         try:
@@ -87,14 +94,15 @@ def test_another_kind_of_work_runs_on_the_pool(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("batchgen.engine.queue._FIRST_PAUSE", 0.01)
     # Ray's workers must find the class; a module of the tests is none of theirs
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
-    units = [Numbers(values=values) for values in ((1, 2, 3, 4), (5, 6), (7, 8), (11, 12, 13, 14), (20, 21))]
+    units = [Numbers(values=values) for values in ((1, 2, 3, 4), (5, 6), (7, 8), (11, 12, 13, 14), (20, 21), (30, 31))]
     done: dict[int, int] = {}
     failed: list[tuple[tuple[int, ...], ErrorClass]] = []
     retried: list[ErrorClass] = []
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("long" * 20)))  # no socket's path may be so long
-    said: list[str] = []
+    placed: list[str] = []
+    said: set[int] = set()
     notices: list[str] = []
-    with cluster(None, 2, said.append) as _capacity:
+    with cluster(None, 2, placed.append) as _capacity:
         pool = Pool(Work(make_worker=Squaring(folder=tmp_path).make_worker), 2, WorkerResources(), notices.append)
         try:
             drive(
@@ -105,14 +113,18 @@ def test_another_kind_of_work_runs_on_the_pool(tmp_path: Path, monkeypatch: pyte
                 committed=lambda _unit, receipt: done.update(receipt.squares),
                 failed=lambda unit, why, _attempts: failed.append((unit.values, why.error_class)),
                 retried=lambda _unit, why: retried.append(why.error_class),
+                progressed=lambda held: said.update(
+                    n for units in held for unit, n in units if 30 in unit.values and n
+                ),
             )
         finally:
             pool.close()
-    assert done == {n: n**2 for n in (1, 2, 3, 4, 5, 6, 11, 12, 14, 20, 21)}
+    assert done == {n: n**2 for n in (1, 2, 3, 4, 5, 6, 11, 12, 14, 20, 21, 30, 31)}
+    assert said == {2}
     assert sorted(failed) == [((7, 8), ErrorClass.INPUT), ((13,), ErrorClass.WORKER)]
     assert (tmp_path / "5").exists() and (tmp_path / "3").exists()  # both failed once
     assert retried
-    assert [line.endswith("Ray keeps them in /tmp/ray") for line in said] == [True]
+    assert [line.endswith("Ray keeps them in /tmp/ray") for line in placed] == [True]
 
 
 def test_the_toy_kind_is_one_as_the_engine_knows_it() -> None:
@@ -180,8 +192,13 @@ def _drawn(text: str) -> dict[str, str]:
 
 
 def test_exit_codes_are_those_of_the_tree() -> None:
-    """DESIGN: 2 for input, 3 for an interruption, 4 for infrastructure; what is neither is a mistake of ours."""
-    known: dict[type[Any], int] = {errors.InputError: 2, errors.Interrupted: 3, errors.InfrastructureError: 4}
+    """DESIGN: 2 for input, 3 for an interruption, 4 for infrastructure, 5 for a watched run that died."""
+    known: dict[type[Any], int] = {
+        errors.InputError: 2,
+        errors.Interrupted: 3,
+        errors.InfrastructureError: 4,
+        errors.RunDied: 5,
+    }
     for kind in vars(errors).values():
         if inspect.isclass(kind) and issubclass(kind, errors.BatchgenError):
             assert kind.exit_code == next((code for base, code in known.items() if issubclass(kind, base)), 1)

@@ -26,7 +26,7 @@ from batchgen.driver import resolved_rows
 from batchgen.errors import DeviceLost, OutOfDeviceMemory
 from batchgen.job import Job
 from batchgen.options import ImageFormat, Layout
-from batchgen.rows import MicroBatch, Receipt, Row
+from batchgen.rows import MicroBatch, Receipt, Row, ShardProgress
 from batchgen.sharding import Sizing, make_shards
 from batchgen.storage import open_store
 
@@ -67,7 +67,9 @@ def run(
         run="r", store=dataset.uri, storage_options={}, output=dataset.format, models=resolved.models,
         device="cpu", dtype="float32", dtypes={},
     )  # fmt: skip
-    receipt = GenerationWorker(settings).run(shard)
+    worker = GenerationWorker(settings)
+    receipt = worker.run(shard)
+    assert worker.progress() == {}
     (ledger,) = (folder / "out" / "failures").glob("*.parquet")
     return receipt, pq.read_table(ledger).to_pylist()
 
@@ -95,6 +97,28 @@ def test_one_bad_row_does_not_harm_its_mates(model: Path, calls: list[int], tmp_
     assert calls == [4, 4, 1, 1, 1, 1, 4]  # the last one is the canary's
     assert [row["error_class"] for row in ledger] == ["input"]
     assert "ring.safetensors" in ledger[0]["error"]
+
+
+def test_progress_counts_images_as_they_are_made(model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What a worker says before each call: the rows behind it, and their images once they are stored."""
+    said: list[ShardProgress] = []
+    original = GenerationWorker._generate
+
+    def telling(self: GenerationWorker, *args: Any) -> None:
+        for future in self._in_work[next(iter(self._in_work))].pending.values():
+            future.result()
+        said.extend(self.progress().values())
+        original(self, *args)
+
+    monkeypatch.setattr(GenerationWorker, "_generate", telling)
+    embedding = tmp_path / "ring.safetensors"
+    save_file({"emb_params": torch.zeros(1, 32)}, embedding)
+    rows: list[dict[str, Any]] = [{"prompt": "a ring", "seed": n} for n in range(11)]
+    rows.append({**rows[0], "seed": 11, "embeddings": [{"path": str(embedding), "token": "ring"}]})
+    receipt, _ = run(tmp_path, model, rows, damage=embedding)
+    assert [progress[:2] for progress in said] == [(n, n) for n in (0, 4, 8, 8, 9, 10, 11)]
+    assert said[-1].seconds == pytest.approx(receipt.seconds)
+    assert 0 == said[0].seconds < said[1].seconds
 
 
 def test_many_rows_that_fail_alike_do_not_harm_the_rest(model: Path, calls: list[int], tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Commands on an output: status, verify, retry."""
 
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 
 import click
@@ -13,27 +14,41 @@ __all__ = ["retry", "status", "verify"]
 
 @click.command()
 @click.argument("output")
-@click.option("--watch", is_flag=True, help="Print again every few seconds until all rows are made.")
+@click.option("--watch", is_flag=True, help="Print again every few seconds until no run goes on.")
 @json_option
 def status(output: str, watch: bool, as_json: bool) -> None:
     """Print how far an output is: done, failed, left, rate, time to go, failures by class.
 
     OUTPUT is a folder or s3://bucket/prefix, or a job file that names it and its [storage_options].
 
+    With --watch the exit code says how the run ended: 0, 1 where rows failed, 3 where it was stopped, 4 where it
+    failed, 5 where it died without a word. With --json too, each look is a line.
+
     \b
     Examples:
       batchgen status out/quickstart
       batchgen status jobs/nightly.toml --watch
     """
-    from batchgen.report.status import follow, read_status, status_table
+    from rich.live import Live
+
+    from batchgen.report.status import follow, raise_for_end, read_status, status_table
 
     uri, options = named_output(output)
-    if as_json:
-        say_json(asdict(read_status(uri, options)))
-    elif watch:
-        follow(uri, stdout(), options)
-    else:
-        stdout().print(status_table(read_status(uri, options)))
+    if not watch:
+        now = read_status(uri, options)
+        if as_json:
+            say_json(asdict(now))
+        else:
+            stdout().print(status_table(now))
+        return
+    with nullcontext() if as_json else Live(console=stdout(), auto_refresh=False) as live:
+        for now in follow(uri, options):
+            if live is None:
+                say_json(asdict(now))
+            else:
+                live.update(status_table(now), refresh=True)
+    raise_for_end(now)
+    sys.exit(ROWS_FAILED if now.failed else OK)
 
 
 @click.command()

@@ -95,7 +95,7 @@ def generation_options(command: _Command) -> _Command:
                 "--shard-rows",
                 type=click.IntRange(min=1),
                 metavar="N",
-                help="Rows of one shard. Default: 1 to 10 minutes of work.",
+                help="Rows of one shard. Default: about a minute of work.",
             ),
             click.option(
                 "--batch-size",

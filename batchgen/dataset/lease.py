@@ -5,7 +5,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,25 +13,27 @@ from typing import Any, Self
 from batchgen.errors import AlreadyExists, OutputBusy, StoreError
 from batchgen.storage import Store, read_json
 
-__all__ = ["Lease", "is_held"]
+__all__ = ["Lease", "live_holder"]
 
 KEY = ".batchgen/lease"
-RENEW_EVERY = 20.0  # seconds
+RENEW_EVERY = 10.0  # seconds
 WATCH_EVERY = 2.0  # seconds
 _FIELDS = {"run", "host", "boot", "pid", "process_started", "renewed", "released"}
-EXPIRES_AFTER = 90.0  # seconds; four renewals missed: the holder is dead, or its store is
+EXPIRES_AFTER = 90.0  # seconds; eight renewals missed: the holder is dead, or its store is
 
 
 class Lease:
     """Held from `__enter__` to `__exit__`, renewed by a thread in between.
 
-    A holder on this machine whose process is gone is replaced at once, one elsewhere after `EXPIRES_AFTER`.
+    A holder on this machine whose process is gone is replaced at once, one elsewhere after `EXPIRES_AFTER`. What `said`
+    is set to goes out with the next renewal.
     """
 
     def __init__(self, store: Store, run: str, *, progress: Callable[[str], None] = lambda _: None) -> None:
         self._store = store
         self._run = run
         self._progress = progress
+        self.said: Mapping[str, Any] = {}  # what the holder says of its work, for JSON
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
@@ -91,14 +93,15 @@ class Lease:
             "process_started": _process_started(os.getpid()),
             "renewed": time.time(),
             "released": released,
+            "said": dict(self.said),
         }
         return json.dumps(holder).encode()
 
 
-def is_held(store: Store) -> bool:
-    """Whether a live run holds the output's lease."""
+def live_holder(store: Store) -> Mapping[str, Any] | None:
+    """The live run that holds the output's lease, with its `run`, when it `renewed` and what it `said`; None: none."""
     holder = _holder(store)
-    return holder is not None and _is_live(holder)
+    return {"said": {}, **holder} if holder is not None and _is_live(holder) else None
 
 
 def _holder(store: Store) -> dict[str, Any] | None:

@@ -28,7 +28,7 @@ from batchgen.errors import Damaged
 from batchgen.identity import shard_id
 from batchgen.rows import DoneRow, Receipt
 
-__all__ = ["DoneRows", "done_rows", "fold_receipts", "read_done", "read_receipts", "snapshot_digests"]
+__all__ = ["FOLD_ABOVE", "DoneRows", "done_rows", "fold_receipts", "read_done", "read_receipts", "snapshot_digests"]
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")

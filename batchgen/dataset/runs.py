@@ -5,16 +5,28 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 
-from batchgen.dataset.lease import is_held
 from batchgen.errors import StoreError
 from batchgen.rows import Receipt
 from batchgen.storage import Store, read_json
 from batchgen.version import __version__
 
-__all__ = ["FINISHED", "LIMIT_REACHED", "RunRecord", "Standing", "latest_run", "new_run_name", "standing", "write_run"]
+__all__ = [
+    "FAILED",
+    "FINISHED",
+    "KILLED",
+    "LIMIT_REACHED",
+    "RUNNING",
+    "RunRecord",
+    "Standing",
+    "latest_run",
+    "new_run_name",
+    "standing",
+    "write_run",
+]
 
 RUNS = ".batchgen/runs"
-FINISHED, LIMIT_REACHED = "finished", "limit reached"  # outcomes; others are what stopped a run
+RUNNING, FINISHED, LIMIT_REACHED, KILLED = "running", "finished", "limit reached", "killed"
+FAILED = "failed"  # with a colon and why; other outcomes are what stopped a run
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,8 +52,9 @@ class RunRecord:
     cpus: int = 0
     gpus: int = 0
     batchgen: str = __version__
+    paces: Mapping[str, float] = field(default_factory=dict)  # by which shards were cut: `sharding.settle_paces`
     finished: float | None = None
-    outcome: str = "running"
+    outcome: str = RUNNING
 
 
 def write_run(store: Store, record: RunRecord) -> None:
@@ -76,13 +89,14 @@ class Standing:
         return self.rows - self.done - self.failed
 
 
-def standing(store: Store, record: RunRecord, receipts: Iterable[Receipt]) -> Standing:
+def standing(record: RunRecord, receipts: Iterable[Receipt], *, held: bool) -> Standing:
     """How far a run came, or has come by now.
 
     Args:
-        store: the output.
-        record: of its latest run.
+        record: of the latest run.
         receipts: of all shards; those of other runs do not count.
+        held: whether a live run held the output's lease, looked at before the record was read: a run records its
+            end before it lets go.
     """
     made = failed = 0
     for receipt in receipts:
@@ -90,7 +104,7 @@ def standing(store: Store, record: RunRecord, receipts: Iterable[Receipt]) -> St
             made += receipt.done
             failed += receipt.failed
     return Standing(
-        outcome="killed" if record.outcome == "running" and not is_held(store) else record.outcome,
+        outcome=KILLED if record.outcome == RUNNING and not held else record.outcome,
         rows=record.rows,
         done=record.done_before + made,
         failed=record.failed_before + failed,

@@ -8,6 +8,7 @@ from typing import Any
 
 from batchgen.dataset.carried import computed_prints, said_prints
 from batchgen.dataset.dataset import READERS, Dataset, DatasetRow, Marker
+from batchgen.dataset.lease import live_holder
 from batchgen.dataset.progress import read_receipts, snapshot_digests
 from batchgen.dataset.runs import latest_run, standing
 from batchgen.errors import ImageError, StoreError
@@ -72,8 +73,9 @@ def verify_output(
     receipts = {
         receipt.shard: receipt for receipt in read_receipts(dataset, repair=False, missing=True, damaged=lambda _: None)
     }
+    held = live_holder(dataset.store) is not None
     if (record := latest_run(dataset.store)) is not None:
-        now = standing(dataset.store, record, receipts.values())
+        now = standing(record, receipts.values(), held=held)
         found.outcome, found.left = now.outcome, max(0, now.left)
     with ThreadPoolExecutor(READERS) as pool:
         check = _Check(dataset, pool, deep, clean, found, snapshot_digests(dataset), {})

@@ -8,6 +8,7 @@ at a time, and every row draws its noise from a CPU generator of its own, made a
 
 import gc
 import os
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -86,6 +87,7 @@ class PipelineHost:
         self._load_components = load
         self._loaded: _Loaded | None = None
         self._refiner: _Loaded | None = None
+        self.loading_seconds = 0.0  # spent on reading models so far
         self.environment = Environment(
             device="cpu" if device == "cpu" else torch.cuda.get_device_name(),
             dtype=", ".join([dtype, *(f"{name} {own}" for name, own in sorted(self._loading.dtypes.items()))]),
@@ -208,14 +210,19 @@ class PipelineHost:
         return self._loaded
 
     def _read(self, model: Model) -> _Loaded:
+        started = time.perf_counter()
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         require_unchanged(model)
         components = self._load_components(model, device=self._device, dtype=self._dtype, how=self._loading)
+        loaded: _Loaded
         if model.family is Family.PIXELS:
-            return PixelModel(model, components, self._dtype)
-        return LoadedModel(model, components, self._dtype, tiled=self._loading.low_memory)
+            loaded = PixelModel(model, components, self._dtype)
+        else:
+            loaded = LoadedModel(model, components, self._dtype, tiled=self._loading.low_memory)
+        self.loading_seconds += time.perf_counter() - started
+        return loaded
 
 
 def _keeper(seen: dict[int, torch.Tensor], wanted: Collection[int]) -> AfterStep | None:

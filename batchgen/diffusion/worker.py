@@ -37,7 +37,7 @@ from batchgen.manifest.columns import image_column
 from batchgen.manifest.files import embedded_bytes
 from batchgen.models.catalog import Model
 from batchgen.options import Memory, Safety
-from batchgen.rows import FailedRow, MicroBatch, Receipt, Row, Shard, Status, failed_row
+from batchgen.rows import FailedRow, MicroBatch, Receipt, Row, Shard, ShardProgress, Status, failed_row
 from batchgen.sharding import key_model
 from batchgen.storage import open_store, read_input
 from batchgen.work import Failure, failure_of
@@ -66,6 +66,7 @@ class _ShardWork:
     pending: dict[str, Future[_Made]] = field(default_factory=dict)
     failed: dict[str, FailedRow] = field(default_factory=dict)
     seconds: float = 0.0
+    computed: int = 0  # rows that went through the device
     last_failure: Failure | None = None  # of a row in a call of its own
     alike: int = 0  # rows that failed so, one after the other
     key_failure: Failure | None = None  # of all rows of the batch key
@@ -79,6 +80,12 @@ class _ShardWork:
         left = self.left(self.rows)
         count = min(count, len(left))
         return [left[(number + 1) * len(left) // count - 1] for number in range(count)]
+
+    def progress(self) -> ShardProgress:
+        """How far the shard is; may be asked from another thread than those that work on it."""
+        ended = [future for future in list(self.pending.values()) if future.done()]
+        made = sum(future.exception() is None for future in ended)
+        return ShardProgress(made=made, computed=self.computed, seconds=self.seconds)
 
     def fail(self, row: Row, error_class: ErrorClass, error: str) -> None:
         self.failed[row.id] = failed_row(row, error_class, error)
@@ -108,6 +115,7 @@ class GenerationWorker:
         )
         self._canary = Canary(self._host)
         self._device = threading.Lock()
+        self._in_work: dict[str, _ShardWork] = {}
         self._encoders = ThreadPoolExecutor(ENCODERS, thread_name_prefix="encode")
         self._fetchers = ThreadPoolExecutor(FETCHERS, thread_name_prefix="fetch")
 
@@ -121,8 +129,18 @@ class GenerationWorker:
             CanaryDied: what this worker makes cannot be trusted; it read its model anew for the next attempt.
             DeviceLost: the process cannot use the device any more.
         """
+        work = self._in_work[shard.id] = _ShardWork(rows=shard.rows)
+        try:
+            return self._run(shard, work)
+        finally:
+            del self._in_work[shard.id]
+
+    def progress(self) -> Mapping[str, ShardProgress]:
+        """How far the shards in work are, by id."""
+        return {shard: work.progress() for shard, work in list(self._in_work.items())}
+
+    def _run(self, shard: Shard, work: _ShardWork) -> Receipt:
         attempt = Attempt(self._dataset, shard, self._settings.run)
-        work = _ShardWork(rows=shard.rows)
         inputs = self._fetch(shard.rows, work)
         good = Shard(
             id=shard.id,
@@ -221,7 +239,7 @@ class GenerationWorker:
         attempt: Attempt,
         work: _ShardWork,
     ) -> None:
-        started = time.perf_counter()
+        started, loading = time.perf_counter(), self._host.loading_seconds
         refiner = batch.rows[0].parameters.refining.refiner
         with device_errors(batch.size):
             pictures = self._canary.generate(
@@ -231,8 +249,9 @@ class GenerationWorker:
                 refiner=None if refiner is None else self._settings.models[refiner],
                 save_steps=self._settings.save_steps,
             )
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started - (self._host.loading_seconds - loading)
         work.seconds += seconds
+        work.computed += len(batch.rows)
         environment = self._host.environment
         about = _made_by(environment, model, batch.size) | {"seconds": seconds / len(batch.rows)}
         for number, row in enumerate(batch.rows):

@@ -29,6 +29,7 @@ class Workers(Protocol):
     def has_room(self, tried: Try[Any], /) -> bool: ...
     def submit(self, tried: Try[Any], /) -> None: ...
     def wait(self, seconds: float, /) -> Sequence[Finished[Any]]: ...
+    def in_progress(self) -> Sequence[Sequence[tuple[Any, Any]]]: ...
 
 
 class Control:
@@ -57,6 +58,7 @@ def drive(
     committed: Callable[[_Unit, Any], None],
     failed: Callable[[_Unit, Failure, int], None],
     retried: Callable[[_Unit, Failure], None],
+    progressed: Callable[[Sequence[Sequence[tuple[_Unit, Any]]]], None],
 ) -> None:
     """Run until nothing is left, or until `control` says stop and what is in work has come back.
 
@@ -68,6 +70,8 @@ def drive(
         committed: called with each unit that is done and its receipt.
         failed: called with a unit that is not tried again, why, and after how many attempts.
         retried: called with a unit that will be tried again, and why.
+        progressed: called at least every `HEARTBEAT` with the units in work, by worker that is up, and what it said
+            last of each.
 
     Raises:
         InfrastructureError: store, model or workers keep failing.
@@ -88,6 +92,7 @@ def drive(
                 retried(unit, result)
             else:
                 failed(given_up, result, sum(finished.tried.failures.values()) + 1)
+        progressed(workers.in_progress())
 
 
 @contextmanager

@@ -6,7 +6,8 @@ is replaced, and its units come back as failures. Knows nothing of what the work
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +26,7 @@ _DEATH = "the worker process died (killed, out of memory, or with its node)"
 STARTS_IN_A_ROW = 3  # rounds of workers that die before they are ready; more of the same would not help
 _LONGEST_WAIT = 60.0  # minutes without any worker; cloud nodes with GPUs come within 10, where there are any
 _LOOK = 3.0  # seconds between looks at the nodes, each of some milliseconds
+ASK_EVERY = 1.0  # seconds between questions to a worker how far it is
 _LATELY = 60.0  # seconds; a node is known to be dead a few after its workers are
 _NOTICE = 60.0  # seconds between lines about workers that are not up
 
@@ -49,6 +51,10 @@ class _Actor:
         except Exception as error:  # it belongs to the unit, and must not end the worker
             return failure_of(error)
 
+    def progress(self) -> Mapping[str, Any]:
+        """What the worker says of the units it has in work."""
+        return self._worker.progress()
+
 
 @dataclass(kw_only=True, slots=True)
 class _Place:
@@ -60,6 +66,9 @@ class _Place:
     node: str = ""  # id of the node that the actor is up on
     running: dict[Any, Try[Any]] = field(default_factory=dict)
     at_once: int = 1
+    asked: Any = None  # the reference of a question how far it is
+    asked_at: float = 0.0  # of time.monotonic()
+    said: Mapping[str, Any] = field(default_factory=dict)  # by unit
 
     def has_room(self, tried: Try[Any]) -> bool:
         """Whether the worker is up and free; one that runs a unit alone is not."""
@@ -110,7 +119,7 @@ class Pool:
             notice(f"no node of the cluster can hold a worker now ({described(self._wanted)}); waiting for one")
         self._actor_class = ray.remote(
             max_restarts=0,
-            max_concurrency=work.at_once,
+            max_concurrency=work.at_once + 1,  # one thread to say how far the units are
             num_cpus=self._wanted.get("CPU", 0),
             num_gpus=self._wanted.get("GPU", 0),
             memory=int(self._wanted.get("memory", 0)) or None,
@@ -143,6 +152,13 @@ class Pool:
         """Give a unit to the worker with least in work; only when `has_room`."""
         place = min((p for p in self._places if p.has_room(tried)), key=lambda place: len(place.running))
         place.running[place.actor.run.remote(tried.unit)] = tried
+
+    def in_progress(self) -> list[list[tuple[Any, Any]]]:
+        """For each worker that is up, its units in work, and what it said last of each; None until it does."""
+        up = [place for place in self._places if place.starting is None]
+        for place in up:
+            self._ask(place)
+        return [[(tried.unit, place.said.get(tried.unit.id)) for tried in place.running.values()] for place in up]
 
     def wait(self, seconds: float) -> list[Finished[Any]]:
         """Attempts that ended within `seconds`; returns earlier when there are some, or a worker came up.
@@ -177,6 +193,15 @@ class Pool:
         """Stop all workers at once; what they have in work is lost and was not committed."""
         for place in self._places:
             ray.kill(place.actor)
+
+    def _ask(self, place: _Place) -> None:
+        """Take a worker's answer if it is there, and ask again where it is time; waits for nothing."""
+        if place.asked is not None and ray.wait([place.asked], timeout=0)[0]:
+            with suppress(RayError):  # a worker that died is found by its units
+                place.said = ray.get(place.asked)
+            place.asked = None
+        if place.asked is None and place.running and time.monotonic() - place.asked_at >= ASK_EVERY:
+            place.asked, place.asked_at = place.actor.progress.remote(), time.monotonic()
 
     def _start(self) -> _Place:
         actor = self._actor_class.remote(self._work)

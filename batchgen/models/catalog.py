@@ -243,7 +243,6 @@ def hub_configs(name: str) -> tuple[str, Path]:
         raise InputError(
             f"model {name!r} is no folder or file here, and not to be had from the hub: {one_line(error)}"
         ) from error
-    return repository, Path(folder)
 
 
 def _hub_model(name: str) -> Model:

@@ -3,7 +3,7 @@
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -13,8 +13,11 @@ from batchgen.index import Counts
 from batchgen.rows import Receipt
 from batchgen.scores import ScoreSummary
 from batchgen.sweeps import SweepSummary
+from batchgen.tally import RunProgress
 
-__all__ = ["RunDisplay", "duration", "plan_table", "scores_table", "size", "sweep_table"]
+__all__ = ["RunDisplay", "duration", "plan_table", "scores_table", "size", "sweep_table", "time_left"]
+
+LINE_EVERY = 60.0  # seconds between lines of a log while no shard is committed
 
 
 def duration(seconds: float) -> str:
@@ -24,6 +27,13 @@ def duration(seconds: float) -> str:
     if seconds < 7200:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
+
+
+def time_left(seconds: float | None, estimated: bool) -> str:
+    """A time to go, which says so where it is scaled from images of other sizes or steps."""
+    if seconds is None:
+        return "unknown"
+    return f"about {duration(seconds)} (estimated)" if estimated else duration(seconds)
 
 
 def size(count: float) -> str:
@@ -43,8 +53,7 @@ class RunDisplay:
         self._live = console.is_terminal
         self._progress: Progress | None = None
         self._task = TaskID(0)
-        self._begun = 0.0
-        self._to_make = self._done = self._failed = 0
+        self._spoke = 0.0  # when the last line of a log was printed, of time.monotonic()
 
     def notice(self, line: str) -> None:
         """Something worth a line."""
@@ -55,36 +64,30 @@ class RunDisplay:
         known = f", {counts.done:,} done before" if counts.done else ""
         plural = "" if workers == 1 else "s"
         self.notice(f"{to_make:,} of {counts.total:,} rows to make{known}; {workers} worker{plural} on {device}")
-        self._begun, self._to_make = time.monotonic(), to_make
+        self._spoke = time.monotonic()
         if self._live:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
-                TimeRemainingColumn(),
-            )
-            self._progress = Progress(*columns, console=self._console)
+            self._progress = Progress(BarColumn(bar_width=20), TextColumn("{task.description}"), console=self._console)
             self._progress.start()
-            self._task = self._progress.add_task("starting workers", total=to_make, rate="")
+            self._task = self._progress.add_task("starting workers", total=to_make)
 
-    def committed(self, receipt: Receipt) -> None:
-        """A shard is in the dataset."""
-        self._done += receipt.done
-        self._failed += receipt.failed
-        ended = self._done + self._failed
-        rate = self._done / max(time.monotonic() - self._begun, 1e-9)
-        failed = f", {self._failed:,} failed" if self._failed else ""
+    def progressed(self, progress: RunProgress) -> None:
+        """Time has passed, and images may have been made."""
+        said = _said(progress)
         if self._progress is not None:
-            self._progress.update(
-                self._task, completed=ended, description=f"images{failed}", rate=f"{rate:.2f} images/s"
+            self._progress.update(self._task, completed=progress.made + progress.failed, description=said)
+        elif progress.workers and time.monotonic() - self._spoke >= LINE_EVERY:
+            self._spoke = time.monotonic()
+            self.notice(said)
+
+    def committed(self, receipt: Receipt, progress: RunProgress) -> None:
+        """A shard is in the dataset."""
+        self.progressed(progress)
+        if self._progress is None:
+            self._spoke = time.monotonic()
+            self.notice(
+                f"shard {receipt.shard}: {receipt.done} images in {receipt.seconds:.1f} s on {receipt.device}; "
+                f"{_said(progress)}"
             )
-            return
-        left = duration((self._to_make - ended) / rate) if rate else "?"
-        self.notice(
-            f"shard {receipt.shard}: {receipt.done} images in {receipt.seconds:.1f} s on {receipt.device}; "
-            f"{ended:,}/{self._to_make:,}{failed}, {rate:.2f} images/s, {left} left"
-        )
 
     def end(self) -> None:
         """No more will come."""
@@ -111,12 +114,28 @@ def scores_table(summary: ScoreSummary) -> Table:
     return table
 
 
+def _said(progress: RunProgress) -> str:
+    """How far a run is: what is made may not be committed yet, and a kill loses it."""
+    rate, estimate = progress.images_a_second, progress.estimate
+    if not (progress.workers or progress.made):
+        parts = ["starting workers"]
+    else:
+        parts = [f"{progress.made:,}/{progress.to_make:,} made", f"{progress.committed:,} committed"]
+    if progress.failed:
+        parts.append(f"{progress.failed:,} failed")
+    if rate is not None:
+        parts.append(f"{rate:.2f} images/s")
+    if estimate is not None:
+        parts.append(f"{time_left(estimate.seconds, not estimate.is_measured)} to go")
+    return ", ".join(parts)
+
+
 def plan_table(plan: PlanSummary) -> Table:
     """A plan as a table of two columns."""
     table = Table(show_header=False, box=None, pad_edge=False)
     unknown = "unknown; the first run over this output measures it"
-    work = unknown if plan.device_seconds is None else duration(plan.device_seconds)
-    wait = unknown if plan.seconds is None else duration(plan.seconds)
+    work = unknown if plan.device_seconds is None else time_left(plan.device_seconds, plan.estimated)
+    wait = unknown if plan.seconds is None else time_left(plan.seconds, plan.estimated)
     for name, value in (
         ("rows", f"{plan.rows:,}"),
         ("done already", f"{plan.done:,}"),

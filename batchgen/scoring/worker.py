@@ -56,6 +56,10 @@ class ScoringWorker:
         self._scorers: dict[str, Scorer] = {}
         self._lock = Lock()
 
+    def progress(self) -> Mapping[str, Any]:
+        """Nothing: a shard is scored in seconds, and told when it is."""
+        return {}
+
     def run(self, unit: ScoreUnit, /) -> Scored:
         """Score a shard and store its tables.
 
