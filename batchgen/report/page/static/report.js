@@ -434,8 +434,8 @@ const report = (() => {
     index(given) {
       data = given;
       const names = data.axes.map((one) => one.name);
-      const free = names.filter((name) => name !== "seed");
-      [state.rows, state.columns, state.tabs] = [free[0] ?? names[0] ?? NONE, free[1] ?? NONE, NONE];
+      const free = data.axes.filter((one) => one.name !== "seed").sort((a, b) => b.values.length - a.values.length);
+      [state.rows, state.columns, state.tabs] = [free[0]?.name ?? names[0] ?? NONE, free[1]?.name ?? NONE, NONE];
       readAddress();
       const title = `${data.outputs.join(", ")}`;
       document.title = `${title} · report`;
