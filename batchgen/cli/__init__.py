@@ -13,6 +13,7 @@ from batchgen.cli.generating import plan, run, validate
 from batchgen.cli.manifests import manifest, sweep
 from batchgen.cli.outputs import retry, status, verify
 from batchgen.cli.prompts import explain
+from batchgen.cli.reports import report
 from batchgen.cli.scoring import score, select
 from batchgen.cli.shared import say
 from batchgen.errors import BatchgenError, InfrastructureError, Interrupted, one_line
@@ -60,5 +61,5 @@ def main() -> None:
     """
 
 
-for _command in (run, validate, plan, sweep, manifest, status, verify, retry, score, select, explain):
+for _command in (run, validate, plan, sweep, manifest, status, verify, retry, score, select, report, explain):
     main.add_command(_command)

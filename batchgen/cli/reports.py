@@ -1,0 +1,46 @@
+"""The command that shows outputs: report."""
+
+import json
+from dataclasses import asdict
+
+import click
+
+from batchgen.cli.shared import json_option, named_output
+from batchgen.errors import InputError
+
+__all__ = ["report"]
+
+
+@click.command()
+@click.argument("outputs", nargs=-1, required=True, metavar="OUTPUT...")
+@click.option("--output", "-o", "folder", metavar="FOLDER", help="Where it goes. Default: report/ in the one OUTPUT.")
+@click.option("--copy", is_flag=True, help="Copy the pictures into a report that could link to them.")
+@json_option
+def report(outputs: tuple[str, ...], folder: str | None, copy: bool, as_json: bool) -> None:
+    """Show outputs as a static page: a grid over any axes, scores, charts, every parameter.
+
+    OUTPUT is a folder or s3://bucket/prefix, or a job file that names it. Several are compared: their name is one more
+    axis. FOLDER may be a bucket's prefix as well. The page opens from a file and from any static host; it links to the
+    pictures where it lies in the output that holds them, and else copies them.
+
+    \b
+    Examples:
+      batchgen report out/compare
+      batchgen report out/monday out/tuesday --output out/two-nights
+    """
+    from batchgen.report.page import write_report
+
+    named = [named_output(output) for output in outputs]
+    uris = [uri for uri, _ in named]
+    if folder is None:
+        if len(uris) > 1:
+            raise InputError("--output is missing: several outputs have no one folder for their report")
+        folder = f"{uris[0].rstrip('/')}/report"
+    found = write_report(uris, folder, copy=copy, storage_options=named[0][1])
+    if as_json:
+        click.echo(json.dumps(asdict(found)))
+        return
+    unreadable = f", {found.unreadable:,} of them not readable" if found.unreadable else ""
+    scores = f", scores {', '.join(found.scores)}" if found.scores else ", no scores"
+    click.echo(f"{found.pictures:,} pictures{unreadable} over {', '.join(found.axes)}{scores}: ", nl=False, err=True)
+    click.echo(f"{found.report}/index.html")

@@ -1,0 +1,97 @@
+"""What a report shows of outputs: a record a picture, the axes that pictures differ in, and their scores."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from batchgen.dataset.dataset import DatasetRow
+from batchgen.manifest.columns import COLUMNS
+from batchgen.manifest.sweep import label
+
+__all__ = ["Axis", "Shown", "find_axes", "finite", "manifest_row", "plain_cells"]
+
+_AXIS = "axis_"
+OUTPUT = "output"  # the axis of several outputs
+_VARIED = (  # columns that make axes where no sweep named any, and the most values that an axis has
+    ("model", 30),
+    ("prompt", 2000),
+    ("scheduler", 30),
+    ("num_inference_steps", 30),
+    ("guidance_scale", 30),
+    ("strength", 30),
+    ("width", 30),
+    ("height", 30),
+    ("seed", 64),
+)
+_KEPT_APART = frozenset({"step_images", "status", "image", "file_name"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Axis:
+    """Something that pictures differ in."""
+
+    name: str
+    values: Sequence[Any]  # numbers in order, others as they were met
+    is_number: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shown:
+    """A picture of a report."""
+
+    cells: Mapping[str, Any]  # its metadata, without pictures and what is null
+    output: str
+    link: str | None  # to the picture, seen from the report's folder; None where it cannot be read
+    scores: Mapping[str, float]
+    at: dict[str, str] = field(default_factory=dict)  # labels by axis
+
+
+def plain_cells(row: DatasetRow) -> dict[str, Any]:
+    """A row's metadata without pictures and what is null."""
+    return {name: cell for name, cell in row.cells.items() if cell is not None and name not in _KEPT_APART}
+
+
+def finite(scores: Mapping[str, Any]) -> dict[str, float]:
+    """The scores that are numbers."""
+    numbers = {name: score for name, score in scores.items() if isinstance(score, (int, float))}
+    return {name: float(score) for name, score in numbers.items() if math.isfinite(score) and score is not True}
+
+
+def find_axes(shown: Sequence[Shown]) -> list[Axis]:
+    """What pictures differ in: the axes of sweeps, else columns with few values; and their outputs, where several.
+
+    Each picture's place is noted in it.
+    """
+    swept = [name for name in dict.fromkeys(name for one in shown for name in one.cells) if name.startswith(_AXIS)]
+    named = {name.removeprefix(_AXIS): name for name in swept}
+    columns = named or {name: name for name, most in _VARIED if 1 < len(_labels(shown, name)) <= most}
+    if len(swept) > 1 and "model" not in named and len(_labels(shown, "model")) > 1:
+        columns = {**columns, "model": "model"}
+    axes = [_axis(shown, name, [one.cells.get(column) for one in shown]) for name, column in columns.items()]
+    if len({one.output for one in shown}) > 1:
+        axes.append(_axis(shown, OUTPUT, [one.output for one in shown]))
+    return [axis for axis in axes if len(axis.values) > 1] or axes[:1]
+
+
+def _labels(shown: Sequence[Shown], column: str) -> set[str]:
+    return {label(one.cells.get(column)) for one in shown}
+
+
+def _axis(shown: Sequence[Shown], name: str, cells: Sequence[Any]) -> Axis:
+    values: dict[str, Any] = {}
+    for one, cell in zip(shown, cells, strict=True):
+        if isinstance(cell, (list, dict)):
+            cell = json.dumps(cell, ensure_ascii=False)
+        values.setdefault(label(cell), cell)
+        one.at[name] = label(cell)
+    is_number = all(isinstance(cell, (int, float)) and not isinstance(cell, bool) for cell in values.values())
+    ordered = sorted(values.values()) if is_number else list(values.values())
+    return Axis(name=name, values=ordered, is_number=is_number)
+
+
+def manifest_row(cells: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of a manifest that makes the picture again, from its metadata."""
+    row = {name: cells[name] for name in COLUMNS if name in cells and name not in ("id", "task")}
+    return {"id": cells["id"], **row}

@@ -1,0 +1,257 @@
+"""Writes a report: pictures are read once, thumbnails and data go into few objects, at any place that takes objects.
+
+index.html, report.css, report.js, vendor/    the page; opens from a file as well as from a bucket
+data/index.js        axes, scores and places of all pictures; effects, runs, failures
+data/rows-000.js     every parameter of 500 pictures, fetched when one of them is opened
+data/charts.js       Vega-Lite specifications
+thumbs/000.webp      256 thumbnails
+pictures/            the pictures themselves, where the report does not lie in the output that holds them
+pivot.csv, pivot.parquet, sheet.png
+"""
+
+import io
+import json
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib import resources
+from itertools import islice
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+from PIL import Image
+
+from batchgen.dataset.dataset import Dataset, DatasetRow, open_dataset
+from batchgen.dataset.progress import read_receipts
+from batchgen.dataset.runs import latest_run
+from batchgen.errors import InputError, StoreError
+from batchgen.manifest.sweep import label
+from batchgen.options import Layout
+from batchgen.report.page.charts import charts
+from batchgen.report.page.collect import Axis, Shown, find_axes, finite, manifest_row, plain_cells
+from batchgen.report.page.effects import effects
+from batchgen.report.page.sheet import draw_axes
+from batchgen.report.page.sprites import ACROSS, PER_SHEET, SIDE, sheets
+from batchgen.scoring.tables import scores_of
+from batchgen.storage import Store, open_store
+
+__all__ = ["ReportSummary", "write_report"]
+
+ROWS_A_CHUNK = 500  # pictures whose parameters are in one object: some 500 kB
+READERS = 16  # pictures fetched side by side
+MOST_FAILURES = 1000  # that are listed
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportSummary:
+    """What a report shows."""
+
+    report: str
+    pictures: int
+    unreadable: int
+    axes: Sequence[str]
+    scores: Sequence[str]
+    failed: int
+
+
+def write_report(
+    outputs: Sequence[str], folder: str, *, copy: bool = False, storage_options: Mapping[str, Any] | None = None
+) -> ReportSummary:
+    """Write a report of outputs into a folder.
+
+    Args:
+        outputs: URIs; each is shown under its last name.
+        folder: path or URI of the report; what it holds by the same names is replaced.
+        copy: copy the pictures into the report even where it lies in the output and could link to them.
+        storage_options: passed to the fsspec file systems over what the environment says.
+
+    Raises:
+        InputError: an output is none, or holds no picture.
+        StoreError: an output cannot be read, or the report not be written.
+    """
+    datasets = {name: open_dataset(uri, storage_options) for name, uri in _named(outputs).items()}
+    store = open_store(folder, storage_options)
+    shown: list[Shown] = []
+    pictures = _gathered(datasets, store, copy, shown)
+    for number, sheet in enumerate(sheets(pictures)):
+        store.write(f"thumbs/{number:03d}.webp", sheet)
+    if not shown:
+        raise InputError(f"{', '.join(outputs)}: no picture is done yet; there is nothing to show")
+    axes = find_axes(shown)
+    scores = list(dict.fromkeys(name for one in shown for name in one.scores))
+    points = [(one.at, one.scores) for one in shown]
+    found = effects(points, axes, scores)
+    failures = [failure for name, dataset in datasets.items() for failure in _failures(name, dataset)]
+    index = {
+        "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "outputs": list(datasets),
+        "axes": [{"name": axis.name, "values": axis.values, "number": axis.is_number} for axis in axes],
+        "at": {axis.name: _places(shown, axis) for axis in axes},
+        "scores": {name: [one.scores.get(name) for one in shown] for name in scores},
+        "ids": [one.cells["id"] for one in shown],
+        "links": [one.link for one in shown],
+        "sprite": {"side": SIDE, "per": PER_SHEET, "across": ACROSS},
+        "chunk": ROWS_A_CHUNK,
+        "effects": [asdict(effect) for effect in found],
+        "runs": [run for name, dataset in datasets.items() for run in _runs(name, dataset)],
+        "failures": failures[:MOST_FAILURES],
+        "failed": len(failures),
+    }
+    _write_script(store, "data/index.js", "index", index)
+    for number, start in enumerate(range(0, len(shown), ROWS_A_CHUNK)):
+        rows = [_detail(one) for one in shown[start : start + ROWS_A_CHUNK]]
+        _write_script(store, f"data/rows-{number:03d}.js", "rows", {"chunk": number, "rows": rows})
+    _write_script(store, "data/charts.js", "charts", charts(points, axes, scores, found))
+    _write_pivot(store, shown, axes, scores)
+    store.write("sheet.png", draw_axes([one.at for one in shown], axes, _Thumbnails(store).picture))
+    _write_page(store)
+    return ReportSummary(
+        report=store.uri,
+        pictures=len(shown),
+        unreadable=sum(one.link is None for one in shown),
+        axes=[axis.name for axis in axes],
+        scores=scores,
+        failed=len(failures),
+    )
+
+
+def _named(outputs: Sequence[str]) -> dict[str, str]:
+    """The outputs by their last names; by their whole URIs where those are equal."""
+    names = [PurePosixPath(uri.rstrip("/")).name or uri for uri in outputs]
+    return {name if names.count(name) == 1 else uri: uri for name, uri in zip(names, outputs, strict=True)}
+
+
+def _gathered(datasets: Mapping[str, Dataset], store: Store, copy: bool, shown: list[Shown]) -> Iterator[bytes]:
+    """The pictures of all outputs, in order; what is shown of each is appended, and it is copied where it must be."""
+    for name, dataset in datasets.items():
+        scores = scores_of(dataset)
+        base = None if copy else _way(store.uri, dataset)
+        for row, data in _read_ahead(dataset):
+            link = None
+            if data is not None and base is not None:
+                link = base + row.picture_keys()[0]
+            elif data is not None:
+                link = f"pictures/{len(shown):06d}.{dataset.format.image_format.value}"
+                store.write(link, data)
+            cells = plain_cells(row)
+            shown.append(Shown(cells=cells, output=name, link=link, scores=finite(scores.get(cells["id"], {}))))
+            yield data or b""
+
+
+def _read_ahead(dataset: Dataset) -> Iterator[tuple[DatasetRow, bytes | None]]:
+    """All rows with their pictures' bytes, None for one that cannot be read; the next ones are read meanwhile."""
+    rows = (row for row in dataset.rows() if row.cells["status"] == "done")
+    with ThreadPoolExecutor(READERS) as pool:
+        ahead: deque[tuple[DatasetRow, Future[bytes]]] = deque()
+        while True:
+            ahead += [(row, pool.submit(row.picture)) for row in islice(rows, READERS - len(ahead))]
+            if not ahead:
+                return
+            row, picture = ahead.popleft()
+            try:
+                yield row, picture.result()
+            except StoreError:
+                yield row, None
+
+
+def _way(report: str, dataset: Dataset) -> str | None:
+    """The way from a report to the output that it lies in; None where it lies elsewhere, or pictures are in tables."""
+    if dataset.format.layout.name != Layout.FILES or not report.startswith(dataset.uri.rstrip("/") + "/"):
+        return None
+    return "../" * len(PurePosixPath(report.removeprefix(dataset.uri)).relative_to("/").parts)
+
+
+def _places(shown: Sequence[Shown], axis: Axis) -> list[int]:
+    """For each picture the place of its value among those of the axis."""
+    place = {label(value): number for number, value in enumerate(axis.values)}
+    return [place[one.at[axis.name]] for one in shown]
+
+
+def _detail(one: Shown) -> dict[str, Any]:
+    """What is shown of a picture that is opened."""
+    row = json.dumps(manifest_row(one.cells), ensure_ascii=False, default=str)
+    return {"cells": {name: _plain(cell) for name, cell in one.cells.items()}, "row": row}
+
+
+def _plain(cell: Any) -> Any:
+    return cell if isinstance(cell, (str, int, float, bool)) else json.dumps(cell, ensure_ascii=False, default=str)
+
+
+def _runs(name: str, dataset: Dataset) -> Iterator[dict[str, Any]]:
+    """The latest run over an output, and what all took together."""
+    record = latest_run(dataset.store)
+    receipts = list(read_receipts(dataset, repair=False, damaged=lambda _: None))
+    seconds, done = sum(one.seconds for one in receipts), sum(one.done for one in receipts)
+    facts = {"output": name, "pictures": done, "device seconds": round(seconds, 1), "shards": len(receipts)}
+    facts["pictures a device second"] = round(done / seconds, 3) if seconds else None
+    if record is not None:
+        facts |= {"outcome": record.outcome, "host": record.host, "device": record.device, "dtype": record.dtype}
+        facts |= {"workers": record.workers, "batchgen": record.batchgen, "source": record.source}
+        if record.finished is not None:
+            facts["seconds of the latest run"] = round(record.finished - record.started, 1)
+    yield facts
+
+
+def _failures(name: str, dataset: Dataset) -> Iterator[dict[str, str]]:
+    for receipt in read_receipts(dataset, repair=False, damaged=lambda _: None):
+        for row in receipt.failures:
+            yield {"output": name, "id": row.id, "class": row.error_class, "error": row.error}
+
+
+def _write_script(store: Store, key: str, name: str, content: Any) -> None:
+    """Data as a script, since pages that are opened as files may fetch nothing else."""
+    store.write(key, f"report.{name}({_json(content)});\n".encode())
+
+
+def _json(content: Any) -> str:
+    return json.dumps(content, separators=(",", ":"), allow_nan=False, default=str)
+
+
+def _write_pivot(store: Store, shown: Sequence[Shown], axes: Sequence[Axis], scores: Sequence[str]) -> None:
+    """Mean scores and numbers of pictures for each cell of the grid."""
+    cells: dict[tuple[str, ...], list[Shown]] = {}
+    for one in shown:
+        cells.setdefault(tuple(one.at[axis.name] for axis in axes), []).append(one)
+    columns: dict[str, list[Any]] = {
+        axis.name: [float(place[number]) if axis.is_number else place[number] for place in cells]
+        for number, axis in enumerate(axes)
+    }
+    columns["pictures"] = [len(ones) for ones in cells.values()]
+    for name in scores:
+        known = [[one.scores[name] for one in ones if name in one.scores] for ones in cells.values()]
+        columns[f"{name} (mean)"] = [sum(values) / len(values) if values else None for values in known]
+    table = pa.table(columns)
+    for key, write in (("pivot.csv", pyarrow.csv.write_csv), ("pivot.parquet", pq.write_table)):
+        stream = io.BytesIO()
+        write(table, stream)
+        store.write(key, stream.getvalue())
+
+
+class _Thumbnails:
+    """The thumbnails that were written, cut out of their sheets."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._known: tuple[int, Image.Image] | None = None
+
+    def picture(self, number: int) -> Image.Image:
+        """The thumbnail of a picture by its number."""
+        sheet, place = divmod(number, PER_SHEET)
+        if self._known is None or self._known[0] != sheet:
+            image = Image.open(io.BytesIO(self._store.read(f"thumbs/{sheet:03d}.webp"))).convert("RGB")
+            self._known = sheet, image
+        left, top = place % ACROSS * SIDE, place // ACROSS * SIDE
+        return self._known[1].crop((left, top, left + SIDE, top + SIDE))
+
+
+def _write_page(store: Store, at: Any = None, prefix: str = "") -> None:
+    for item in (resources.files("batchgen.report.page") / "static" if at is None else at).iterdir():
+        if item.is_dir():
+            _write_page(store, item, f"{prefix}{item.name}/")
+        else:
+            store.write(prefix + item.name, item.read_bytes())

@@ -1,0 +1,264 @@
+"""The report: its numbers against computations by hand, its files, and the page in a real browser."""
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from test_commit import attempt
+from test_plan import key_of, make_row
+
+from batchgen.cli import main
+from batchgen.dataset.dataset import Dataset
+from batchgen.dataset.format import new_format
+from batchgen.errors import InputError
+from batchgen.options import ImageFormat, Layout
+from batchgen.report.page import write_report
+from batchgen.report.page.collect import Axis
+from batchgen.report.page.effects import effects
+from batchgen.report.page.sprites import PER_SHEET
+from batchgen.rows import Shard
+from batchgen.storage import open_store
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+HOSTILE = '<script>document.title="owned"</script> "quoted" \'single\' </script> \u202eright to left\u2028 &amp;'
+
+
+def make_output(folder: Path, rows: Sequence[dict[str, Any]], layout: Layout = Layout.FILES, a_shard: int = 64) -> Path:
+    """An output whose rows have these cells of `axis_...` columns, and prompts."""
+    types = {name: pa.float64() if isinstance(cell, float) else pa.string() for name, cell in rows[0].items()}
+    carried = {name: kind for name, kind in types.items() if name.startswith("axis_")}
+    dataset = Dataset.begin(open_store(str(folder)), new_format(layout, ImageFormat.PNG, carried), create=True)
+    for start in range(0, len(rows), a_shard):
+        made = []
+        for number, cells in enumerate(rows[start : start + a_shard], start):
+            own = {name: cell for name, cell in cells.items() if name.startswith("axis_")}
+            row = make_row(number % 250, prompt=cells.get("prompt", "a cube"), seed=number)
+            made.append(replace(row, id=f"row-{number}", fingerprint=f"{number:064x}", carried=own))
+        attempt(dataset, Shard(id=f"{start:016x}", key=key_of(made[0]), batch_size=4, rows=tuple(made)))
+    return folder
+
+
+GRID = [
+    {"axis_color": color, "axis_guidance_scale": guidance, "axis_seed": float(seed), "prompt": f"a {color} cube"}
+    for color, guidance, seed in product(["red", "green", HOSTILE], [1.0, 3.0, 7.5], range(4))
+]
+
+
+def read_script(path: Path) -> Any:
+    """What a data script hands to the page."""
+    match = re.fullmatch(r"report\.\w+\((.*)\);\n", path.read_text(), re.DOTALL)
+    assert match is not None
+    return json.loads(match[1])
+
+
+# Numbers
+
+
+def axis(name: str, *values: str) -> Axis:
+    return Axis(name=name, values=values, is_number=False)
+
+
+def test_the_interval_of_a_mean() -> None:
+    """Five values: the mean, and t(4) = 2.776 times the standard error; blocks that are not whole are not paired."""
+    values = [1.0, 2.0, 4.0, 7.0, 11.0]
+    points = [({"a": "x", "seed": str(seed)}, {"s": value}) for seed, value in enumerate(values)]
+    points += [({"a": "y", "seed": "9"}, {"s": 3.0})]
+    x, y = effects(points, [axis("a", "x", "y")], ["s"])
+    assert x.mean == 5.0
+    assert x.high - x.mean == pytest.approx(2.776 * stdev(values) / math.sqrt(5))
+    assert not x.paired
+    assert (y.rows, y.low, y.high) == (1, 3.0, 3.0)
+    assert x.above == pytest.approx(5.0 - fmean([*values, 3.0]))
+
+
+def test_shared_seeds_make_the_interval_paired() -> None:
+    """What seeds add to both values alike is no doubt about either: here it is all there is, but for 0.1."""
+    noise = [0.0, 10.0, 20.0, 35.0]
+    points = [
+        ({"a": name, "seed": str(seed)}, {"s": value + add + wiggle})
+        for name, add, wiggles in (("x", 0.0, (0.1, -0.1, 0.1, -0.1)), ("y", 2.0, (-0.1, 0.1, -0.1, 0.1)))
+        for seed, (value, wiggle) in enumerate(zip(noise, wiggles, strict=True))
+    ]
+    x, y = effects(points, [axis("a", "x", "y")], ["s"])
+    assert x.paired and y.paired
+    centred = [-1 + wiggle for wiggle in (0.1, -0.1, 0.1, -0.1)]
+    assert x.high - x.mean == pytest.approx(3.182 * stdev(centred) / 2 * math.sqrt(2))
+    assert y.mean - x.mean == pytest.approx(2.0)
+
+
+# Files
+
+
+def test_a_report_lies_in_its_output_and_links_to_the_pictures(tmp_path: Path) -> None:
+    output = make_output(tmp_path / "out", GRID)
+    found = write_report([str(output)], str(output / "report"))
+    assert (found.pictures, found.axes, found.unreadable) == (36, ["color", "guidance_scale", "seed"], 0)
+    index = read_script(output / "report" / "data" / "index.js")
+    for link in index["links"]:
+        assert (output / "report" / link).resolve().is_file()
+    assert not (output / "report" / "pictures").exists()
+    at = [(index["at"]["color"][number], index["at"]["guidance_scale"][number]) for number in range(36)]
+    assert len(set(at)) == 9
+    pivot = pq.read_table(output / "report" / "pivot.parquet").to_pylist()
+    assert len(pivot) == 36
+    assert {row["guidance_scale"] for row in pivot} == {1.0, 3.0, 7.5}
+    detail = read_script(output / "report" / "data" / "rows-000.js")["rows"][0]
+    assert json.loads(detail["row"])["prompt"] == detail["cells"]["prompt"]
+
+
+@pytest.mark.parametrize("layout", list(Layout))
+def test_a_report_elsewhere_holds_the_pictures(layout: Layout, tmp_path: Path) -> None:
+    output = make_output(tmp_path / "out", GRID[:4], layout)
+    write_report([str(output)], str(tmp_path / "report"))
+    index = read_script(tmp_path / "report" / "data" / "index.js")
+    for link in index["links"]:
+        assert Image.open(tmp_path / "report" / link).size == (8, 8)
+
+
+def test_several_outputs_have_an_axis_more(tmp_path: Path) -> None:
+    for name in ("monday", "tuesday"):
+        make_output(tmp_path / name, GRID[:8])
+    found = write_report([str(tmp_path / "monday"), str(tmp_path / "tuesday")], str(tmp_path / "report"))
+    assert found.pictures == 16
+    assert "output" in found.axes
+
+
+def test_a_picture_that_is_gone_is_a_gap(tmp_path: Path) -> None:
+    output = make_output(tmp_path / "out", GRID[:4])
+    next((output / "data").glob("*/*/row-2.png")).unlink()
+    found = write_report([str(output)], str(output / "report"))
+    assert (found.pictures, found.unreadable) == (4, 1)
+    assert read_script(output / "report" / "data" / "index.js")["links"].count(None) == 1
+
+
+def test_thumbnails_are_few_objects(tmp_path: Path) -> None:
+    rows = [{"axis_n": float(number % 3)} for number in range(PER_SHEET + 3)]
+    output = make_output(tmp_path / "out", rows, a_shard=200)
+    write_report([str(output)], str(output / "report"))
+    sheets = sorted((output / "report" / "thumbs").iterdir())
+    assert [Image.open(sheet).size for sheet in sheets] == [(2048, 2048), (2048, 128)]
+
+
+def test_an_output_without_pictures_is_refused(tmp_path: Path) -> None:
+    Dataset.begin(open_store(str(tmp_path / "out")), new_format(Layout.FILES, ImageFormat.PNG, {}), create=True)
+    with pytest.raises(InputError, match="no picture is done yet"):
+        write_report([str(tmp_path / "out")], str(tmp_path / "report"))
+
+
+def test_the_command(tmp_path: Path) -> None:
+    output = make_output(tmp_path / "out", GRID[:4])
+    result = CliRunner().invoke(main, ["report", str(output)])
+    assert result.exit_code == 0, result.output
+    assert (output / "report" / "index.html").is_file()
+    result = CliRunner().invoke(main, ["report", str(output), str(output)])
+    assert result.exit_code == 2
+    assert "--output is missing" in result.output
+
+
+# The page
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    """Debian's Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("Chromium is not there; .ci/install-system-packages installs it")
+    with sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser: "Browser", tmp_path: Path) -> "Iterator[Page]":
+    """A report over three axes, opened from its file; nothing is asked for beyond the output, nothing goes wrong."""
+    output = make_output(tmp_path / "out", GRID)
+    write_report([str(output)], str(output / "report"))
+    opened = browser.new_page(viewport={"width": 1200, "height": 800})
+    wrong: list[str] = []
+    opened.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
+    opened.on("pageerror", lambda error: wrong.append(str(error)))
+    opened.on("request", lambda request: wrong.append(request.url) if str(output) not in request.url else None)
+    opened.goto(f"file://{output}/report/index.html")
+    yield opened
+    assert wrong == []
+    opened.close()
+
+
+def test_a_grid_is_filtered_and_its_state_is_in_the_address(page: "Page") -> None:
+    assert page.locator(".row").count() == 3
+    assert page.locator(".thumb").count() == 36
+    page.locator("#filters summary").click()
+    page.locator('[data-axis="guidance_scale"][data-place="0"]').uncheck()
+    assert page.locator("#count").inner_text() == "24 of 36 pictures"
+    page.select_option("#tabs", "seed")
+    assert page.locator("[data-tab]").count() == 4
+    page.locator("[data-tab='2']").click()
+    assert page.locator(".thumb").count() == 6
+    address = page.url
+    page.goto("about:blank")
+    page.goto(address)
+    assert page.locator(".thumb").count() == 6
+    assert page.locator("#tabs").input_value() == "seed"
+
+
+def test_a_hostile_prompt_is_text(page: "Page") -> None:
+    assert page.title() == "out · report"
+    names = page.locator(".row .name").all_inner_texts()
+    assert HOSTILE.split("\u202e")[0].strip() in names[2]
+    page.locator(".thumb").last.click()
+    page.locator("#parameters td").first.wait_for()
+    assert HOSTILE.split("\u202e")[0] in page.locator("#parameters").inner_text()
+    assert page.title() == "out · report"
+
+
+def test_the_keyboard_goes_through_pictures(page: "Page") -> None:
+    page.locator(".thumb").first.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    assert page.locator("#place").inner_text() == "2 of 36"
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#place").inner_text() == "3 of 36"
+    assert page.locator("#full").evaluate("image => image.decode().then(() => image.naturalWidth)") == 8
+    assert "batchgen run row.jsonl" in page.locator("#again").inner_text()
+    page.keyboard.press("Escape")
+    assert not page.locator("#viewer").is_visible()
+
+
+def test_pictures_are_compared(page: "Page") -> None:
+    for number in (0, 5):
+        page.locator(".thumb").nth(number).click(modifiers=["Control"])
+    page.locator("#compare").click()
+    assert page.locator("#side-by-side figure").count() == 2
+    assert "guidance_scale" in page.locator("#side-by-side figcaption").first.inner_text()
+    page.locator("#blink").click()
+    assert page.locator("#side-by-side figure:visible").count() == 1
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_is_wider_than_a_phone(browser: "Browser", scheme: Any, tmp_path: Path) -> None:
+    output = make_output(tmp_path / "out", GRID)
+    write_report([str(output)], str(output / "report"))
+    page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme=scheme)
+    page.goto(f"file://{output}/report/index.html")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (ground == "rgb(255, 255, 255)") == (scheme == "light")
+    page.close()
