@@ -3,7 +3,7 @@
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -35,7 +35,7 @@ from batchgen.models.catalog import NOT_BEGUN
 from batchgen.options import Device, Dtype
 from batchgen.resolve import Resolved, resolve
 from batchgen.rows import DoneRow, Receipt, Shard, ShardProgress, Status, failed_row
-from batchgen.sharding import Kind, Sizing, make_shards, settle_paces, shard_notices
+from batchgen.sharding import Kind, Sizing, make_shards, settle_batches, settle_paces, shard_notices
 from batchgen.storage import Store, open_store, pattern_in, probe, require_place
 from batchgen.tally import LiveProgress, RunProgress, Tally
 from batchgen.trials import try_schedulers
@@ -144,7 +144,7 @@ def plan(job: Job) -> PlanSummary:
             recorded = latest_run(store)
             computed = _count_live(store, measured, recorded)
             outdated = compare_carried(dataset, index)
-        sizing = _sizing(job, resolved, device, job.workers or _local_workers(device), measured, recorded)
+        sizing = _sizing(job, index, resolved.models, device, job.workers or _local_workers(device), measured, recorded)
         summary = summarize(
             index.groups(),
             sizing,
@@ -283,13 +283,15 @@ class _Run:
                 reporter.notice("the cluster has no GPU now, so workers use CPUs; --device cuda waits for GPUs")
             workers = job.workers or capacity.workers(device)
             measured = self.measured[device]
-            sizing = _sizing(job, self.resolved, device, workers, measured, self.previous)
+            sizing = _sizing(job, self.index, self.resolved.models, device, workers, measured, self.previous)
             totals = ((group.key, group.total) for group in self.index.groups())
             queue = WorkQueue(make_shards(self.index.pending(to_make), totals, sizing))
             shards = (-(-rows // sizing.shard(group.key, group.total)) for group, rows in self.index.shares(to_make))
             workers = min(workers, sum(shards))  # more would find nothing to do
             settings = self._worker_settings(device)
-            found = {"nodes": capacity.nodes, "cpus": capacity.cpus, "gpus": capacity.gpus}
+            found: dict[str, Any] = {"nodes": capacity.nodes, "cpus": capacity.cpus, "gpus": capacity.gpus}
+            if job.batch_size is None and _batches(self.previous) is not None:
+                found["batches"] = sizing.batches
             record(device=device, dtype=settings.dtype, workers=workers, paces=sizing.paces, **found)
             self._write_card()
             for line in self._shard_notices(sizing, to_make):
@@ -421,6 +423,7 @@ class _Run:
             workers=job.workers or 0,
             rows=counts.total,
             done_before=counts.done,
+            batches=_batches(self.previous),
             failed_before=counts.failed,
         )
 
@@ -551,11 +554,29 @@ def _entries(receipt: Receipt, done: DoneRows) -> Iterator[Committed]:
 
 
 def _sizing(
-    job: Job, resolved: Resolved, device: str, workers: int, measured: Measured, previous: RunRecord | None
+    job: Job,
+    index: Index,
+    models: Iterable[str],
+    device: str,
+    workers: int,
+    measured: Measured,
+    previous: RunRecord | None,
 ) -> Sizing:
     recorded = previous.paces if previous is not None and previous.device == device else {}
-    paces = settle_paces(resolved.models, device, measured.paces(), recorded)
-    return Sizing(device=device, workers=workers, paces=paces, batch_size=job.batch_size, shard_rows=job.shard_rows)
+    batches = settle_batches(((group.key, group.total) for group in index.groups()), device, _batches(previous))
+    return Sizing(
+        device=device,
+        workers=workers,
+        paces=settle_paces(models, device, measured.paces(), recorded),
+        batches=batches or {},
+        batch_size=job.batch_size,
+        shard_rows=job.shard_rows,
+    )
+
+
+def _batches(previous: RunRecord | None) -> Mapping[str, int] | None:
+    """The sizes of micro-batches that an output keeps; none yet before its first run."""
+    return {} if previous is None else previous.batches
 
 
 def _local_device(wanted: Device) -> str:

@@ -1,9 +1,11 @@
 """The plan: batch keys, micro-batch sizes, shards. Pure data in, pure data out; knows nothing of Ray, torch or stores.
 
-A micro-batch's size is a function of its batch key and the device alone, and tails are padded, so that a row's image
-does not depend on its mates, on the shard size or on what was left to do.
+A micro-batch's size is a function of its batch key and the device, and on a GPU of how many rows had the key when an
+output first met it; tails are padded, so that a row's image does not depend on its mates, on the shard size or on what
+was left to do.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,12 +19,24 @@ from batchgen.manifest.columns import COLUMNS
 from batchgen.models.catalog import Family, Model
 from batchgen.rows import Row, Shard, make_shard
 
-__all__ = ["Kind", "Sizing", "batch_key", "key_kind", "key_model", "make_shards", "settle_paces", "shard_notices"]
+__all__ = [
+    "Kind",
+    "Sizing",
+    "batch_key",
+    "key_kind",
+    "key_model",
+    "make_shards",
+    "settle_batches",
+    "settle_paces",
+    "shard_notices",
+]
 
 # Pixels of one pipeline call: throughput of a UNet saturates at about 16 images of 512x512 on a large GPU; a CPU core
 # made 3.3 images of 128x128 a second at 4 a call and 3.6 at 8, and the larger call pads more where keys have few rows.
 _CALL_PIXELS = {"cuda": 16 * 512 * 512, "cpu": 4 * 128 * 128}
 _MAX_BATCH = 64
+_BATCH_SIZES = (*range(1, 17), *range(18, 33, 2), *range(36, _MAX_BATCH + 1, 4))  # steps of under 10 %
+_CALL_OVERHEAD = 1.0  # images: a call of n takes about as long as n + 1 would in calls without end (CPU: 0.7 measured)
 _SHARD_SECONDS = 60.0  # on the device: what a worker that dies has made in vain, at most, where images are quick
 _SHARD_PIXELS = 1024 * 512 * 512  # 400 MB as PNG, which one of the layouts holds in memory
 _SHARD_ROWS = 4096  # a shard travels to its worker whole, 2 KB a row
@@ -62,14 +76,13 @@ class Sizing:
     device: str  # cpu or cuda
     workers: int
     paces: Mapping[str, float] = field(default_factory=dict)  # by model: seconds for 10^6 pixel steps on the device
+    batches: Mapping[str, int] = field(default_factory=dict)  # by key's name: `settle_batches`
     batch_size: int | None = None
     shard_rows: int | None = None
 
     def micro_batch(self, key: str) -> int:
-        """Images of one pipeline call, from the batch key and the device alone."""
-        if self.batch_size is not None:
-            return self.batch_size
-        return max(1, min(_MAX_BATCH, _CALL_PIXELS[self.device] // key_kind(key).pixels))
+        """Images of one pipeline call."""
+        return self.batch_size or self.batches.get(_name(key)) or _largest_batch(key, self.device)
 
     def shard(self, key: str, total: int) -> int:
         """Rows of one shard, whole micro-batches, where `total` rows of the manifest share the key."""
@@ -81,6 +94,45 @@ class Sizing:
         timely = _SHARD_SECONDS / (kind.work / 1e6 * self.paces.get(kind.model, _PACE[self.device]))
         wanted = min(fair, int(timely), _SHARD_PIXELS // kind.pixels, _SHARD_ROWS)
         return max(1, -(-wanted // batch)) * batch
+
+
+def _largest_batch(key: str, device: str) -> int:
+    return max(1, min(_MAX_BATCH, _CALL_PIXELS[device] // key_kind(key).pixels))
+
+
+def _name(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def settle_batches(
+    groups: Iterable[tuple[str, int]], device: str, recorded: Mapping[str, int] | None
+) -> dict[str, int] | None:
+    """The sizes of micro-batches by key's name, kept with an output, so that rows that come later are made alike.
+
+    On a GPU calls are large, and a key with few rows would fill them with images that nobody wants: 96 rows in 4 keys
+    of the built-in model are 4 calls of 24, not of 64. A key's size is the one of a small fixed set that costs least
+    for the rows that it has when the output first meets it. On a CPU a call is 4 images of 128 x 128, and padding a
+    key costs 3 at most: there the size is that of the key alone.
+
+    Args:
+        groups: batch keys and how many rows have each.
+        device: cpu or cuda.
+        recorded: what was settled before; None for an output that was begun without.
+    """
+    if recorded is None:
+        return None
+    settled = dict(recorded)
+    for key, rows in groups if device == "cuda" else ():
+        if _name(key) not in settled:
+            settled[_name(key)] = _cheapest_batch(rows, _largest_batch(key, device))
+    return settled
+
+
+def _cheapest_batch(rows: int, largest: int) -> int:
+    costs: dict[int, float] = {
+        size: -(-rows // size) * (size + _CALL_OVERHEAD) for size in _BATCH_SIZES if size <= largest
+    }
+    return min(costs, key=lambda size: (costs[size], -size))
 
 
 def settle_paces(

@@ -19,7 +19,7 @@ from batchgen.identity import canonical, derive_seed, fingerprint, row_id, shard
 from batchgen.index import Committed, Counts, Index
 from batchgen.models.catalog import Model, Source
 from batchgen.rows import Row, Shard, Status
-from batchgen.sharding import Sizing, batch_key, key_kind, key_model, make_shards
+from batchgen.sharding import Sizing, batch_key, key_kind, key_model, make_shards, settle_batches
 
 VALUES: dict[str, Any] = {
     "prompt": "a red cube",
@@ -313,3 +313,26 @@ def test_plan_is_pure() -> None:
     script = "import sys, batchgen.sharding; print(*{m.split('.')[0] for m in sys.modules})"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
     assert not {"ray", "torch", "fsspec", "s3fs", "diffusers", "pyarrow", "click"} & set(found)
+
+
+def test_a_gpu_pads_little_where_keys_have_few_rows() -> None:
+    """Incident: 96 rows in 4 keys were 4 calls of 64, 256 images for 96."""
+    keys = [key_of(make_row(0, num_inference_steps=steps)) for steps in (2, 3, 4, 5)]
+    settled = settle_batches(((key, 24) for key in keys), "cuda", {})
+    sizing = Sizing(device="cuda", workers=1, batches=settled or {})
+    assert [sizing.micro_batch(key) for key in keys] == [24] * 4
+    for rows in range(1, 400):
+        (size,) = (settle_batches([(keys[0], rows)], "cuda", {}) or {}).values()
+        padded = -(-rows // size) * size - rows
+        assert size <= 64 and (padded <= rows * 0.1)
+
+
+def test_sizes_of_calls_stay_as_an_output_met_them() -> None:
+    """Rows that are appended, an output that was begun before, and a CPU change none."""
+    key, other = (key_of(make_row(0, num_inference_steps=steps)) for steps in (2, 3))
+    first = settle_batches([(key, 5)], "cuda", {})
+    later = settle_batches([(key, 500), (other, 500)], "cuda", first)
+    assert first is not None and later is not None
+    assert later.items() > first.items()
+    assert settle_batches([(key, 5)], "cuda", None) is None
+    assert settle_batches([(key, 5)], "cpu", {}) == {}

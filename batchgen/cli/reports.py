@@ -1,11 +1,10 @@
 """The command that shows outputs: report."""
 
-import json
 from dataclasses import asdict
 
 import click
 
-from batchgen.cli.shared import json_option, named_output
+from batchgen.cli.shared import json_option, named_output, say, say_json
 from batchgen.errors import InputError
 
 __all__ = ["report"]
@@ -38,9 +37,9 @@ def report(outputs: tuple[str, ...], folder: str | None, copy: bool, as_json: bo
         folder = f"{uris[0].rstrip('/')}/report"
     found = write_report(uris, folder, copy=copy, storage_options=named[0][1])
     if as_json:
-        click.echo(json.dumps(asdict(found)))
+        say_json(asdict(found))
         return
     unreadable = f", {found.unreadable:,} of them not readable" if found.unreadable else ""
     scores = f", scores {', '.join(found.scores)}" if found.scores else ", no scores"
-    click.echo(f"{found.pictures:,} pictures{unreadable} over {', '.join(found.axes)}{scores}: ", nl=False, err=True)
-    click.echo(f"{found.report}/index.html")
+    say(f"{found.pictures:,} pictures{unreadable} over {', '.join(found.axes)}{scores}", err=True)
+    say(f"{found.report}/index.html")

@@ -1,12 +1,11 @@
 """Commands on the quality of an output's pictures: score, select."""
 
-import json
 import sys
 from dataclasses import asdict
 
 import click
 
-from batchgen.cli.shared import OK, ROWS_FAILED, choice, json_option, named_output, stdout
+from batchgen.cli.shared import OK, ROWS_FAILED, choice, json_option, named_output, say, say_json, stdout
 from batchgen.errors import InputError
 from batchgen.options import Device, Dtype
 from batchgen.scoring.metrics import METRICS
@@ -77,13 +76,13 @@ def score(
         allow_pickle=allow_pickle,
         storage_options=options,
     )
-    summary = score_output(job, lambda line: click.echo(line, err=True))
+    summary = score_output(job, lambda line: say(line, err=True))
     if as_json:
-        click.echo(json.dumps({"output": uri, **asdict(summary)}))
+        say_json({"output": uri, **asdict(summary)})
     else:
         stdout().print(scores_table(summary))
     for metric, count in summary.failed.items():
-        click.echo(f"{count:,} of {summary.rows:,} rows have no {metric}; the next command tries them again", err=True)
+        say(f"{count:,} of {summary.rows:,} rows have no {metric}; the next command tries them again", err=True)
     sys.exit(ROWS_FAILED if summary.failed else OK)
 
 
@@ -120,5 +119,5 @@ def select(output: str, where: str, manifest: str, as_json: bool) -> None:
     uri, options = named_output(output)
     found = select_rows(uri, where, manifest, options)
     if as_json:
-        click.echo(json.dumps({"manifest": manifest, **asdict(found)}))
-    click.echo(f"{found.selected:,} of {found.rows:,} rows: {manifest}", err=True)
+        say_json({"manifest": manifest, **asdict(found)})
+    say(f"{found.selected:,} of {found.rows:,} rows: {manifest}", err=True)

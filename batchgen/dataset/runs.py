@@ -53,6 +53,7 @@ class RunRecord:
     gpus: int = 0
     batchgen: str = __version__
     paces: Mapping[str, float] = field(default_factory=dict)  # by which shards were cut: `sharding.settle_paces`
+    batches: Mapping[str, int] | None = None  # of the output: `sharding.settle_batches`; None in outputs begun without
     finished: float | None = None
     outcome: str = RUNNING
 
