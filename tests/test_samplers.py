@@ -72,7 +72,7 @@ class Sampler:
 
 @pytest.mark.slow
 def test_every_sampler_starts_within_a_schedule_as_ddim_does() -> None:
-    """No further from the init image than DDIM, or the sampler itself from noise; with its noise levels, no nearer.
+    """No further from the init image than DDIM gets, or the sampler itself from noise; nor nearer at its noise levels.
 
     Incident: at strength 0.1 LMS left 20 and PNDM 33 levels of mottle on the init image, where DDIM leaves 2.
     """
