@@ -2,12 +2,13 @@
 
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
-from conftest import BIN, ONE_THREAD, RunCli, WriteManifest, running_node, running_ray
+from conftest import ONE_THREAD, RunCli, WriteManifest, running_node, running_ray
 
 from batchgen.engine.cluster import cluster, described
 from batchgen.errors import ClusterError
@@ -36,17 +37,42 @@ def test_amounts_as_people_say_them() -> None:
     assert described({"CPU": 0.5, "GPU": 2, "memory": 3 * 2**30}) == "0.5 cores, 2 GPUs, 3 GiB"
 
 
+WORK = """
+import sys, time
+from batchgen.engine.cluster import cluster
+from batchgen.engine.loop import Control, drive
+from batchgen.engine.pool import Pool
+from batchgen.engine.queue import WorkQueue
+from batchgen.job import WorkerResources
+from batchgen.work import Work
+
+class Seconds:
+    def run(self, unit):
+        time.sleep(unit)
+        return unit
+
+def say(line):
+    print(line, file=sys.stderr, flush=True)
+
+with cluster(None, 1) as capacity:
+    pool = Pool(Work(make_worker=Seconds, at_once=1), 1, WorkerResources(wait_minutes=5), say)
+    say(f"{capacity}; {pool.uses}")
+    drive(
+        WorkQueue(iter([1.0] * 4)), pool, Control(), recovered=lambda unit: None, failed=None,
+        committed=lambda unit, receipt: say("done"), retried=lambda unit, why: say("again"),
+    )
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_cluster_with_a_token_that_grows_and_shrinks(
-    batchgen: RunCli, write_manifest: WriteManifest, tiny_model: Path, tmp_path: Path
+    batchgen: RunCli, write_manifest: WriteManifest, model_configs: Path, tmp_path: Path
 ) -> None:
     """A head without cores: refused without a token, waited for in vain; then a node comes, dies, and another comes."""
-    rows = [{"id": f"r{n}", "prompt": "a", "seed": n, "num_inference_steps": 200} for n in range(8)]
-    write_manifest("rows.jsonl", rows)
+    write_manifest("rows.csv", [{"prompt": "a"}])
     job = tmp_path / "job.toml"
-    settings = f'manifest = "rows.jsonl"\nmodel = "{tiny_model}"\noutput = "out"\nworkers = 1\nbatch_size = 1\n'
-    job.write_text(f"{settings}shard_rows = 2\n[worker]\nwait_minutes = 0.02\n")
+    job.write_text(f'manifest = "rows.csv"\nmodel = "{model_configs}"\noutput = "out"\n[worker]\nwait_minutes = 0.02\n')
     with running_ray("--num-cpus=0", env=TOKEN) as address:
         refused = batchgen("run", job, env={"RAY_ADDRESS": address})
         assert refused.returncode == 4
@@ -57,28 +83,27 @@ def test_a_cluster_with_a_token_that_grows_and_shrinks(
         assert "no room for workers in 0.02 minutes" in in_vain.stderr
         assert "(failed: no room for workers" in batchgen("verify", job).stdout
 
-        job.write_text(f"{settings}shard_rows = 2\n[worker]\nwait_minutes = 10\n")
         log = tmp_path / "log"
         with log.open("w") as stream:
             run = subprocess.Popen(
-                [BIN / "batchgen", "run", job], env={**os.environ, **ONE_THREAD, **env}, stderr=stream
+                [sys.executable, "-c", WORK], env={**os.environ, **ONE_THREAD, **env}, stdout=stream, stderr=stream
             )
         node = (f"--address={address}", "--num-cpus=1", "--disable-usage-stats")
         try:
             wait_for(log, "waiting for one")
             with running_node(*node, env=TOKEN) as first:
-                wait_for(log, "shard ")
+                wait_for(log, "done\n")
                 for child in psutil.Process(first.pid).children(recursive=True):
                     child.kill()
                 wait_for(log, "to be replaced")
             with running_node(*node, env=TOKEN):
-                assert run.wait(240) == 0
+                assert run.wait(120) == 0
         finally:
             run.kill()
     said = log.read_text()
     assert f"Ray at {address} (from RAY_ADDRESS): 1 node, no core, no GPU; 0 workers" in said
     assert " died with 1 worker, to be replaced" in said
-    assert len(list((tmp_path / "out").glob("data/*/*/*.png"))) == 8
+    assert (said.count("done\n"), said.count("again\n")) == (4, 1)
 
 
 def wait_for(log: Path, text: str) -> None:
