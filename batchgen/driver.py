@@ -35,6 +35,7 @@ from batchgen.models.catalog import NOT_BEGUN
 from batchgen.options import Device, Dtype
 from batchgen.resolve import Resolved, resolve
 from batchgen.rows import DoneRow, Receipt, Shard, ShardProgress, Status, failed_row
+from batchgen.sampling import CANDIDATES, spread
 from batchgen.sharding import Kind, Sizing, make_shards, settle_batches, settle_paces, shard_notices
 from batchgen.storage import Store, open_store, pattern_in, probe, require_place
 from batchgen.tally import LiveProgress, RunProgress, Tally
@@ -159,13 +160,23 @@ def plan(job: Job) -> PlanSummary:
         return replace(summary, notices=notices)
 
 
-def run(job: Job, *, source: str, limit: int | None, reporter: Reporter) -> Counts:
+def run(
+    job: Job,
+    *,
+    source: str,
+    limit: int | None,
+    reporter: Reporter,
+    sample: int | None = None,
+    sample_by: Sequence[str] = (),
+) -> Counts:
     """Generate what is not yet in the output.
 
     Args:
         job: what to make.
         source: what the user named, for the record.
         limit: make at most so many images in this run.
+        sample: make no rows but so many that are spread over the manifest's axes: the same ones in each run.
+        sample_by: columns to spread them over.
         reporter: reports how it goes.
 
     Returns:
@@ -201,13 +212,15 @@ def run(job: Job, *, source: str, limit: int | None, reporter: Reporter) -> Coun
             this.read_done()
             this.update_carried(reporter)
             pending = index.counts().pending
-            to_make = min([pending, *(n for n in (limit, job.limits.max_images) if n is not None)])
+            chosen = [] if sample is None else spread(index.candidates(CANDIDATES), sample, sample_by)
+            wanted_rows = pending if sample is None else index.defer_all_but(chosen)
+            to_make = min([wanted_rows, *(n for n in (limit, job.limits.max_images) if n is not None)])
             if to_make:
                 this.make(to_make, pending, control, reporter, lease)
             this.supersede()
             if this.met_others:  # whose manifest may have had other carried cells
                 this.update_carried(reporter)
-        counts = replace(index.counts(), updated=this.updated)
+        counts = replace(index.counts(), updated=this.updated, sample=tuple(chosen))
     reason = control.reason
     if reason is None and to_make == job.limits.max_images and (limit is None or limit > to_make):
         reason = "the limit max_images is reached"

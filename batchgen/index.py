@@ -38,9 +38,11 @@ CREATE TABLE committed (
     id TEXT NOT NULL, fingerprint TEXT NOT NULL, shard TEXT NOT NULL, done INTEGER NOT NULL, carried TEXT,
     PRIMARY KEY (id, fingerprint, shard)
 ) WITHOUT ROWID;
+CREATE TABLE deferred (id TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE outdated (shard TEXT NOT NULL, id TEXT NOT NULL, PRIMARY KEY (shard, id)) WITHOUT ROWID;
 """
 _KNOWN = "EXISTS (SELECT 1 FROM committed c WHERE c.id = row.id AND c.fingerprint = row.fingerprint)"
+_PENDING = f"NOT {_KNOWN} AND row.id NOT IN (SELECT id FROM deferred)"
 _DONE = "EXISTS (SELECT 1 FROM committed c WHERE c.id = row.id AND c.fingerprint = row.fingerprint AND c.done)"
 
 
@@ -76,6 +78,7 @@ class Counts:
     failed: int
     pending: int
     updated: int = 0  # done rows whose carried columns had changed, and are now as the manifest has them
+    sample: tuple[str, ...] = ()  # ids of the rows that were asked for as a sample
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -207,6 +210,18 @@ class Index:
         )
         self._db.execute("DELETE FROM outdated")
 
+    def candidates(self, most: int) -> Iterator[Row]:
+        """Rows in an order of their own, by fingerprint: a sample of them is one of the manifest."""
+        found = self._db.cursor().execute("SELECT text, carried FROM row ORDER BY fingerprint, id LIMIT ?", (most,))
+        for text, carried in found:
+            yield decode_row(text, pickle.loads(carried))
+
+    def defer_all_but(self, ids: Iterable[str]) -> int:
+        """Leave other rows for a later run: `counts` alone calls them pending. Returns how many of these are pending."""
+        self._db.execute("INSERT INTO deferred SELECT id FROM row")
+        self._db.executemany("DELETE FROM deferred WHERE id = ?", ((id_,) for id_ in ids))
+        return int(self._db.execute(f"SELECT COUNT(*) FROM row WHERE {_PENDING}").fetchone()[0])
+
     def batch_keys(self) -> Iterator[str]:
         """The batch keys, without a look at their rows."""
         return (text for (text,) in self._db.execute("SELECT text FROM key ORDER BY text"))
@@ -214,14 +229,14 @@ class Index:
     def groups(self) -> Iterator[Group]:
         """Batch keys in the order in which they will run."""
         for key, total, pending in self._db.execute(
-            f"SELECT key.text, COUNT(*), SUM(NOT {_KNOWN}) FROM key JOIN row ON row.key = key.number "
+            f"SELECT key.text, COUNT(*), SUM({_PENDING}) FROM key JOIN row ON row.key = key.number "
             "GROUP BY key.text ORDER BY key.text"
         ):
             yield Group(key=key, total=total, pending=pending)
 
     def shares(self, limit: int | None = None) -> Iterator[tuple[Group, int]]:
         """Batch keys of the rows that `pending` gives, and how many of these each has."""
-        left = self.counts().pending if limit is None else limit
+        left = self.counts().total if limit is None else limit
         for group in self.groups():
             if rows := min(group.pending, left):
                 yield group, rows
@@ -230,7 +245,7 @@ class Index:
     def pending(self, limit: int | None = None, *, by_key: bool = True) -> Iterator[tuple[str, Row]]:
         """Rows that are neither done nor failed, by batch key and then in the manifest's order, or in that alone."""
         rows = self._db.cursor().execute(
-            f"SELECT key.text, row.text, row.carried FROM key JOIN row ON row.key = key.number WHERE NOT {_KNOWN} "
+            f"SELECT key.text, row.text, row.carried FROM key JOIN row ON row.key = key.number WHERE {_PENDING} "
             f"ORDER BY {'key.text, ' * by_key}row.ordinal LIMIT ?",
             (-1 if limit is None else limit,),
         )

@@ -6,19 +6,21 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from batchgen.errors import InputError
 from batchgen.generation.parameters import Parameters
 from batchgen.generation.tasks import TASKS
 from batchgen.identity import canonical, derive_seed, fingerprint, row_id, shard_id
 from batchgen.index import Committed, Counts, Index
 from batchgen.models.catalog import Model, Source
 from batchgen.rows import Row, Shard, Status
+from batchgen.sampling import spread
 from batchgen.sharding import Sizing, batch_key, key_kind, key_model, make_shards, settle_batches
 
 VALUES: dict[str, Any] = {
@@ -336,3 +338,31 @@ def test_sizes_of_calls_stay_as_an_output_met_them() -> None:
     assert later.items() > first.items()
     assert settle_batches([(key, 5)], "cuda", None) is None
     assert settle_batches([(key, 5)], "cpu", {}) == {}
+
+
+def test_a_sample_shows_every_value_alike_and_is_the_same_each_time() -> None:
+    """8 of 400 rows over two colors, four scales and fifty seeds: each color four times, each scale twice."""
+    rows = [
+        replace(make_row(number), carried={"axis_color": color, "axis_scale": scale})
+        for number, (color, scale) in enumerate(product(["red", "green"], [1, 3, 5, 7] * 50))
+    ]
+    chosen = spread(rows, 8)
+    assert chosen == spread(rows, 8)
+    cells = [row.carried for row in rows if row.id in set(chosen)]
+    assert Counter(cell["axis_color"] for cell in cells) == {"red": 4, "green": 4}
+    assert Counter(cell["axis_scale"] for cell in cells) == {1: 2, 3: 2, 5: 2, 7: 2}
+    assert len(spread(rows, 1000)) == len(set(spread(rows, 1000))) == 400
+    with pytest.raises(InputError, match="no row has such a column"):
+        spread(rows, 2, ["colour"])
+
+
+def test_rows_beside_a_sample_are_left_for_later() -> None:
+    with Index() as index:
+        for number in range(10):
+            row = make_row(number)
+            index.add(key_of(row), row)
+        chosen = spread(index.candidates(100), 3)
+        assert index.defer_all_but(chosen) == 3
+        assert {row.id for _, row in index.pending()} == set(chosen)
+        assert sum(rows for _, rows in index.shares()) == 3
+        assert index.counts().pending == 10

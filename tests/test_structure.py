@@ -98,7 +98,7 @@ ORDER = """
     diffusion
     dataset
     resolve trials
-    sharding index job
+    sharding sampling index job
     rows
     generation
     models

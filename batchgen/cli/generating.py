@@ -34,10 +34,27 @@ __all__ = ["plan", "run", "validate"]
 @click.argument("source")
 @generation_options
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Make at most N images in this run.")
+@click.option(
+    "--sample",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Make N images that are spread over the axes, and a sheet of them.",
+)
+@click.option(
+    "--sample-by", multiple=True, metavar="COLUMN", help="Spread them over this column instead; may be repeated."
+)
 @click.option("--address", metavar="A", help="A running Ray cluster, or local; default: RAY_ADDRESS, else local.")
 @click.option("--dry-run", is_flag=True, help="Print the plan of all rows and stop.")
 @json_option
-def run(source: str, limit: int | None, dry_run: bool, as_json: bool, **flags: Any) -> None:
+def run(
+    source: str,
+    limit: int | None,
+    sample: int | None,
+    sample_by: tuple[str, ...],
+    dry_run: bool,
+    as_json: bool,
+    **flags: Any,
+) -> None:
     """Generate what is not yet in the output.
 
     SOURCE is a manifest (.parquet, .csv, .tsv, .jsonl, .json, .txt, a folder or a glob) or a job file (.toml).
@@ -49,22 +66,29 @@ def run(source: str, limit: int | None, dry_run: bool, as_json: bool, **flags: A
       batchgen run manifests/quickstart.parquet --output out/quickstart
       batchgen run jobs/nightly.toml --output s3://bucket/2026-11-21 --workers 8
       batchgen run prompts.csv --output out/prompts --model ./my-model --limit 100
+      batchgen run jobs/compare.toml --sample 16
     """
     from batchgen.driver import run as run_job
     from batchgen.report.display import RunDisplay
+    from batchgen.report.sample import write_sheet
 
+    if sample_by and sample is None:
+        raise InputError("--sample-by says over which column a sample is spread; give --sample, too")
     job = named_job(source, flags)
     if dry_run:
         _print_plan(job, as_json=as_json)
         return
     try:
-        counts = run_job(job, source=source, limit=limit, reporter=RunDisplay(stderr()))
+        reporter = RunDisplay(stderr())
+        counts = run_job(job, source=source, limit=limit, reporter=reporter, sample=sample, sample_by=sample_by)
     except Interrupted as error:
         if as_json and error.counts is not None:
             say_json({"output": job.output, **asdict(error.counts), "interrupted": str(error)})
         raise
     if as_json:
         say_json({"output": job.output, **asdict(counts), "interrupted": None})
+    if counts.sample and (sheet := write_sheet(job.require_output(), counts.sample, job.storage_options)) is not None:
+        say(f"wrote {sheet}", err=True)
     failed = f", {counts.failed:,} failed (see failures/)" if counts.failed else ""
     left = f", {counts.pending:,} left" if counts.pending else ""
     updated = f", {counts.updated:,} updated" if counts.updated else ""
