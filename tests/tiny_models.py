@@ -34,6 +34,9 @@ from diffusers import (
 )
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
@@ -45,6 +48,11 @@ from transformers import (
     DPTConfig,
     DPTForDepthEstimation,
     DPTImageProcessor,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
 )
 
 __all__ = [
@@ -53,8 +61,10 @@ __all__ = [
     "build_depth",
     "build_latent_upscaler",
     "build_lcm",
+    "build_llava",
     "build_pix2pix",
     "build_refiner",
+    "build_safety_checker",
     "build_sd1",
     "build_sd2",
     "build_sdxl",
@@ -72,6 +82,13 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 _LAYERS = 1  # residual blocks a level, in UNet and autoencoder
 _NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 _UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+
+_LLAVA_SPECIAL = ("<unk>", "<s>", "</s>", "<image>", "<pad>")
+_LLAVA_TEMPLATE = (
+    "{% for message in messages %}USER: {% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>{% else %} {{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endfor %}{% if add_generation_prompt %} ASSISTANT:{% endif %}"
+)
 
 Variant = Literal["fp16"]
 Prediction = Literal["epsilon", "v_prediction"]
@@ -422,6 +439,64 @@ def tiny_vision_config() -> Any:
         num_attention_heads=4,
         projection_dim=16,
     )
+
+
+def build_llava(folder: Path, *, seed: int = 0) -> Path:
+    """LLaVA, which answers questions about pictures of 32 px in words of a short list, with its processor."""
+    words = [*_LLAVA_SPECIAL, "Yes", "No", "USER:", "ASSISTANT:", *"a red cube blue ring Does this figure show".split()]
+    words_of = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    words_of.pre_tokenizer = WhitespaceSplit()
+    text = LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+    )
+    with seeded(seed):
+        model = LlavaForConditionalGeneration(
+            LlavaConfig(
+                vision_config=tiny_vision_config(),
+                text_config=text,
+                image_token_index=words.index("<image>"),
+                image_seq_length=16,
+            )
+        )
+    processor = LlavaProcessor(
+        CLIPImageProcessor(size=32, crop_size=32),
+        PreTrainedTokenizerFast(
+            tokenizer_object=words_of,
+            unk_token="<unk>",
+            bos_token="<s>",
+            eos_token="</s>",
+            pad_token="<pad>",
+            additional_special_tokens=["<image>"],
+        ),
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        image_token="<image>",
+        chat_template=_LLAVA_TEMPLATE,
+    )
+    model.eval().save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def build_safety_checker(folder: Path, *, seed: int = 0) -> Path:
+    """A checker of 32 px with random concepts, whose thresholds lie where some pictures are flagged and some not."""
+    config = CLIPConfig(vision_config=tiny_vision_config().to_dict(), projection_dim=16)
+    with seeded(seed):
+        checker = StableDiffusionSafetyChecker(config).eval()
+        for vectors in (checker.concept_embeds, checker.special_care_embeds):
+            vectors.data.normal_()
+        checker.concept_embeds_weights.data.fill_(2.0)
+        checker.concept_embeds_weights.data[0] = 0.0
+        checker.special_care_embeds_weights.data.fill_(0.0)
+    checker.save_pretrained(folder)
+    CLIPImageProcessor(size=32, crop_size=32).save_pretrained(folder)
+    return folder
 
 
 def _ddim(**config: Any) -> Any:

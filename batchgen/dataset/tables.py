@@ -64,7 +64,8 @@ def decode_table(
     """
     parquet = pq.ParquetFile(source, page_checksum_verification=True)
     names = [name for name in parquet.schema_arrow.names if name not in without]
-    table = parquet.read(columns=names if columns is None else [name for name in names if name in columns])
+    wanted = names if columns is None else [name for name in names if name in columns]
+    table = parquet.read(columns=wanted, use_threads=False)  # its threads abort some processes that end soon after
     table.validate(full=True)
     return table
 

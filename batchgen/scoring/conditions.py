@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from batchgen.errors import InputError
+from batchgen.scoring.metrics import METRICS
 
 __all__ = ["read_condition"]
 
@@ -103,7 +104,10 @@ class _Reader:
             raise ValueError(f"{ast.unparse(node)} is no column")
         if node.id not in self._columns:
             near = get_close_matches(node.id, self._columns, n=1)
-            raise ValueError(f"there is no column {node.id!r}" + (f", but {near[0]!r}" if near else ""))
+            metric = next((metric.name for metric in METRICS.values() if node.id in metric.columns), None)
+            hint = f", but {near[0]!r}" if near else ""
+            hint = f" yet; batchgen score --metric {metric} makes it" if metric else hint
+            raise ValueError(f"there is no column {node.id!r}{hint}")
         return pc.field(node.id)
 
 

@@ -128,11 +128,12 @@ def join_scores(dataset: Dataset, rows: pa.Table, metrics: Sequence[str] | None 
     Raises:
         Damaged: a table cannot be read.
     """
+    rows = rows.combine_chunks()
     for metric in _scored_metrics(dataset.store) if metrics is None else metrics:
         tables = list(_read_tables(dataset, metric))
         if not tables:
             continue
-        scores = pa.concat_tables(tables)
+        scores = pa.concat_tables(tables).combine_chunks()
         places = pc.index_in(_keys(rows), value_set=_keys(scores))
         for name in scores.schema.names[2:]:
             taken = scores[name].combine_chunks().take(places.combine_chunks())
@@ -140,8 +141,8 @@ def join_scores(dataset: Dataset, rows: pa.Table, metrics: Sequence[str] | None 
     return rows
 
 
-def scores_of(dataset: Dataset) -> dict[str, dict[str, float | str | None]]:
-    """The scores of all rows: by id, by column; columns of metrics that were never asked for are absent.
+def scores_of(dataset: Dataset) -> dict[str, dict[str, Any]]:
+    """The scores of all rows by id, by column, each a number, a text or None; those that nobody asked for are absent.
 
     Raises:
         Damaged: a table cannot be read.
