@@ -217,7 +217,7 @@ class Index:
             yield decode_row(text, pickle.loads(carried))
 
     def defer_all_but(self, ids: Iterable[str]) -> int:
-        """Leave other rows for a later run: `counts` alone calls them pending. Returns how many of these are pending."""
+        """Leave other rows for a later run: only `counts` calls them pending. Returns how many of these are pending."""
         self._db.execute("INSERT INTO deferred SELECT id FROM row")
         self._db.executemany("DELETE FROM deferred WHERE id = ?", ((id_,) for id_ in ids))
         return int(self._db.execute(f"SELECT COUNT(*) FROM row WHERE {_PENDING}").fetchone()[0])
