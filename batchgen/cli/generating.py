@@ -10,6 +10,7 @@ from batchgen.cli.shared import (
     OK,
     ROWS_FAILED,
     SourceCommand,
+    address_option,
     choice,
     generation_options,
     json_option,
@@ -43,7 +44,7 @@ __all__ = ["plan", "run", "validate"]
 @click.option(
     "--sample-by", multiple=True, metavar="COLUMN", help="Spread them over this column instead; may be repeated."
 )
-@click.option("--address", metavar="A", help="A running Ray cluster, or local; default: RAY_ADDRESS, else local.")
+@address_option
 @click.option("--dry-run", is_flag=True, help="Print the plan of all rows and stop.")
 @json_option
 def run(

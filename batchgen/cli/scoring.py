@@ -5,7 +5,17 @@ from dataclasses import asdict
 
 import click
 
-from batchgen.cli.shared import OK, ROWS_FAILED, choice, json_option, named_output, say, say_json, stdout
+from batchgen.cli.shared import (
+    OK,
+    ROWS_FAILED,
+    address_option,
+    choice,
+    json_option,
+    named_output,
+    say,
+    say_json,
+    stdout,
+)
 from batchgen.errors import InputError
 from batchgen.options import Device, Dtype
 from batchgen.scoring.metrics import METRICS
@@ -30,7 +40,7 @@ _METRICS = "\n".join(f"  {metric.name:<12}{metric.about}" for metric in METRICS.
 @click.option("--dtype", type=choice(Dtype), help="Precision of the models; auto: float32.")
 @click.option("--device", type=choice(Device), help="Default: CUDA if there is one.")
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Default: one a GPU, or one a core.")
-@click.option("--address", metavar="A", help="A running Ray cluster; without it Ray is started here and stopped.")
+@address_option
 @click.option("--allow-pickle", is_flag=True, help="Read pickled weights too, with torch's weights-only loader.")
 @json_option
 def score(

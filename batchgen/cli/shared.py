@@ -20,6 +20,7 @@ __all__ = [
     "OK",
     "ROWS_FAILED",
     "SourceCommand",
+    "address_option",
     "choice",
     "generation_options",
     "json_option",
@@ -76,6 +77,9 @@ strict_option = click.option(
     is_flag=True,
     default=None,
     help="Take columns by other names, near misses and the like for problems, not notices.",
+)
+address_option = click.option(
+    "--address", metavar="A", help="A running Ray cluster, or local; default: RAY_ADDRESS, else local."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 
