@@ -96,7 +96,7 @@ def local_path(uri: str, folder: str = "") -> Path:
         InputError: it is a URI of another protocol, or misspelt, and nothing of that very name is there.
     """
     if is_remote(uri):
-        raise InputError(f"{uri} {misspelling(uri) or 'is not on this machine; copy it here, and give its path'}")
+        raise InputError(f"{uri} {misspelling(uri) or 'has to be read from this machine; copy it here'}")
     try:
         path = Path(uri.split("://", 1)[1] if "://" in uri else uri).expanduser()
     except RuntimeError:
