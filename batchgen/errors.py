@@ -4,6 +4,7 @@ BatchgenError
 ├── InputError                 the user's manifest, job, model or flags; permanent                 exit 2
 │   └── ManifestProblems       all that is wrong with a manifest's rows
 ├── CellError                  a cell does not fit its column; becomes a problem of its row
+│   └── WrongType              it has another type
 ├── ImageError                 a conditioning image cannot be used; the same
 ├── PromptSyntaxError          a tag such as <lora:...> in a prompt cannot be read; the same
 ├── TextError                  a file of a manifest is no text; a problem of the file
@@ -57,6 +58,7 @@ __all__ = [
     "StoreError",
     "TextError",
     "UnknownSampler",
+    "WrongType",
     "one_line",
     "printable",
 ]
@@ -124,6 +126,10 @@ class ManifestProblems(InputError):
 
 class CellError(BatchgenError, ValueError):
     """A cell does not fit its column; the text says what is wrong and what to try, without naming the place."""
+
+
+class WrongType(CellError):
+    """A cell has another type than its column."""
 
 
 class ImageError(BatchgenError, ValueError):

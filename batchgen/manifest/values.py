@@ -5,7 +5,7 @@ import re
 from collections.abc import Set
 from typing import Any
 
-from batchgen.errors import CellError
+from batchgen.errors import CellError, WrongType
 from batchgen.manifest.columns import COLUMNS, WORDING, Column, Kind
 from batchgen.manifest.names import find_column, fold, suggest
 from batchgen.manifest.strict_json import parse_json
@@ -34,12 +34,8 @@ def parse_cell(column: Column, cell: Any, *, from_text: bool, declared: bool = F
     """
     try:
         return _parse(column, cell, from_text)
-    except _WrongType as error:
+    except WrongType as error:
         raise CellError(f"{error}{_another_type(column, cell, from_text, declared)}") from None
-
-
-class _WrongType(CellError):
-    """A cell that has another type than its column."""
 
 
 def _another_type(column: Column, cell: Any, from_text: bool, declared: bool) -> str:
@@ -143,7 +139,7 @@ def _parse_text(column: Column, cell: Any) -> str:
     if column.name == "scheduler" and isinstance(cell, int) and not isinstance(cell, bool):
         return str(cell)  # DiffusionDB's numbers
     if not isinstance(cell, str):
-        raise _WrongType(f"is {_shown(cell)}, not text")
+        raise WrongType(f"is {_shown(cell)}, not text")
     if "\x00" in cell:
         raise CellError("holds a NUL character; remove it")
     if column.name == "id" and not cell.strip():
@@ -163,7 +159,7 @@ def _parse_number(column: Column, cell: Any, from_text: bool) -> int | float:
         except (ValueError, OverflowError):
             raise CellError(f"is {_shown(cell)}, not {WORDING[column.kind]}{_comma(cell, whole)}") from None
     if isinstance(cell, bool) or not isinstance(cell, (int, float)):
-        raise _WrongType(f"is {_shown(cell)}, not {WORDING[column.kind]}")
+        raise WrongType(f"is {_shown(cell)}, not {WORDING[column.kind]}")
     if isinstance(cell, int) and abs(cell) > 2**64:
         raise CellError(f"is {_shown(cell)}, too large")
     if not math.isfinite(cell):
