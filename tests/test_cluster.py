@@ -46,20 +46,28 @@ from batchgen.engine.queue import WorkQueue
 from batchgen.job import WorkerResources
 from batchgen.work import Work
 
-class Seconds:
+class Second:
+    def __init__(self, id):
+        self.id = id
+
+class Sleeper:
     def run(self, unit):
-        time.sleep(unit)
-        return unit
+        time.sleep(1)
+        return unit.id
+
+    def progress(self):
+        return {}
 
 def say(line):
     print(line, file=sys.stderr, flush=True)
 
-with cluster(None, 1) as capacity:
-    pool = Pool(Work(make_worker=Seconds, at_once=1), 1, WorkerResources(wait_minutes=5), say)
+with cluster(None, 1, say) as capacity:
+    pool = Pool(Work(make_worker=Sleeper, at_once=1), 1, WorkerResources(wait_minutes=5), say)
     say(f"{capacity}; {pool.uses}")
     drive(
-        WorkQueue(iter([1.0] * 4)), pool, Control(), recovered=lambda unit: None, failed=None,
+        WorkQueue(map(Second, 'abcd')), pool, Control(), recovered=lambda unit: None, failed=None,
         committed=lambda unit, receipt: say("done"), retried=lambda unit, why: say("again"),
+        progressed=lambda workers: None,
     )
 """
 
