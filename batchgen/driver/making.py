@@ -1,48 +1,42 @@
-"""A run from source to dataset: check, subtract what is done, plan, drive the workers, close the books."""
+"""A run: check, subtract what is done, drive the workers, close the books."""
 
 import socket
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import groupby
 from typing import Any, Literal, Protocol
 
 from batchgen.dataset.card import write_card
 from batchgen.dataset.carried import compare_carried
-from batchgen.dataset.commit import commit_failures, drop_rows, reopen_rows, update_carried
-from batchgen.dataset.dataset import Dataset, begun_with
-from batchgen.dataset.fit import fit_to_output
-from batchgen.dataset.format import OutputFormat, new_format
-from batchgen.dataset.kept import forget_resolved, keep_resolved, take_resolved
-from batchgen.dataset.lease import Lease, live_holder
-from batchgen.dataset.progress import FOLD_ABOVE, DoneRows, done_rows, fold_receipts, read_done, read_receipts
+from batchgen.dataset.commit import commit_failures, drop_rows, update_carried
+from batchgen.dataset.dataset import Dataset
+from batchgen.dataset.kept import forget_resolved, keep_resolved
+from batchgen.dataset.lease import Lease
+from batchgen.dataset.progress import FOLD_ABOVE, done_rows, fold_receipts, read_receipts
 from batchgen.dataset.receipts import rebuild_receipt, write_books
 from batchgen.dataset.runs import FINISHED, LIMIT_REACHED, RunRecord, latest_run, new_run_name, write_run
 from batchgen.diffusion.kind import generation
 from batchgen.diffusion.settings import WorkerSettings
+from batchgen.driver.output import committed_rows, kept_batches, reach, shortcomings, sizing_of, survey, wanted_format
+from batchgen.driver.resolved import resolved_rows
 from batchgen.engine.loop import Control, drive, signals
 from batchgen.engine.queue import WorkQueue
-from batchgen.errors import BatchgenError, ErrorClass, InputError, Interrupted, ManifestProblems, StoreError
-from batchgen.estimate import Measured, PlanSummary, summarize
-from batchgen.index import Committed, Counts, Index
+from batchgen.errors import BatchgenError, ErrorClass, Interrupted, StoreError
+from batchgen.estimate import Measured
+from batchgen.index import Counts, Index
 from batchgen.job import Job
-from batchgen.machine import cores, gpus
-from batchgen.manifest.problems import ProblemLog
-from batchgen.models.catalog import NOT_BEGUN
 from batchgen.options import Device, Dtype
-from batchgen.resolve import Resolved, resolve
-from batchgen.rows import DoneRow, Receipt, Shard, ShardProgress, Status, failed_row
+from batchgen.resolve import Resolved
+from batchgen.rows import DoneRow, Receipt, Shard, ShardProgress, failed_row
 from batchgen.sampling import CANDIDATES, spread
-from batchgen.sharding import Kind, Sizing, make_shards, settle_batches, settle_paces, shard_notices
-from batchgen.storage import Store, open_store, pattern_in, probe, require_place
-from batchgen.tally import LiveProgress, RunProgress, Tally
-from batchgen.trials import try_schedulers
+from batchgen.sharding import Sizing, make_shards, shard_notices
+from batchgen.storage import open_store, probe
+from batchgen.tally import RunProgress, Tally
 from batchgen.work import Failure
 
-__all__ = ["CheckedJob", "Reporter", "check", "plan", "resolved_rows", "retry", "run"]
+__all__ = ["Reporter", "run"]
 
 
 TELL_EVERY = 1.0  # seconds
@@ -73,93 +67,6 @@ class Reporter(Protocol):
         """No more will come."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CheckedJob:
-    """What a job without problems asks for."""
-
-    rows: int  # images to make
-    files: Sequence[str]  # of the manifest
-    notices: Sequence[str]  # lines that are worth reading: columns by another name, what was filled in
-
-
-def check(job: Job, *, output: bool = False) -> CheckedJob:
-    """Check every row of a job; no model is loaded and nothing is written.
-
-    Args:
-        job: what to check.
-        output: whether its output would take the rows, too.
-
-    Raises:
-        ManifestProblems: rows that cannot be made; all of them are in it.
-        InputError: the job, the manifest as a whole or the output cannot be used.
-        StoreError: the output cannot be reached.
-    """
-    store = _reach(job) if output else None
-    with resolved_rows(job, store, afresh=True) as (index, resolved):
-        rows, notices = index.counts().total, list(resolved.notices)
-        if store is not None and rows:
-            wanted = _wanted(job, resolved)
-            notices += _shortcomings(Dataset.begin(store, wanted, create=False), wanted, resolved)
-        return CheckedJob(rows=rows, files=resolved.files, notices=notices)
-
-
-@contextmanager
-def resolved_rows(job: Job, output: Store | None = None, *, afresh: bool = False) -> Iterator[tuple[Index, Resolved]]:
-    """The job's rows in an index on disk.
-
-    Args:
-        job: what to make.
-        output: what they are made for, with the defaults and types that it was begun with; rows may lie there that an
-            earlier run resolved, and are taken where nothing changed since. What it has recorded is not refused for its
-            scheduler.
-        afresh: take no such rows.
-
-    Raises:
-        ManifestProblems: rows that cannot be made; all of them are in it.
-        InputError: the job or the manifest as a whole cannot be used.
-    """
-    with Index() as index:
-        if output is not None and not afresh and (kept := take_resolved(output, job, index)) is not None:
-            yield index, fit_to_output(kept, output, index)
-            return
-        problems = ProblemLog()
-        resolved = resolve(job, index, problems, NOT_BEGUN if output is None else begun_with(output))
-        try_schedulers(index, resolved.models, problems, survey=partial(_mark_recorded, output, index))
-        if problems.total:
-            raise ManifestProblems(problems)
-        yield index, resolved if output is None else fit_to_output(resolved, output, index)
-
-
-def plan(job: Job) -> PlanSummary:
-    """What `run` would do, counted up; nothing is written and no model is loaded."""
-    store = None if job.output is None else _reach(job)
-    with resolved_rows(job, store) as (index, resolved):
-        outdated, notices = 0, list(resolved.notices)
-        device = _local_device(job.device)
-        measured, recorded, computed = Measured(device), None, Counter[Kind]()
-        if store is not None and index.counts().total:
-            wanted = _wanted(job, resolved)
-            dataset = Dataset.begin(store, wanted, create=False)
-            notices += _shortcomings(dataset, wanted, resolved)
-            _survey(dataset, index, measured, repair=False)
-            recorded = latest_run(store)
-            computed = _count_live(store, measured, recorded)
-            outdated = compare_carried(dataset, index)
-        sizing = _sizing(job, index, resolved.models, device, job.workers or _local_workers(device), measured, recorded)
-        summary = summarize(
-            index.groups(),
-            sizing,
-            measured,
-            job.layout,
-            job.format,
-            failed=index.counts().failed,
-            outdated=outdated,
-            computed=computed,
-        )
-        notices += shard_notices((group.key for group in index.groups() if group.pending), sizing)
-        return replace(summary, notices=notices)
-
-
 def run(
     job: Job,
     *,
@@ -188,7 +95,7 @@ def run(
         InfrastructureError: store, cluster or model failed.
     """
     began = time.time()
-    store = _reach(job)
+    store = reach(job)
     hours = job.limits.max_hours
     control = Control(None if hours is None else time.monotonic() + hours * 3600)
     with resolved_rows(job, store) as (index, resolved):
@@ -196,11 +103,11 @@ def run(
             reporter.notice(line)
         if not index.counts().total:
             return index.counts()  # a night with nothing new; an output of no rows would have no columns either
-        wanted = _wanted(job, resolved)
+        wanted = wanted_format(job, resolved)
         Dataset.begin(store, wanted, create=False)  # a conflict is found before anything is written
         probe(store)
         dataset = Dataset.begin(store, wanted, create=True)
-        for line in _shortcomings(dataset, wanted, resolved):
+        for line in shortcomings(dataset, wanted, resolved):
             reporter.notice(line)
         store = open_store(job.require_output(), job.storage_options)  # from here on, retry patiently
         dataset = replace(dataset, store=store)
@@ -230,29 +137,6 @@ def run(
     return counts
 
 
-def retry(uri: str, classes: Collection[str], storage_options: Mapping[str, Any] | None = None) -> int:
-    """Open an output's failed rows again for the next run; returns how many.
-
-    Args:
-        uri: the output.
-        classes: error classes, or what earlier versions called them and this output holds; all where empty.
-        storage_options: passed to the fsspec file system over what the environment says.
-
-    Raises:
-        InputError: there is no output, or no such error class.
-        OutputBusy: a run is writing to it.
-    """
-    dataset = Dataset.open(open_store(uri, storage_options))
-    with Lease(dataset.store, new_run_name(time.time())):
-        receipts = list(read_receipts(dataset, repair=True))
-        recorded = {row.error_class for receipt in receipts for row in receipt.failures}
-        for name in classes:
-            if name not in recorded | set(ErrorClass):
-                known = ", ".join([*ErrorClass, *sorted(recorded - set(ErrorClass))])
-                raise InputError(f"no error class {name!r}; known are {known}")
-        return sum(reopen_rows(dataset, receipt, classes) for receipt in receipts if receipt.failed)
-
-
 @dataclass(kw_only=True, slots=True)
 class _Run:
     """One run over an output: its parts, and the books it keeps."""
@@ -275,7 +159,7 @@ class _Run:
 
     def read_done(self) -> None:
         """Mark in the index what the output holds, and note how fast it was made, and how it was cut last."""
-        _survey(self.dataset, self.index, *self.measured.values(), repair=True)
+        survey(self.dataset, self.index, *self.measured.values(), repair=True)
         self.previous = latest_run(self.dataset.store)
 
     def make(self, to_make: int, pending: int, control: Control, reporter: Reporter, lease: Lease) -> None:
@@ -296,14 +180,14 @@ class _Run:
                 reporter.notice("the cluster has no GPU now, so workers use CPUs; --device cuda waits for GPUs")
             workers = job.workers or capacity.workers(device)
             measured = self.measured[device]
-            sizing = _sizing(job, self.index, self.resolved.models, device, workers, measured, self.previous)
+            sizing = sizing_of(job, self.index, self.resolved.models, device, workers, measured, self.previous)
             totals = ((group.key, group.total) for group in self.index.groups())
             queue = WorkQueue(make_shards(self.index.pending(to_make), totals, sizing))
             shards = (-(-rows // sizing.shard(group.key, group.total)) for group, rows in self.index.shares(to_make))
             workers = min(workers, sum(shards))  # more would find nothing to do
             settings = self._worker_settings(device)
             found: dict[str, Any] = {"nodes": capacity.nodes, "cpus": capacity.cpus, "gpus": capacity.gpus}
-            if job.batch_size is None and _batches(self.previous) is not None:
+            if job.batch_size is None and kept_batches(self.previous) is not None:
                 found["batches"] = sizing.batches
             record(device=device, dtype=settings.dtype, workers=workers, paces=sizing.paces, **found)
             self._write_card()
@@ -436,7 +320,7 @@ class _Run:
             workers=job.workers or 0,
             rows=counts.total,
             done_before=counts.done,
-            batches=_batches(self.previous),
+            batches=kept_batches(self.previous),
             failed_before=counts.failed,
         )
 
@@ -451,7 +335,7 @@ class _Run:
             # made by another run, perhaps long ago: its marker says which rows are left, and with which carried cells
             self.met_others = True
             done = done_rows(self.dataset, shard.id)
-        self.index.mark(_entries(receipt, done))
+        self.index.mark(committed_rows(receipt, done))
         if any(row.error_class in (ErrorClass.CONDITIONING, ErrorClass.INPUT) for row in receipt.failures):
             forget_resolved(self.dataset.store)  # a file may have changed behind an unchanged look: have all read again
         watch.committed(shard, receipt)
@@ -497,107 +381,3 @@ class _Watch:
         progress = self.tally.progress()
         self.lease.said = self.tally.live(progress).content()
         return progress
-
-
-def _reach(job: Job) -> Store:
-    """The output's store, after a first look: wrong keys, a missing bucket and a dead endpoint show within seconds."""
-    require_place(job.require_output())
-    store = open_store(job.require_output(), job.storage_options, quick=True)
-    begun = "output.json" in store.names(".batchgen")
-    if not begun and (mark := pattern_in(store.uri)) is not None:
-        raise InputError(f"output {store.uri}: {_misread(mark)}; choose another name")
-    return store
-
-
-def _misread(mark: str) -> str:
-    return f"DuckDB, Polars or datasets take a path with {mark} in it for a pattern, and cannot read what is there"
-
-
-def _wanted(job: Job, resolved: Resolved) -> OutputFormat:
-    defaults = {model.fingerprint: model.defaults for model in resolved.models.values()}
-    return new_format(job.layout, job.format, resolved.carried, defaults)
-
-
-def _shortcomings(dataset: Dataset, wanted: OutputFormat, resolved: Resolved) -> Iterator[str]:
-    """What is worth saying of an output that is there already."""
-    if names := ", ".join(dataset.left_out(wanted)):
-        yield f"{dataset.uri} was begun before the columns {names}; its metadata goes without"
-    for model in resolved.models.values():
-        kept, own = model.defaults, model.purpose.defaults
-        if changed := ", ".join(sorted(name for name in {**kept, **own} if kept.get(name) != own.get(name))):
-            yield f"{dataset.uri} was begun with another default of {model.name!r} for {changed}, and keeps it"
-    if (mark := pattern_in(dataset.uri)) is not None:
-        yield f"{dataset.uri}: {_misread(mark)}; rename the folder when no run goes on"
-
-
-def _mark_recorded(store: Store | None, index: Index) -> None:
-    """Mark in the index what an output holds, if there is one."""
-    if store is not None:
-        with suppress(InputError):  # nothing is there yet
-            _survey(Dataset.open(store), index, repair=False)
-
-
-def _survey(dataset: Dataset, index: Index, *measured: Measured, repair: bool) -> None:
-    """Mark in the index what the output holds, and sum up how fast it was made."""
-    for receipt, done in read_done(dataset, repair=repair):
-        index.mark(_entries(receipt, done))
-        for device in measured:
-            device.add(receipt)
-
-
-def _count_live(store: Store, measured: Measured, latest: RunRecord | None) -> Counter[Kind]:
-    """Count in what a live run has in work; returns the rows that its devices are through with."""
-    holder = live_holder(store)
-    live = None if holder is None else LiveProgress.read(holder["said"])
-    computed: Counter[Kind] = Counter()
-    if live is not None and latest is not None and latest.device == measured.device:
-        for kind, rows, seconds in live.in_work:
-            measured.count(latest.run, kind, rows, seconds)
-            computed[kind] += rows
-    return computed
-
-
-def _entries(receipt: Receipt, done: DoneRows) -> Iterator[Committed]:
-    for id_, fingerprint, carried in done:
-        yield Committed(
-            id=id_, fingerprint=fingerprint, shard=receipt.shard, status=Status.DONE, carried=carried or None
-        )
-    for row in receipt.failures:
-        yield Committed(id=row.id, fingerprint=row.fingerprint, shard=receipt.shard, status=Status.FAILED)
-
-
-def _sizing(
-    job: Job,
-    index: Index,
-    models: Iterable[str],
-    device: str,
-    workers: int,
-    measured: Measured,
-    previous: RunRecord | None,
-) -> Sizing:
-    recorded = previous.paces if previous is not None and previous.device == device else {}
-    batches = settle_batches(((group.key, group.total) for group in index.groups()), device, _batches(previous))
-    return Sizing(
-        device=device,
-        workers=workers,
-        paces=settle_paces(models, device, measured.paces(), recorded),
-        batches=batches or {},
-        batch_size=job.batch_size,
-        shard_rows=job.shard_rows,
-    )
-
-
-def _batches(previous: RunRecord | None) -> Mapping[str, int] | None:
-    """The sizes of micro-batches that an output keeps; none yet before its first run."""
-    return {} if previous is None else previous.batches
-
-
-def _local_device(wanted: Device) -> str:
-    """What `auto` would mean on this machine, without asking CUDA: whether the driver shows a GPU."""
-    if wanted is not Device.AUTO:
-        return wanted.value
-    return "cuda" if gpus() else "cpu"
-
-
-def _local_workers(device: str) -> int:
-    return max(1, gpus() if device == "cuda" else cores())

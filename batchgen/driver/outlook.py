@@ -1,0 +1,60 @@
+"""What a run would do, counted up."""
+
+from collections import Counter
+from dataclasses import replace
+
+from batchgen.dataset.carried import compare_carried
+from batchgen.dataset.dataset import Dataset
+from batchgen.dataset.runs import latest_run
+from batchgen.driver.output import count_live, reach, shortcomings, sizing_of, survey, wanted_format
+from batchgen.driver.resolved import resolved_rows
+from batchgen.estimate import Measured, PlanSummary, summarize
+from batchgen.job import Job
+from batchgen.machine import cores, gpus
+from batchgen.options import Device
+from batchgen.sharding import Kind, shard_notices
+
+__all__ = ["plan"]
+
+
+def plan(job: Job) -> PlanSummary:
+    """What `run` would do, counted up; nothing is written and no model is loaded."""
+    store = None if job.output is None else reach(job)
+    with resolved_rows(job, store) as (index, resolved):
+        outdated, notices = 0, list(resolved.notices)
+        device = _local_device(job.device)
+        measured, recorded, computed = Measured(device), None, Counter[Kind]()
+        if store is not None and index.counts().total:
+            wanted = wanted_format(job, resolved)
+            dataset = Dataset.begin(store, wanted, create=False)
+            notices += shortcomings(dataset, wanted, resolved)
+            survey(dataset, index, measured, repair=False)
+            recorded = latest_run(store)
+            computed = count_live(store, measured, recorded)
+            outdated = compare_carried(dataset, index)
+        sizing = sizing_of(
+            job, index, resolved.models, device, job.workers or _local_workers(device), measured, recorded
+        )
+        summary = summarize(
+            index.groups(),
+            sizing,
+            measured,
+            job.layout,
+            job.format,
+            failed=index.counts().failed,
+            outdated=outdated,
+            computed=computed,
+        )
+        notices += shard_notices((group.key for group in index.groups() if group.pending), sizing)
+        return replace(summary, notices=notices)
+
+
+def _local_device(wanted: Device) -> str:
+    """What `auto` would mean on this machine, without asking CUDA: whether the driver shows a GPU."""
+    if wanted is not Device.AUTO:
+        return wanted.value
+    return "cuda" if gpus() else "cpu"
+
+
+def _local_workers(device: str) -> int:
+    return max(1, gpus() if device == "cuda" else cores())
