@@ -1,6 +1,7 @@
 """Pictures of other programs read back into a manifest. The texts are as those programs write them."""
 
 import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -246,3 +247,26 @@ def test_a_folder_without_pictures_that_say_anything_is_refused(tmp_path: Path) 
         import_pictures(str(tmp_path / "p"), str(tmp_path / "m.parquet"))
     with pytest.raises(InputError, match="no such folder"):
         import_pictures(str(tmp_path / "q"), str(tmp_path / "m.parquet"))
+
+
+def test_one_broken_picture_does_not_stop_the_others(tmp_path: Path) -> None:
+    """Nested JSON, a header of 60,000 x 60,000, a list that is none, half a surrogate pair: each ended the command."""
+    png(tmp_path / "good.png", parameters=INFOTEXT)
+    png(tmp_path / "deep.png", prompt="[" * 100_000)
+    png(tmp_path / "list.png", invokeai_metadata=json.dumps({**INVOKE, "loras": True}))
+    png(tmp_path / "half.png", invokeai_metadata='{"positive_prompt": "a \\ud800 b"}')
+    data = (tmp_path / "good.png").read_bytes()
+    header = b"IHDR" + (60_000).to_bytes(4) * 2 + data[24:29]
+    bomb = data[:12] + header + zlib.crc32(header).to_bytes(4) + data[33:]
+    (tmp_path / "bomb.png").write_bytes(bomb)
+    found, rows = read(tmp_path)
+    assert set(found.silent) == {"bomb.png", "deep.png"}
+    assert rows["half"]["prompt"] == "a ? b"
+    assert rows["list"]["prompt"] == "landscape"
+
+
+def test_pictures_of_one_name_and_two_formats_have_ids_of_their_own(tmp_path: Path) -> None:
+    for folder, suffix in (("a", "png"), ("a", "PNG"), ("b", "png")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        png(tmp_path / folder / f"cat.{suffix}", parameters=INFOTEXT)
+    assert set(read(tmp_path)[1]) == {"a/cat.png", "a/cat.PNG", "b/cat"}

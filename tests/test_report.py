@@ -137,6 +137,20 @@ def test_several_outputs_have_an_axis_more(tmp_path: Path) -> None:
     assert "output" in found.axes
 
 
+def test_axes_of_any_name_and_any_number_are_shown(tmp_path: Path) -> None:
+    """Infinity ended the report, an axis `output` the comparison; one named `pictures` lost its values in the pivot."""
+    rows = [{"axis_output": "a", "axis_pictures": math.inf}, {"axis_output": "b", "axis_pictures": 2.0}]
+    first = make_output(tmp_path / "first", rows)
+    second = make_output(tmp_path / "second", [{"axis_n": 3.0}, {"axis_n": 1.0}])
+    report = tmp_path / "report"
+    found = write_report([str(first), str(second)], str(report))
+    assert found.axes == ["output", "pictures", "n", "output folder"]
+    axes = {one["name"]: one["values"] for one in read_script(report / "data" / "index.js")["axes"]}
+    assert axes["pictures"] == ["Infinity", 2.0, None]
+    assert axes["n"] == [1.0, 3.0, None]
+    assert pq.read_table(report / "pivot.parquet")["pictures"].to_pylist()[:2] == ["Infinity", "2"]
+
+
 def test_a_picture_that_is_gone_is_a_gap(tmp_path: Path) -> None:
     output = make_output(tmp_path / "out", GRID[:4])
     next((output / "data").glob("*/*/row-2.png")).unlink()

@@ -128,6 +128,8 @@ def test_draws_follow_the_weights(tmp_path: Path) -> None:
         ("__loop__", "__loop__ leads back to itself: loop > again > loop"),
         ("__bad__", "bad.txt, line 2: character 1: { is not closed"),
         ("__empty__", "__empty__ has no lines"),
+        (f"__{'w' * 300}__", "can be no file"),
+        ("__c**__", "can be no file"),
     ],
 )
 def test_a_wrong_template_says_where(template: str, said: str, tmp_path: Path) -> None:
@@ -166,6 +168,9 @@ def test_ranges_are_counted_exactly(text: str, values: tuple[float, ...]) -> Non
         ({"uniform": [2, 4]}, 3.0, 2.0, 4.0),
         ({"normal": [7.5, 2.0], "min": 1, "max": 14}, 7.5, 1.0, 14.0),
         ({"log_uniform": [0.1, 10]}, 9.9 / 4.605, 0.1, 10.0),
+        ({"uniform": [1, 10], "step": 4}, 5.78, 4, 8),
+        ({"normal": [0, 1], "min": 5, "max": 6, "step": 1}, 5.1, 5, 6),
+        ({"normal": [0, 1], "min": 5}, 5.19, 5, 8),
     ],
 )
 def test_distributions(spec: Mapping[str, Any], mean: float, low: float, high: float) -> None:
@@ -303,7 +308,9 @@ WRONG = {
     'sweep.axes = {steps = "1..1000", guidance_scale = "1..1000"}': "1,000,000 cells (num_inference_steps 1000, ",
     'sweep.cells.prompt = "{a|b|c|d|e|f|g|h|i|j} {a|b|c|d|e} {a|b|c|d|e|f|g|h} {a|b|c|d|e} {a|b|c|d|e|f|g|h|i|j}'
     ' {a|b|c|d|e|f|g|h|i|j}"': "200,000 variants, over max_rows = 100,000",
-    "sweep.samples = 5\nsweep.axes.steps = [1, 2]": "found only 2 cells that differ",
+    "sweep.samples = 5\nsweep.axes.steps = [1, 2]": "have only 2 cells that differ",
+    "sweep.samples = 2\nsweep.axes.steps = [1, 2]\nsweep.skip = [{steps = 1}]": "found only 1 cells that differ",
+    "sweep.axes.steps = [1]\nsweep.axes.width = {by = 'steps', values = {1 = {uniform = [66, 70]}}}": "no multiple",
     "sweep.axxes = {}": "takes no 'axxes'; did you mean 'axes'?",
     'sweep.cells.prompt = "${k} ${a}"\nsweep.axes = {a = ["x", "y"], k = {by = "a", values = {x = ["1"]}}}': (
         "has no values for a y"
@@ -313,6 +320,13 @@ WRONG = {
     "sweep.axes.eta = {fresh = 2}": "which seeds alone can be",
     "sweep.axes.steps = [1]\nsweep.skip = [{stepss = 1}]": "is no axis",
     'sweep.variants = "some"': "one of all, draw",
+    "sweep.axes.guidance_scale = {normal = [0, 1], min = 10, max = 11}": "next to nothing",
+    "sweep.axes.width = {uniform = [66, 70]}": "no multiple of 8",
+    f"sweep.axes.guidance_scale = {{uniform = [1, 1{'0' * 400}]}}": "too large",
+    'sweep.axes.guidance_scale = "5 values from 0 to 1e400"': "too large",
+    'sweep.axes.guidance_scale = "1..1e5000"': "more than 1,000,000 values",
+    'sweep.axes.steps = [1]\nsweep.skip = [{steps = "< 1.2.3"}]': "is '< 1.2.3'; write a value",
+    'sweep.axes.steps = [1]\nsweep.skip = [{steps = "== 1"}]': "is '== 1'; write a value",
 }
 
 
@@ -321,6 +335,12 @@ def test_a_wrong_sweep_says_what_is_wrong(toml: str, said: str) -> None:
     with pytest.raises(InputError) as raised:
         rows_of(toml)
     assert said in str(raised.value)
+
+
+def test_a_number_is_unlike_another_however_it_is_written() -> None:
+    """`!= 4.0` left out 4 as well: it was compared as text."""
+    rows = rows_of('sweep.cells.prompt = "x"\nsweep.axes.steps = [1, 4]\nsweep.skip = [{steps = "!= 4.0"}]')
+    assert [row["num_inference_steps"] for row in rows] == [4]
 
 
 def test_all_that_is_wrong_is_told_at_once() -> None:

@@ -61,7 +61,7 @@ def _read_sampler(first: str, nodes: Mapping[str, _Node], samplers: Mapping[str,
     for name, node in _chain(_inputs(nodes[first]).get("model"), "model", nodes):
         read.add(name)
         if "lora_name" in (own := _inputs(node)):
-            loras.append({"path": own["lora_name"], "scale": own.get("strength_model", 1.0)})
+            loras.append({"path": own["lora_name"], "scale": _value(own.get("strength_model", 1.0), nodes)})
         if isinstance(model := own.get("ckpt_name", own.get("unet_name")), str):
             said.cells["source_model"] = model
     if loras:
@@ -113,9 +113,7 @@ def _texts(value: Any, nodes: Mapping[str, _Node], seen: set[str]) -> Iterator[s
     seen.add(name)
     inputs = _inputs(nodes[name])
     own = [key for key in _TEXTS if key in inputs]
-    others = [
-        key for key, one in inputs.items() if isinstance(one, list) and key not in ("clip", "model", "vae", "image")
-    ]
+    others = [key for key, one in inputs.items() if isinstance(one, list) and key not in _NO_TEXTS]
     for key in own[:1] or others:
         yield from _texts(inputs[key], nodes, seen)
 

@@ -41,9 +41,9 @@ def read_metadata(text: str) -> Said | None:
         said.take("clip_skip", found["clip_skip"], "clip_skip")
     if (model := _named(found.get("model"))) is not None:
         said.cells["source_model"] = model
-    loras = [
-        {"path": name, "scale": one.get("weight", 1.0)} for one in found.get("loras") or () if (name := _lora(one))
-    ]
+    entries = found.get("loras")
+    entries = entries if isinstance(entries, list) else []
+    loras = [{"path": name, "scale": one.get("weight", 1.0)} for one in entries if (name := _lora(one))]
     if loras:
         said.cells["loras"] = loras
     if found.get("init_image") or found.get("strength"):

@@ -1,5 +1,6 @@
 """A folder of pictures as rows of a manifest: what each says of how it was made."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,12 +57,15 @@ def import_pictures(folder: str, output: str) -> Imported:
     rows: list[Mapping[str, Any]] = []
     unread: dict[str, Sequence[str]] = {}
     silent: list[str] = []
+    stems = Counter(file.with_suffix("") for file in files)
     for file in files:
-        name = file.relative_to(root).as_posix()
+        name = _utf8(file.relative_to(root).as_posix())
         if (said := _read(file)) is None:
             silent.append(name)
             continue
-        rows.append({"id": name.removesuffix(file.suffix), **said.cells, "source_file": name})
+        alone = stems[file.with_suffix("")] == 1  # a.png beside a.jpg: both keep their suffix
+        cells = {column: _utf8(cell) for column, cell in said.cells.items()}
+        rows.append({"id": name.removesuffix(file.suffix) if alone else name, **cells, "source_file": name})
         if said.unread:
             unread[name] = said.unread
     if not rows:
@@ -70,10 +74,19 @@ def import_pictures(folder: str, output: str) -> Imported:
     return Imported(rows=len(rows), unread=unread, silent=silent)
 
 
+def _utf8(cell: Any) -> Any:
+    """A cell that Parquet takes: names of files and JSON's escapes may hold halves of surrogate pairs."""
+    return cell.encode("utf-8", "replace").decode() if isinstance(cell, str) else cell
+
+
 def _read(file: Path) -> Said | None:
     texts = dict(_texts(file))
     for name, (tool, read) in _TOOLS.items():
-        if name in texts and (said := read(texts[name])) is not None:
+        try:
+            said = read(texts[name]) if name in texts else None
+        except RecursionError:  # nested beyond what any program writes
+            continue
+        if said is not None:
             said.cells["source_tool"] = "SwarmUI" if "sui_image_params" in texts[name][:100] else tool
             return said
     return None
@@ -95,7 +108,7 @@ def _texts(file: Path) -> Iterator[tuple[str, str]]:
                 name, found, text = str(exif.get(tag, "")).partition(":")
                 if found:
                     yield name.lower(), text
-    except (OSError, ValueError, SyntaxError):
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return
     finally:
         PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = limits

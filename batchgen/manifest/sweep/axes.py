@@ -28,10 +28,11 @@ from batchgen.errors import InputError
 
 __all__ = ["Axis", "ByParent", "Distribution", "Fresh", "FromFile", "Listed", "Source", "label", "read_source", "share"]
 
-LONGEST_RANGE = 10_000_000  # values; more is a mistake in writing
+LONGEST_RANGE = 1_000_000  # values, made in a second; more is a mistake in writing
 _NUMBER = r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?"
 _RANGE = re.compile(rf"\s*({_NUMBER})\s*\.\.\s*({_NUMBER})(?:\s+step\s+({_NUMBER}))?\s*")
 _SPACED = re.compile(rf"\s*(\d+)\s+values?\s+from\s+({_NUMBER})\s+to\s+({_NUMBER})\s*")
+_LEAST_SHARE = 1e-9  # of a normal distribution between its bounds; its quantiles are kept 1e-12 from 0 and 1
 _DISTRIBUTIONS = ("uniform", "normal", "log_uniform")
 
 Value = Any
@@ -57,6 +58,20 @@ class Distribution:
     high: float = math.inf
     step: float | None = None  # what they are rounded to multiples of
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The least and the greatest number that may be drawn."""
+        return (self.low, self.high) if self.kind == "normal" else (self.a, self.b)
+
+    @property
+    def multiples(self) -> tuple[float, float]:
+        """The least and the greatest multiple of the step within the bounds; the first is greater where none is."""
+        step, (low, high) = Fraction(str(self.step)), self.bounds
+        return (
+            math.ceil(Fraction(str(low)) / step) if math.isfinite(low) else low,
+            math.floor(Fraction(str(high)) / step) if math.isfinite(high) else high,
+        )
+
     def at(self, share: float) -> float | int:
         """The number below which that share of all draws lies, 0 < share < 1."""
         match self.kind:
@@ -68,9 +83,11 @@ class Distribution:
                 normal = NormalDist(self.a, self.b)
                 under, over = normal.cdf(self.low), normal.cdf(self.high)
                 number = normal.inv_cdf(min(max(under + (over - under) * share, 1e-12), 1 - 1e-12))
+        low, high = self.bounds
         if self.step is None:
-            return number
-        rounded = Fraction(str(self.step)) * round(number / self.step)
+            return min(max(number, low), high)  # the far tails of a normal distribution are known roughly
+        least, most = self.multiples
+        rounded = Fraction(str(self.step)) * int(min(max(round(number / self.step), least), most))
         return int(rounded) if rounded.denominator == 1 and float(self.step).is_integer() else float(rounded)
 
 
@@ -132,6 +149,13 @@ def read_source(spec: Any) -> Source | FromFile | None:
     Raises:
         InputError: it says nothing that an axis can take its values from.
     """
+    try:
+        return _read(spec)
+    except OverflowError:
+        raise InputError("has a number that is too large") from None
+
+
+def _read(spec: Any) -> Source | FromFile | None:
     match spec:
         case list():
             return Listed(_filled(spec))
@@ -162,6 +186,9 @@ def read_source(spec: Any) -> Source | FromFile | None:
 def _filled(values: Sequence[Any]) -> tuple[Any, ...]:
     if not values:
         raise InputError("has no values")
+    for value in values:
+        if isinstance(value, int):
+            float(value)  # raises OverflowError: columns of axes hold floats
     return tuple(values)
 
 
@@ -197,6 +224,8 @@ def _read_distribution(kind: str, spec: Mapping[str, Any]) -> Distribution:
     low, high, step = float(spec.get("min", -math.inf)), float(spec.get("max", math.inf)), spec.get("step")
     if low >= high or (step is not None and step <= 0):
         raise InputError("has a min that is not below max, or a step that is not above 0")
+    if kind == "normal" and NormalDist(a, b).cdf(high) - NormalDist(a, b).cdf(low) < _LEAST_SHARE:
+        raise InputError(f"has normal = {numbers!r}, of which next to nothing is between min and max")
     return Distribution(kind, a, b, low, high, step)
 
 
@@ -225,7 +254,8 @@ def _read_range(text: str) -> Listed | None:
     else:
         return None
     if count > LONGEST_RANGE:
-        raise InputError(f"is {text!r}: {count:,} values")
+        raise InputError(f"is {text!r}, more than {LONGEST_RANGE:,} values")
+    float(first), float(last)  # raise OverflowError
     whole = first.denominator == step.denominator == 1
     numbers = (first + place * step for place in range(count))
     return Listed(tuple(int(number) if whole else float(number) for number in numbers))

@@ -10,7 +10,8 @@ from batchgen.manifest.sweep.axes import label
 
 __all__ = ["Condition", "read_condition"]
 
-_COMPARED = re.compile(r"\s*(<=|>=|<|>)\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*")
+_COMPARED = re.compile(r"\s*(<=|>=|<|>)\s*([-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?)\s*")
+_LIKE_COMPARED = re.compile(r"\s*[<>=]=?\s*[-+=\d.].*", re.DOTALL)
 _UNEQUAL = re.compile(r"\s*!=\s*(.*?)\s*", re.DOTALL)
 _SPAN = re.compile(r"\s*([-+]?\d+(?:\.\d+)?)\s*\.\.\s*([-+]?\d+(?:\.\d+)?)\s*")
 _OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
@@ -38,7 +39,7 @@ class Condition:
 
 
 def read_condition(wanted: Any) -> Condition | None:
-    """The condition that a value of TOML says; None for one that says none, such as an empty list."""
+    """The condition that a value of TOML says; None for one that says none, such as an empty list or "== 4"."""
     if isinstance(wanted, list):
         return Condition(frozenset(map(label, wanted))) if wanted else None
     if isinstance(wanted, str):
@@ -47,5 +48,15 @@ def read_condition(wanted: Any) -> Condition | None:
         if match := _SPAN.fullmatch(wanted):
             return Condition(bounds=((">=", float(match[1])), ("<=", float(match[2]))))
         if match := _UNEQUAL.fullmatch(wanted):
-            return Condition(frozenset({match[1]}), unequal=True)
+            return Condition(frozenset({match[1], _number_label(match[1])}), unequal=True)
+        if _LIKE_COMPARED.fullmatch(wanted):
+            return None
     return Condition(frozenset({label(wanted)}))
+
+
+def _number_label(text: str) -> str:
+    """The label of the number that a text writes, so that 4.0 is 4; the text itself where it writes none."""
+    try:
+        return label(float(text))
+    except ValueError:
+        return text

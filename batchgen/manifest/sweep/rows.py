@@ -14,7 +14,7 @@ from typing import Any
 
 from batchgen.errors import InputError
 from batchgen.manifest.columns import COLUMNS, Kind
-from batchgen.manifest.sweep.axes import Axis, ByParent, Distribution, Fresh, Listed, label, share
+from batchgen.manifest.sweep.axes import Axis, ByParent, Distribution, Fresh, Listed, Source, label, share
 from batchgen.manifest.sweep.spec import PART, Sweep, column_or_part, is_drawn, part_of, written
 from batchgen.manifest.sweep.templates import draw
 
@@ -130,6 +130,11 @@ def _taken(axes: Sequence[Axis], cell: _Cell) -> Iterator[_Cell]:
 
 def _sampled(sweep: Sweep, samples: int) -> Iterator[tuple[_Cell, str]]:
     """Cells that are drawn, all different; each with its seeds where it has some of its own."""
+    if (most := prod(_most(axis.source) for axis in sweep.axes if axis.names != ("seed",))) < samples:
+        raise InputError(
+            f"[sweep] samples = {samples:,}, but the axes have only {most:,} cells that differ; ask for fewer, or "
+            "leave it out to make all"
+        )
     seen: set[tuple[str, ...]] = set()
     for number in range(samples * TRIES):
         found = list(_enumerated(sweep, number))
@@ -145,6 +150,19 @@ def _sampled(sweep: Sweep, samples: int) -> Iterator[tuple[_Cell, str]]:
         f"[sweep] samples = {samples:,}, but {samples * TRIES:,} draws found only {len(seen):,} cells that differ and "
         "are not skipped; ask for fewer, or leave it out to make all"
     )
+
+
+def _most(source: Source) -> float:
+    """How many values a cell may draw at most."""
+    match source:
+        case Listed(values, _):
+            return len(values)
+        case ByParent(_, sources):
+            return sum(map(_most, sources.values()))
+        case Distribution():
+            return inf
+        case Fresh():
+            return 1
 
 
 def _take(cell: _Cell, axis: Axis, value: Any) -> None:

@@ -142,7 +142,7 @@ class _Reader:
         cells: dict[str, Any] = {}
         for name, value in self._named("cells", self._table_of("cells")):
             if name not in COLUMNS:
-                hint = _near(name) or "; unknown columns are carried where they are axes"
+                hint = _near(name) or "; what prompts refer to stands under [sweep.axes]"
                 self._refuse(f"[sweep.cells] {name}", f"is no column{hint}")
                 continue
             values = self._expanded(f"[sweep.cells] {name}", name, (value,), self._listing)
@@ -248,16 +248,25 @@ class _Reader:
             case ByParent(parent, sources):
                 parent = column_or_part(parent)
                 return ByParent(parent, {value: self._child(place, name, one) for value, one in sources.items()})
-            case Distribution(step=None) if (known := COLUMNS.get(name)) is not None and known.kind is Kind.INTEGER:
-                return replace(source, step=float(known.multiple_of or 1))
+            case Distribution():
+                return self._in_steps(place, name, source)
             case Fresh() if name != "seed":
                 self._refuse(place, "is fresh, which seeds alone can be")
                 return None
         return source
 
+    def _in_steps(self, place: str, name: str, source: Distribution) -> Distribution:
+        """A distribution for a column of whole numbers has a step, and a multiple of it within its bounds."""
+        known = COLUMNS.get(name)
+        if source.step is None and known is not None and known.kind is Kind.INTEGER:
+            source = replace(source, step=float(known.multiple_of or 1))
+        if source.step is not None and source.multiples[0] > source.multiples[1]:
+            self._refuse(place, f"has no multiple of {source.step:g} within its bounds")
+        return source
+
     def _child(self, place: str, name: str, source: Listed | Distribution) -> Listed | Distribution:
         if isinstance(source, Distribution):
-            return source
+            return self._in_steps(place, name, source)
         wildcards = self._listing if source.weights is None else self._drawing
         return replace(source, values=self._expanded(place, name, source.values, wildcards))
 

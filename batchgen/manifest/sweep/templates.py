@@ -88,10 +88,7 @@ class Template:
 
     def variants(self) -> Iterator[Variant]:
         """All of them; the last choice changes fastest."""
-        parts = (
-            [(piece,)] if isinstance(piece, str) or piece.drawn else list(piece.variants()) for piece in self.pieces
-        )
-        for one in product(*parts):
+        for one in product(*map(_variants_of, self.pieces)):
             yield tuple(chain.from_iterable(one))
 
 
@@ -160,11 +157,14 @@ class Wildcards:
     def _files(self, name: str) -> list[Path]:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise InputError(f"__{name}__ leads out of {self.folder}; wildcards are named from there")
-        if any(mark in name for mark in "*?["):
-            self.read.add(self.folder)
-            files = sorted(self.folder.glob(f"{name}.txt"))
-        else:
-            files = [file for file in [self.folder / f"{name}.txt"] if file.is_file()]
+        try:
+            if any(mark in name for mark in "*?["):
+                self.read.add(self.folder)
+                files = sorted(self.folder.glob(f"{name}.txt"))
+            else:
+                files = [file for file in [self.folder / f"{name}.txt"] if file.is_file()]
+        except (OSError, ValueError) as error:  # a name that is too long, a pattern such as a**
+            raise InputError(f"__{name}__ can be no file: {error}") from error
         self.read.update(files)
         if not files:
             known = [str(file.relative_to(self.folder).with_suffix("")) for file in self.folder.rglob("*.txt")]

@@ -33,7 +33,7 @@ class Axis:
     """Something that pictures differ in."""
 
     name: str
-    values: Sequence[Any]  # numbers in order, others as they were met
+    values: Sequence[Any]  # numbers in order, None after them, others as they were met
     is_number: bool
 
 
@@ -71,7 +71,9 @@ def find_axes(shown: Sequence[Shown]) -> list[Axis]:
         columns = {**columns, "model": "model"}
     axes = [_axis(shown, name, [one.cells.get(column) for one in shown]) for name, column in columns.items()]
     if len({one.output for one in shown}) > 1:
-        axes.append(_axis(shown, OUTPUT, [one.output for one in shown]))
+        axes.append(
+            _axis(shown, OUTPUT if OUTPUT not in columns else f"{OUTPUT} folder", [one.output for one in shown])
+        )
     return [axis for axis in axes if len(axis.values) > 1] or axes[:1]
 
 
@@ -84,10 +86,15 @@ def _axis(shown: Sequence[Shown], name: str, cells: Sequence[Any]) -> Axis:
     for one, cell in zip(shown, cells, strict=True):
         if isinstance(cell, (list, dict)):
             cell = json.dumps(cell, ensure_ascii=False)
+        elif isinstance(cell, float) and not math.isfinite(cell):
+            cell = label(cell)  # no number of JSON
         values.setdefault(label(cell), cell)
         one.at[name] = label(cell)
-    is_number = all(isinstance(cell, (int, float)) and not isinstance(cell, bool) for cell in values.values())
-    ordered = sorted(values.values()) if is_number else list(values.values())
+    known = [cell for cell in values.values() if cell is not None]
+    in_order = all(isinstance(cell, (int, float)) and not isinstance(cell, bool) for cell in known)
+    is_number = in_order and len(known) == len(values)
+    absent = [None] * (len(values) - len(known))  # in an output whose sweep has no such axis
+    ordered = [*sorted(known), *absent] if in_order else list(values.values())
     return Axis(name=name, values=ordered, is_number=is_number)
 
 

@@ -11,6 +11,7 @@ pivot.csv, pivot.parquet, sheet.png
 
 import io
 import json
+import math
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -179,7 +180,8 @@ def _detail(one: Shown) -> dict[str, Any]:
 
 
 def _plain(cell: Any) -> Any:
-    return cell if isinstance(cell, (str, int, float, bool)) else json.dumps(cell, ensure_ascii=False, default=str)
+    shown = isinstance(cell, (str, int)) or (isinstance(cell, float) and math.isfinite(cell))
+    return cell if shown else json.dumps(cell, ensure_ascii=False, default=str)
 
 
 def _runs(name: str, dataset: Dataset) -> Iterator[dict[str, Any]]:
@@ -221,7 +223,7 @@ def _write_pivot(store: Store, shown: Sequence[Shown], axes: Sequence[Axis], sco
         axis.name: [float(place[number]) if axis.is_number else place[number] for place in cells]
         for number, axis in enumerate(axes)
     }
-    columns["pictures"] = [len(ones) for ones in cells.values()]
+    columns["pictures" if "pictures" not in columns else "number of pictures"] = [len(ones) for ones in cells.values()]
     for name in scores:
         known = [[one.scores[name] for one in ones if name in one.scores] for ones in cells.values()]
         columns[f"{name} (mean)"] = [sum(values) / len(values) if values else None for values in known]

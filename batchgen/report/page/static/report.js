@@ -46,7 +46,7 @@ const report = (() => {
   }
 
   const shown = (value) =>
-    value === null || value === undefined ? "" : typeof value === "number" && !Number.isInteger(value) ? value.toPrecision(5) : String(value);
+    value === null || value === undefined ? "" : typeof value === "number" && !Number.isInteger(value) ? String(Number(value.toPrecision(5))) : String(value);
   const axis = (name) => data.axes.find((one) => one.name === name);
   const valueAt = (name, number) => axis(name).values[data.at[name][number]];
   const named = (name, number) => (valueAt(name, number) === null ? "none" : String(valueAt(name, number)));
