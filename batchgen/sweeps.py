@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from batchgen.errors import ManifestProblems
+from batchgen.errors import InputError, ManifestProblems
 from batchgen.manifest.columns import COLUMNS, Kind
 from batchgen.manifest.files import folder_of, read_sweep_file, records
 from batchgen.manifest.problems import ProblemLog
@@ -31,7 +31,10 @@ def read_summary(source: str) -> SweepSummary:
         InputError: something is wrong with it; a line for each thing.
         StoreError: it cannot be read.
     """
-    sweep = read_sweep_file(source)
+    try:
+        sweep = read_sweep_file(source)
+    except InputError as error:
+        raise InputError("\n".join(f"{source}: {line}" for line in str(error).splitlines())) from error
     return SweepSummary(cells=count_cells(sweep), axes=axis_lines(sweep))
 
 

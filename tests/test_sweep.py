@@ -320,6 +320,7 @@ WRONG = {
     "sweep.axes.eta = {fresh = 2}": "which seeds alone can be",
     "sweep.axes.steps = [1]\nsweep.skip = [{stepss = 1}]": "is no axis",
     'sweep.variants = "some"': "one of all, draw",
+    'sweep.axes.scheduler = ["DDIM"]\nsweep.skip = [{scheduler = "DIDM"}]': "never is; did you mean 'DDIM'?",
     "sweep.axes.guidance_scale = {normal = [0, 1], min = 10, max = 11}": "next to nothing",
     "sweep.axes.width = {uniform = [66, 70]}": "no multiple of 8",
     f"sweep.axes.guidance_scale = {{uniform = [1, 1{'0' * 400}]}}": "too large",

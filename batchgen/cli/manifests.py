@@ -22,8 +22,8 @@ def sweep(spec: str, output: str | None, as_json: bool) -> None:
 
     \b
     Examples:
-      batchgen sweep manifests/compare.toml
-      batchgen sweep manifests/compare.toml --output out/compare.parquet
+      batchgen sweep jobs/compare.toml
+      batchgen sweep jobs/compare.toml --output out/compare.parquet
     """
     from batchgen.driver import plan as plan_job
     from batchgen.report.display import plan_table, sweep_table
@@ -37,6 +37,12 @@ def sweep(spec: str, output: str | None, as_json: bool) -> None:
         return
     for line in summary.notices:
         say(line, err=True)
+    if output is not None and job.defaults:
+        named = ", ".join(job.defaults)
+        say(
+            f"{output} goes without the job's [defaults] ({named}); what it shall have stands in [sweep.cells]",
+            err=True,
+        )
     stdout().print(sweep_table(found), plan_table(summary))
     if output is not None:
         say(f"wrote {rows:,} rows: {output}", err=True)

@@ -28,6 +28,8 @@ def parse_sweep(text: str, folder: str, read_column: ReadColumn) -> Sweep:
         table: Any = tomllib.loads(text).get("sweep")
     except tomllib.TOMLDecodeError as error:
         raise InputError(str(error)) from error
+    except RecursionError:
+        raise InputError("is nested too deeply") from None
     if not isinstance(table, dict):
         raise InputError("has no table [sweep]: nothing says which rows to make")
     return read_sweep(table, folder, read_column)

@@ -223,7 +223,8 @@ def _filled(value: Any, values: Mapping[str, Any]) -> Any:
 
 
 def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    """A value within a text: numbers, lists and tables as JSON, dates as TOML writes them."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (int, float, list, dict)) else str(value)
 
 
 def _shown(name: str, value: Any) -> Any:

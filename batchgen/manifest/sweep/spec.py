@@ -199,7 +199,9 @@ class _Reader:
             if name in RESERVED:
                 self._refuse(f"[sweep.{where}] {key}", "is the name of a result column")
             elif name in seen:
-                self._refuse(f"[sweep.{where}] {key}", f"is {name!r}, which stands there already")
+                self._refuse(
+                    f"[sweep.{where}] {key}", f"is {name!r}, which stands there already, under this name or another"
+                )
             else:
                 seen.add(name)
                 yield name, value
@@ -379,6 +381,14 @@ class _Reader:
                     self._refuse(f"[[sweep.skip]] {key}", f"is no axis{_meant(key, names)}")
                 elif (test := read_condition(wanted)) is None:
                     self._refuse(f"[[sweep.skip]] {key}", f"is {wanted!r}; write a value, a list, '< 4' or '1..3'")
+                elif (
+                    test.values
+                    and not test.unequal
+                    and (known := _labels(name, axes, cells)).isdisjoint(test.values)
+                    and known
+                ):
+                    near = _meant(sorted(test.values)[0], known)
+                    self._refuse(f"[[sweep.skip]] {key}", f"is {wanted!r}, which {name} never is{near}")
                 else:
                     found[name] = test
             yield found
@@ -400,6 +410,13 @@ def _all_values(source: Source) -> list[Any]:
             return [value for one in sources.values() for value in _all_values(one)]
         case _:
             return []
+
+
+def _labels(name: str, axes: Sequence[Axis], cells: Mapping[str, Any]) -> frozenset[str]:
+    """The labels of all values that a name may have; empty where they are drawn from a distribution, or are seeds."""
+    axis = next((axis for axis in axes if name in axis.names), None)
+    values = [cells[name]] if axis is None else [part_of(value, axis, name) for value in _all_values(axis.source)]
+    return frozenset(label(written(value)) for value in values)
 
 
 def _references(value: Any) -> list[str]:

@@ -69,12 +69,17 @@ def find_axes(shown: Sequence[Shown]) -> list[Axis]:
     columns = named or {name: name for name, most in _VARIED if 1 < len(_labels(shown, name)) <= most}
     if len(swept) > 1 and "model" not in named and len(_labels(shown, "model")) > 1:
         columns = {**columns, "model": "model"}
-    axes = [_axis(shown, name, [one.cells.get(column) for one in shown]) for name, column in columns.items()]
+    axes = [_axis(shown, name, [_cell(one, column, name) for one in shown]) for name, column in columns.items()]
     if len({one.output for one in shown}) > 1:
         axes.append(
             _axis(shown, OUTPUT if OUTPUT not in columns else f"{OUTPUT} folder", [one.output for one in shown])
         )
     return [axis for axis in axes if len(axis.values) > 1] or axes[:1]
+
+
+def _cell(one: Shown, column: str, name: str) -> Any:
+    """A picture's value on an axis; what was applied, in outputs that no sweep made."""
+    return one.cells.get(column, one.cells.get(name))
 
 
 def _labels(shown: Sequence[Shown], column: str) -> set[str]:
