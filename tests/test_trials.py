@@ -57,6 +57,21 @@ BAD: Mapping[str, tuple[Mapping[str, Any], str, str]] = {
         "scheduler_kwargs",
         "cannot do 1000 steps",
     ),
+    "less than no noise": (
+        {"scheduler": "Euler Karras", "scheduler_kwargs": {"sigma_min": -1}},
+        "scheduler_kwargs",
+        "less than no noise",
+    ),
+    "noise that grows": (
+        {"scheduler": "Euler Karras", "scheduler_kwargs": {"sigma_min": 50.0, "sigma_max": 5.0}},
+        "scheduler_kwargs",
+        "noise grows on the way",
+    ),
+    "a switch of text, which is true": (
+        {"scheduler": "DDIM", "scheduler_kwargs": {"clip_sample": "false"}},
+        "scheduler_kwargs",
+        "clip_sample is 'false'; write true or false",
+    ),
     "no noise is taken": ({"scheduler": "DEIS Karras", "steps": 1}, "num_inference_steps", "as much noise"),
     "no finite number is left": ({"scheduler_kwargs": {"beta_end": 4}}, "scheduler_kwargs", "not finite"),
 }

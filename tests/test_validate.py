@@ -383,6 +383,13 @@ def test_a_key_twice_is_a_mistake(line: str, key: str, tmp_path: Path, model_con
     assert found.row == 2 and f"key {key!r} stands twice" in found.message
 
 
+def test_a_number_beyond_a_double_is_a_mistake(tmp_path: Path, model_configs: Path) -> None:
+    """A carried 1e400 became infinity in silence."""
+    (tmp_path / "m.jsonl").write_text('{"prompt": "a", "my_score": 1e308}\n{"prompt": "a", "my_score": 1e400}\n')
+    (found,) = problems(tmp_path / "m.jsonl", model_configs)
+    assert found.row == 2 and "1e400 is beyond what a double holds" in found.message
+
+
 def test_validate_sees_what_an_output_would_refuse(
     tmp_path: Path, write_manifest: WriteManifest, batchgen: RunCli
 ) -> None:

@@ -47,6 +47,10 @@ def try_scheduler(class_name: str, kwargs: Mapping[str, Any], config: Mapping[st
     if not sample.isfinite().all():
         return f"{class_name} cannot do {steps} steps: they end in numbers that are not finite"
     sigmas = getattr(scheduler, "sigmas", None)
+    if scheduler.timesteps.min() < 0 or (sigmas is not None and sigmas.min() < 0):
+        return f"{class_name} cannot do {steps} steps: some are at less than no noise"
+    if sigmas is not None and sigmas.max() > sigmas[0]:
+        return f"{class_name} cannot do {steps} steps: noise grows on the way"
     if sigmas is not None and sigmas[-1] >= sigmas[0]:
         return f"{class_name} cannot do {steps} steps: they end with as much noise as they begin with"
     return None

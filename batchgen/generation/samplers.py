@@ -229,6 +229,10 @@ _CHOICES: Mapping[str, frozenset[str]] = {
     "timestep_spacing": frozenset({"leading", "linspace", "trailing"}),
     "beta_schedule": frozenset({"linear", "scaled_linear", "squaredcos_cap_v2"}),
 }
+_SWITCHES = frozenset(
+    "clip_sample euler_at_final lower_order_final predict_x0 rescale_betas_zero_snr set_alpha_to_one skip_prk_steps "
+    "thresholding".split()
+)  # any text is true for diffusers, "false" too
 _SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_flow_sigmas")
 
 
@@ -238,7 +242,7 @@ def option_problems(options: Mapping[str, Any]) -> list[str]:
     for name, value in options.items():
         if name in _CHOICES and value not in _CHOICES[name]:
             found.append(f"{name} is {value!r}; one of {', '.join(sorted(_CHOICES[name]))}")
-        elif name.startswith("use_") and not isinstance(value, bool):
+        elif (name.startswith("use_") or name in _SWITCHES) and not isinstance(value, bool):
             found.append(f"{name} is {value!r}; write true or false")
         elif name.endswith("_order") and type(value) is not int:
             found.append(f"{name} is {value!r}; write a whole number")
