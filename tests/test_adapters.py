@@ -419,6 +419,31 @@ FOREIGN: Mapping[str, tuple[Mapping[str, tuple[int, ...]], str]] = {
         {f"lora_unet_{_TO_K}.lora_down.weight": (4, 32), f"lora_unet_{_TO_K}.lora_up.weight": (80, 4)},
         "gives 80",
     ),
+    "two ranks": (
+        {f"lora_unet_{_TO_K}.lora_down.weight": (4, 32), f"lora_unet_{_TO_K}.lora_up.weight": (64, 8)},
+        "is of rank 8",
+    ),
+    "two ranks of a LoHa": (
+        {
+            f"lora_unet_{_TO_K}.{name}": shape
+            for name, shape in zip(
+                ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"), ((64, 4), (4, 32), (64, 4), (5, 32)), strict=True
+            )
+        },
+        "hada_w2_a' is of rank 4",
+    ),
+    "vectors": (
+        {f"lora_unet_{_TO_K}.lora_down.weight": (4,), f"lora_unet_{_TO_K}.lora_up.weight": (64,)},
+        "is no matrix",
+    ),
+    "alpha of four": (
+        {
+            f"lora_unet_{_TO_K}.lora_down.weight": (4, 32),
+            f"lora_unet_{_TO_K}.lora_up.weight": (64, 4),
+            f"lora_unet_{_TO_K}.alpha": (4,),
+        },
+        "holds 4 numbers where one is to be",
+    ),
     "no tensor": ({}, "holds no tensor"),
 }
 

@@ -60,6 +60,13 @@ _FAMILIES: Sequence[tuple[frozenset[str], frozenset[str]]] = tuple(
         ("diff", ""),
     )
 )
+_PRODUCTS = (  # what is multiplied, and what stands between the two in some files
+    ("up", "down", "mid"),
+    ("hada_w1_a", "hada_w1_b", "hada_t1"),
+    ("hada_w2_a", "hada_w2_b", "hada_t2"),
+    ("lokr_w1_a", "lokr_w1_b", ""),
+    ("lokr_w2_a", "lokr_w2_b", "lokr_t2"),
+)
 _SGM = re.compile(r"(input_blocks|middle_block|output_blocks)_(\d+)(?:_(\d+))?_(.+)")
 _SGM_RESNETS = {
     "in_layers_2": "conv1",
@@ -125,11 +132,16 @@ def check_lora(shapes: Shapes, _config: Mapping[str, object], model: Model) -> s
         return f"its tensor {wrong!r} is none of a LoRA, LoHa or LoKr for Stable Diffusion; use one of these"
     if not layers:
         return "no tensor in it is a LoRA's"
+    for layer in layers:
+        if (unfit := _unfit(layer, shapes)) is not None:
+            return unfit
     for layer in layers:  # first what says most: another family of models
         down = layer.keys.get("down")
         if re.search(r"attn2_to_k$", layer.name) and down and shapes[down][1] != model.text_width:
             return other_width(shapes[down][1], model)
     for key, vectors in shapes.items():
+        if key.startswith(BUNDLED) and not vectors:
+            return f"its embedding {key!r} is a number; is the file damaged?"
         if key.startswith(BUNDLED) and vectors[-1] not in model.token_widths:
             return f"its embedding {key!r} is {vectors[-1]} wide, and those of {model.name!r} are {model.token_widths}"
     known = _model_layers(model)
@@ -234,6 +246,22 @@ def _model_layers(model: Model) -> Mapping[str, Mapping[str, tuple[int, ...]]]:
         elif not (model.folder / part).is_dir():
             found[part] = {}
     return found
+
+
+def _unfit(layer: Layer, shapes: Shapes) -> str | None:
+    """What of a layer's tensors does not go together, whatever the model; None where nothing is seen."""
+    for role, key in layer.keys.items():
+        shape = shapes[key]
+        if role == "alpha" and math.prod(shape) != 1:
+            return f"its tensor {key!r} holds {math.prod(shape)} numbers where one is to be; is the file damaged?"
+        if role not in ("alpha", "dora_scale", "magnitude") and len(shape) < (1 if role == "diff" else 2):
+            return f"its tensor {key!r} is no matrix; is the file damaged?"
+    for left, right, core in _PRODUCTS:
+        up, down = layer.keys.get(left), layer.keys.get(right)
+        if up and down and core not in layer.keys and shapes[up][1] != shapes[down][0]:
+            ranks = f"{shapes[up][1]}, and {down!r} of {shapes[down][0]}"
+            return f"its tensor {up!r} is of rank {ranks}; is the file damaged?"
+    return None
 
 
 def _shape(layer: Layer, shapes: Shapes) -> tuple[int, ...] | None:
