@@ -460,7 +460,7 @@ def test_a_job_file_stands_for_its_output(
     assert batchgen("status", f"{s3_bucket}/set", env=elsewhere).returncode == 4
     status = json.loads(batchgen("status", job, "--json", env=elsewhere).stdout)
     assert (status["output"], status["done"], status["failed"]) == (f"{s3_bucket}/set", 5, 1)
-    assert batchgen("status", job, "--watch", env=elsewhere).returncode == 0
+    assert batchgen("status", job, "--watch", env=elsewhere).returncode == 1, "a row failed"
     assert batchgen("verify", job, env=elsewhere).returncode == 0
     opened = batchgen("retry", job, env=elsewhere)
     assert opened.returncode == 0 and "1 row will be tried again" in opened.stderr

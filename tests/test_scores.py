@@ -376,13 +376,14 @@ def test_a_kill_in_the_middle_is_gone_on_from(tmp_path: Path, batchgen: RunCli) 
     assert {name: stamp for name, stamp in stamps(output, "contrast").items() if name in before} == before
 
 
-def test_a_metric_that_fails_on_every_picture_fails_as_a_whole(hundred: Dataset, tmp_path: Path) -> None:
+def test_a_metric_that_fails_on_every_picture_fails_as_a_whole(tmp_path: Path) -> None:
     """Nulls for a thousand rows would look like data."""
+    dataset = make_output(tmp_path / "out", 4)
     head = tmp_path / "head.safetensors"
     head.write_bytes(b"no weights")
     with pytest.raises(ModelLoadError, match=r"head.safetensors"):
-        scored(hundred, "aesthetic", models={"aesthetic": "builtin-clip", "aesthetic.head": str(head)})
-    assert not list(Path(hundred.uri).glob("scores/aesthetic/*"))
+        scored(dataset, "aesthetic", models={"aesthetic": "builtin-clip", "aesthetic.head": str(head)})
+    assert not list(Path(dataset.uri).glob("scores/aesthetic/*"))
 
 
 # What cannot be done is said before anything starts

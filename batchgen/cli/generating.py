@@ -26,6 +26,7 @@ from batchgen.errors import InputError, Interrupted
 from batchgen.options import ImageFormat, Layout
 
 if TYPE_CHECKING:
+    from batchgen.index import Counts
     from batchgen.job import Job
 
 __all__ = ["plan", "run", "validate"]
@@ -84,10 +85,10 @@ def run(
         counts = run_job(job, source=source, limit=limit, reporter=reporter, sample=sample, sample_by=sample_by)
     except Interrupted as error:
         if as_json and error.counts is not None:
-            say_json({"output": job.output, **asdict(error.counts), "interrupted": str(error)})
+            say_json({"output": job.output, **_in_json(error.counts), "interrupted": str(error)})
         raise
     if as_json:
-        say_json({"output": job.output, **asdict(counts), "interrupted": None})
+        say_json({"output": job.output, **_in_json(counts), "interrupted": None})
     if counts.sample and (sheet := write_sheet(job.require_output(), counts.sample, job.storage_options)) is not None:
         say(f"wrote {sheet}", err=True)
     failed = f", {counts.failed:,} failed (see failures/)" if counts.failed else ""
@@ -140,6 +141,11 @@ def validate(source: str, as_json: bool, **flags: Any) -> None:
         say(line, err=True)
     files = len(checked.files)
     say(f"{checked.rows:,} rows in {files} file{'s' * (files > 1)}, no problem found")
+
+
+def _in_json(counts: "Counts") -> dict[str, Any]:
+    """Where rows stand; a sample where one was asked for."""
+    return {name: value for name, value in asdict(counts).items() if name != "sample" or value}
 
 
 def _repeats(rows: int) -> dict[str, int]:

@@ -193,6 +193,10 @@ class KernelWorker:
     def make(self) -> "KernelWorker":
         return self
 
+    def progress(self) -> dict[str, int]:
+        """Nothing: a kernel is over at once."""
+        return {}
+
     def run(self, unit: Kernel, /) -> int:
         """A look-up out of range, and afterwards one within it."""
         del unit
@@ -209,14 +213,15 @@ def broken_worker(journal: Journal, phase: str, setting: Setting) -> None:
     if find_spec("ray") is None:
         journal.write(phase, status="ray is not installed")
         return
-    from batchgen.engine.pool import Pool, cluster
+    from batchgen.engine.cluster import cluster
+    from batchgen.engine.pool import Pool
 
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), _environment()["PYTHONPATH"]])
     kernel = KernelWorker(device=setting.device, failed_once=setting.scratch / "failed-once")
     receipts: list[int] = []
     failures: list[str] = []
     with cluster(None, 1, print):
-        pool = Pool(Work(make_worker=kernel.make, on_gpu=setting.device == "cuda"), 1, WorkerResources())
+        pool = Pool(Work(make_worker=kernel.make, on_gpu=setting.device == "cuda"), 1, WorkerResources(), print)
         try:
             drive(
                 WorkQueue(iter([Kernel()])),
@@ -226,6 +231,7 @@ def broken_worker(journal: Journal, phase: str, setting: Setting) -> None:
                 committed=lambda _unit, receipt: receipts.append(receipt),
                 failed=lambda _unit, why, _attempts: failures.append(why.message),
                 retried=lambda _unit, why: failures.append(why.message),
+                progressed=lambda _in_work: None,
             )
         finally:
             pool.close()
