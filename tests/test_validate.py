@@ -487,3 +487,17 @@ def test_types_are_said_in_the_words_of_the_format(
 ) -> None:
     (found, *_) = problems(write_manifest(name, [{"prompt": "a", **cells}]), model_configs)
     assert found.message.endswith(said)
+
+
+def test_nan_is_no_weight_and_no_option(tmp_path: Path, model_configs: Path) -> None:
+    """Incident: NaN as a LoRA's scale was taken for 1.0. NaN in a cell of its own, or in a carried one, is a gap."""
+    path = tmp_path / "m.jsonl"
+    rows = [
+        '{"prompt": "a", "loras": {"path": "x.safetensors", "scale": NaN}}',
+        '{"prompt": "a", "scheduler_kwargs": {"beta_start": NaN}}',
+        '{"prompt": "a", "seed": NaN, "notes": {"a": NaN}}',
+    ]
+    path.write_text("\n".join(rows) + "\n")
+    found = {(problem.row, problem.column): problem.message for problem in problems(path, model_configs)}
+    assert found.keys() == {(1, "loras"), (2, "scheduler_kwargs")}
+    assert "nan" in found[1, "loras"]

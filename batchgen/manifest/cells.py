@@ -14,6 +14,7 @@ from batchgen.manifest.columns import COLUMNS, RESERVED
 from batchgen.manifest.files import Record, column_types
 from batchgen.manifest.names import describes_another, find_column, fold, is_sampler, is_schedule, remark, suggest
 from batchgen.manifest.problems import Problem, ProblemLog
+from batchgen.manifest.strict_json import without_nan
 from batchgen.manifest.values import parse_cell, scheduled
 
 __all__ = ["CellSorter", "Parsed", "carried_cell", "missing_prompt"]
@@ -66,7 +67,7 @@ class CellSorter:
             if meaning.refused:
                 spoiled.add(meaning.column or name)
             elif meaning.column is None:
-                carried[name] = cell
+                carried[name] = cell if record.declared else without_nan(cell)
                 self._carried.add(name)
                 if not record.declared:
                     self._kinds.setdefault(name, set()).add(_kind(cell))

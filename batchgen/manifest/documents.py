@@ -41,7 +41,7 @@ def json_records(file: TextFile, problems: ProblemLog) -> Iterator[Record]:
         yield Record(
             file=file.file,
             number=number,
-            cells=without_nulls(value),
+            cells={name: cell for name, cell in without_nulls(value).items() if cell == cell},  # NaN is a gap
             columns=frozenset(value),
             from_text=False,
             declared=False,

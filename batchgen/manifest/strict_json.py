@@ -4,11 +4,11 @@ import json
 import math
 from typing import Any
 
-__all__ = ["parse_json"]
+__all__ = ["parse_json", "without_nan"]
 
 
 def parse_json(text: str) -> Any:
-    """What JSON text says; NaN is a null, as pandas means it.
+    """What JSON text says. NaN, which is no JSON, is taken for what it is; `without_nan` makes a gap of it.
 
     Raises:
         ValueError: it is no JSON, a key stands twice in one object, or a number is infinite.
@@ -17,9 +17,23 @@ def parse_json(text: str) -> Any:
     return json.loads(text, parse_constant=_constant, parse_float=_float, object_pairs_hook=_object)
 
 
-def _constant(name: str) -> None:
+def without_nan(value: Any) -> Any:
+    """The value with nulls for NaN, as pandas means it."""
+    match value:
+        case float() if math.isnan(value):
+            return None
+        case list():
+            return [without_nan(one) for one in value]
+        case dict():
+            return {name: without_nan(one) for name, one in value.items()}
+        case _:
+            return value
+
+
+def _constant(name: str) -> float:
     if name != "NaN":
         raise ValueError(f"{name} is no JSON number")
+    return math.nan
 
 
 def _float(text: str) -> float:

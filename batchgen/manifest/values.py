@@ -1,5 +1,6 @@
 """What a manifest's cells hold: values in their columns' types, from whatever a file's reader gives."""
 
+import json
 import math
 import re
 from collections.abc import Set
@@ -203,7 +204,18 @@ def _parse_options(cell: Any) -> dict[str, Any]:
         cell = dict(cell)
     if not isinstance(cell, dict):
         raise CellError(f'is {_shown(cell)}, not {WORDING[Kind.OPTIONS]}; for example {{"use_karras_sigmas": true}}')
+    if wrong := [key for key, value in cell.items() if not _is_json(value)]:
+        raise CellError(f"has {wrong[0]} = {_shown(cell[wrong[0]])}, which JSON does not hold; leave it out")
     return {key: value for key, value in sorted(cell.items()) if value is not None}
+
+
+def _is_json(value: Any) -> bool:
+    """Whether JSON holds the value: NaN and infinity it does not."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def scheduled(sampler: str | None, schedule: Any) -> str:
