@@ -1,5 +1,6 @@
 """The boundary between the device and the rest: what torch raises for it, in the package's own errors."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,7 +10,8 @@ from batchgen.errors import DeviceLost, OutOfDeviceMemory
 
 __all__ = ["device_errors"]
 
-_CPU_ALLOCATOR = "DefaultCPUAllocator"  # torch has no class of its own for main memory that does not suffice
+# torch has no class of its own for main memory that does not suffice: its allocator says so, or oneDNN for its buffers
+_NO_MAIN_MEMORY = re.compile(r"DefaultCPUAllocator|could not create a primitive\s*$", re.MULTILINE)
 
 
 @contextmanager
@@ -28,7 +30,7 @@ def device_errors(images: int) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise OutOfDeviceMemory(_remedy(images, error)) from error
     except RuntimeError as error:
-        if _CPU_ALLOCATOR in str(error):
+        if _NO_MAIN_MEMORY.search(str(error)):
             raise OutOfDeviceMemory(_remedy(images, error)) from error
         if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
             raise DeviceLost(f"the GPU's context is lost: {_first_line(error)}") from error
