@@ -7,6 +7,7 @@ stores or models.
 
 import pickle
 import sqlite3
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -236,7 +237,7 @@ class Index:
 
     def shares(self, limit: int | None = None) -> Iterator[tuple[Group, int]]:
         """Batch keys of the rows that `pending` gives, and how many of these each has."""
-        left = self.counts().total if limit is None else limit
+        left = sys.maxsize if limit is None else limit
         for group in self.groups():
             if rows := min(group.pending, left):
                 yield group, rows

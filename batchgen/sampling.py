@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from heapq import heapify, heapreplace
+from heapq import heapify, heappop, heapreplace
 from typing import Any
 
 from batchgen.errors import InputError
@@ -46,8 +46,8 @@ def spread(rows: Iterable[Row], count: int, columns: Sequence[str] = ()) -> list
             continue
         chosen.append(found[place][0])
         shown.update(values[place])
-        heapreplace(waiting, (len(found) * (len(names) + 1), place))  # never again before all others
-    return chosen[: min(count, len(found))]
+        heappop(waiting)
+    return chosen
 
 
 def _cells(row: Row) -> dict[str, Any]:

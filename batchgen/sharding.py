@@ -5,7 +5,6 @@ output first met it; tails are padded, so that a row's image does not depend on 
 was left to do.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from typing import NamedTuple
 from batchgen.generation.tasks import TASKS
 from batchgen.identity import canonical
 from batchgen.manifest.columns import COLUMNS
-from batchgen.models.catalog import Family, Model
+from batchgen.models.catalog import Family, Model, hash_text
 from batchgen.rows import Row, Shard, make_shard
 
 __all__ = [
@@ -101,7 +100,7 @@ def _largest_batch(key: str, device: str) -> int:
 
 
 def _name(key: str) -> str:
-    return hashlib.sha256(key.encode()).hexdigest()[:16]
+    return hash_text(key)[:16]
 
 
 def settle_batches(

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -48,6 +48,13 @@ class RunCli(Protocol):
     ) -> subprocess.CompletedProcess[str]: ...
 
 
+def go_without(reason: str) -> NoReturn:
+    """Skip for a program that is missing here; in CI that is a failure."""
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
 # S3
 
 
@@ -55,10 +62,7 @@ class RunCli(Protocol):
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """One S3 server for the whole test session; where its programs are missing tests are skipped, in CI they fail."""
     if missing := missing_programs():
-        reason = f"the S3 server needs {', '.join(missing)}; .ci/install-system-packages installs them"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+        go_without(f"the S3 server needs {', '.join(missing)}; .ci/install-system-packages installs them")
     with running_server(tmp_path_factory.mktemp("s3")) as server:
         yield server
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from conftest import go_without
 from PIL import Image
 from test_commit import attempt
 from test_plan import key_of, make_row
@@ -193,7 +194,7 @@ def browser() -> "Iterator[Browser]":
 
     program = shutil.which("chromium")
     if program is None:
-        pytest.skip("Chromium is not there; .ci/install-system-packages installs it")
+        go_without("Chromium is not there; .ci/install-system-packages installs it")
     with sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield chromium

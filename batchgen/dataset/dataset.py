@@ -181,6 +181,24 @@ class Dataset:
             for cells in python_rows(batch):
                 yield DatasetRow(dataset=self, shard=marker.shard, cells=cells)
 
+    def rows_ahead(self, *, part: tuple[int, int] = (0, 1)) -> Iterator[tuple[DatasetRow, Future[bytes]]]:
+        """All rows with the bytes of their pictures, or why there are none; the next ones are read meanwhile.
+
+        Args:
+            part: as of `rows`.
+
+        Raises:
+            StoreError: a marker cannot be read.
+        """
+        rows = self.rows(part=part)
+        with ThreadPoolExecutor(READERS) as pool:
+            ahead: deque[tuple[DatasetRow, Future[bytes]]] = deque()
+            while True:
+                ahead += [(row, pool.submit(row.picture)) for row in islice(rows, READERS - len(ahead))]
+                if not ahead:
+                    return
+                yield ahead.popleft()
+
     def images(self, *, part: tuple[int, int] = (0, 1)) -> Iterator[tuple[DatasetRow, "Image"]]:
         """All rows with their pictures decoded; the next ones are read meanwhile.
 
@@ -193,15 +211,8 @@ class Dataset:
         """
         from batchgen.images import decode
 
-        rows = self.rows(part=part)
-        with ThreadPoolExecutor(READERS) as pool:
-            ahead: deque[tuple[DatasetRow, Future[bytes]]] = deque()
-            while True:
-                ahead += [(row, pool.submit(row.picture)) for row in islice(rows, READERS - len(ahead))]
-                if not ahead:
-                    return
-                row, picture = ahead.popleft()
-                yield row, decode(picture.result())
+        for row, picture in self.rows_ahead(part=part):
+            yield row, decode(picture.result())
 
     def to_table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The metadata of all rows, without the bytes of pictures.

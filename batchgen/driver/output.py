@@ -47,6 +47,7 @@ def _misread(mark: str) -> str:
 
 
 def wanted_format(job: Job, resolved: Resolved) -> OutputFormat:
+    """The format of the output, were it begun now."""
     defaults = {model.fingerprint: model.defaults for model in resolved.models.values()}
     return new_format(job.layout, job.format, resolved.carried, defaults)
 
@@ -91,6 +92,7 @@ def count_live(store: Store, measured: Measured, latest: RunRecord | None) -> Co
 
 
 def committed_rows(receipt: Receipt, done: DoneRows) -> Iterator[Committed]:
+    """A shard's rows as the index takes them: those that are done, and those that its receipt says failed."""
     for id_, fingerprint, carried in done:
         yield Committed(
             id=id_, fingerprint=fingerprint, shard=receipt.shard, status=Status.DONE, carried=carried or None
@@ -108,6 +110,17 @@ def sizing_of(
     measured: Measured,
     previous: RunRecord | None,
 ) -> Sizing:
+    """How the work is cut, as the run before it was as far as that holds.
+
+    Args:
+        job: says what overrides that.
+        index: its rows.
+        models: names of their models.
+        device: cpu or cuda.
+        workers: how many share the work.
+        measured: how quick the output was so far on such a device.
+        previous: the run before; None for a new output.
+    """
     recorded = previous.paces if previous is not None and previous.device == device else {}
     batches = settle_batches(((group.key, group.total) for group in index.groups()), device, kept_batches(previous))
     return Sizing(

@@ -7,6 +7,8 @@ where it lacks a token. Ends silently where a cluster answers; else prints the r
 import socket
 import sys
 
+from batchgen.errors import one_line
+
 NO_TOKEN = "no token that the cluster accepts"
 CONNECT_TIMEOUT = 5.0  # seconds; for the head to accept a connection
 
@@ -27,7 +29,7 @@ def _probe(address: str) -> str | None:
     except AuthenticationError:
         return NO_TOKEN
     except (OSError, ValueError, RayError) as error:
-        return " ".join(str(error).split()) or type(error).__name__
+        return one_line(error)
     return None
 
 

@@ -22,7 +22,7 @@ class AestheticScorer:
     """Scores of about 1 to 10. The published layers have no activation between them, and neither have these."""
 
     def __init__(self, loading: Loading) -> None:
-        self._clip = Clip(loading.models["aesthetic"], loading)
+        self._clip = Clip("aesthetic", loading)
         head = Path(loading.models["aesthetic.head"].place)
         weights = load_file(head) if head.suffix == ".safetensors" else torch.load(head, weights_only=True)
         try:

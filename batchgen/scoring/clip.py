@@ -22,16 +22,12 @@ _CLIP_TOKENS = 77  # what every published CLIP was trained with; longer prompts 
 class Clip:
     """A pair of towers that gives embeddings of length one, float32 (n, d)."""
 
-    def __init__(self, model: ScoringModel, loading: Loading) -> None:
-        where: dict[str, Any] = {} if model.revision is None else {"revision": model.revision}
-        self._towers = CLIPModel.from_pretrained(
-            model.place,
-            dtype=getattr(torch, loading.dtype),
-            use_safetensors=None if loading.allow_pickle else True,
-            **where,
-        )
+    def __init__(self, part: str, loading: Loading) -> None:
+        model = loading.models[part]
+        dtype = getattr(torch, loading.dtype)
+        self._towers = CLIPModel.from_pretrained(model.place, dtype=dtype, **loading.weights(part))
         self._towers.to(loading.device).eval()
-        self._tokenizer = AutoTokenizer.from_pretrained(model.place, **where)
+        self._tokenizer = AutoTokenizer.from_pretrained(model.place, **loading.revision(part))
         self._prepare = load_picture_processor(model)
 
     @property
@@ -59,7 +55,7 @@ class ClipScorer:
 
     def __init__(self, metric: Metric, loading: Loading) -> None:
         self._name = metric.name
-        self._clip = Clip(loading.models[metric.name], loading)
+        self._clip = Clip(metric.name, loading)
 
     def score(self, pictures: Sequence[Image], rows: Sequence[Mapping[str, Any]], /) -> list[dict[str, Any]]:
         prompts = {number: text for number, row in enumerate(rows) if (text := plain_prompt(row)) is not None}

@@ -1,6 +1,6 @@
 """Which class computes which family of metrics. Each family's libraries are imported only where it is asked for."""
 
-from batchgen.errors import BatchgenError, ModelLoadError
+from batchgen.errors import BatchgenError, ModelLoadError, one_line
 from batchgen.scoring.metrics import Family, Metric
 from batchgen.scoring.scorers import Loading, Scorer
 
@@ -19,8 +19,8 @@ def make_scorer(metric: Metric, loading: Loading) -> Scorer:
         raise
     except Exception as error:  # transformers raises whatever it meets: OSError, KeyError, RuntimeError
         named = ", ".join(f"{part}={model.name}" for part, model in loading.models.items())
-        why = " ".join(str(error).split())[:300]
-        raise ModelLoadError(f"{metric.name}: {named} does not load: {type(error).__name__}: {why}") from error
+        why = f"{type(error).__name__}: {one_line(error)}"
+        raise ModelLoadError(f"{metric.name}: {named} does not load: {why}") from error
 
 
 def _make(metric: Metric, loading: Loading) -> Scorer:

@@ -27,12 +27,8 @@ class SafetyScorer:
         self._checker: Any = None
         if (model := loading.models.get("safety")) is None:
             return
-        self._checker = StableDiffusionSafetyChecker.from_pretrained(
-            model.place,
-            torch_dtype=getattr(torch, loading.dtype),
-            use_safetensors=None if loading.allow_pickle else True,
-            **({} if model.revision is None else {"revision": model.revision}),
-        )
+        dtype, weights = getattr(torch, loading.dtype), loading.weights("safety")
+        self._checker = StableDiffusionSafetyChecker.from_pretrained(model.place, torch_dtype=dtype, **weights)
         self._checker.to(loading.device).eval()
         self._prepare = load_picture_processor(model)
 

@@ -34,3 +34,12 @@ class Loading:
     device: Literal["cpu", "cuda"]
     dtype: Literal["float16", "bfloat16", "float32"]
     allow_pickle: bool
+
+    def revision(self, part: str) -> dict[str, str]:
+        """The commit of a part's model as an argument of `from_pretrained`, where it lies on the hub."""
+        revision = self.models[part].revision
+        return {} if revision is None else {"revision": revision}
+
+    def weights(self, part: str) -> dict[str, Any]:
+        """How a part's weights are read, as arguments of `from_pretrained`."""
+        return {"use_safetensors": None if self.allow_pickle else True, **self.revision(part)}

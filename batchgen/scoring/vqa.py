@@ -30,14 +30,9 @@ class VqaScorer:
 
     def __init__(self, loading: Loading) -> None:
         model = loading.models["vqa_score"]
-        where: dict[str, Any] = {} if model.revision is None else {"revision": model.revision}
-        self._processor = AutoProcessor.from_pretrained(model.place, backend="pil", **where)
-        self._model = AutoModelForImageTextToText.from_pretrained(
-            model.place,
-            dtype=getattr(torch, loading.dtype),
-            use_safetensors=None if loading.allow_pickle else True,
-            **where,
-        )
+        dtype, weights = getattr(torch, loading.dtype), loading.weights("vqa_score")
+        self._processor = AutoProcessor.from_pretrained(model.place, backend="pil", **loading.revision("vqa_score"))
+        self._model = AutoModelForImageTextToText.from_pretrained(model.place, dtype=dtype, **weights)
         self._model.to(loading.device).eval()
         if self._processor.chat_template is None:
             raise ModelLoadError(

@@ -17,7 +17,7 @@ from typing import Any
 from PIL.Image import Image
 
 from batchgen.dataset.dataset import READERS, Dataset, DatasetRow
-from batchgen.errors import DeviceLost, ImageError, NotFound
+from batchgen.errors import DeviceLost, ImageError, NotFound, one_line
 from batchgen.images import decode
 from batchgen.scoring.families import make_scorer
 from batchgen.scoring.metrics import METRICS, Metric
@@ -30,7 +30,6 @@ from batchgen.version import __version__
 
 __all__ = ["ScoringWorker"]
 
-LONGEST_ERROR = 300  # characters
 _NOT_FINITE = ArithmeticError("the score is NaN or infinity; try --dtype float32")
 
 
@@ -163,5 +162,5 @@ def _is_finite(cells: Mapping[str, Any]) -> bool:
 
 
 def _failed(metric: Metric, error: Exception) -> Mapping[str, str]:
-    named = str(error) if isinstance(error, ImageError) else f"{type(error).__name__}: {error}"
-    return {error_column(metric.name): " ".join(named.split())[:LONGEST_ERROR]}
+    kind = "" if isinstance(error, ImageError) else f"{type(error).__name__}: "
+    return {error_column(metric.name): kind + one_line(error)}

@@ -13,12 +13,10 @@ import io
 import json
 import math
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from importlib import resources
-from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -27,7 +25,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from PIL import Image
 
-from batchgen.dataset.dataset import Dataset, DatasetRow, open_dataset
+from batchgen.dataset.dataset import Dataset, open_dataset
 from batchgen.dataset.progress import read_receipts
 from batchgen.dataset.runs import latest_run
 from batchgen.errors import InputError, StoreError
@@ -38,6 +36,7 @@ from batchgen.report.page.collect import Axis, Shown, find_axes, finite, manifes
 from batchgen.report.page.effects import effects
 from batchgen.report.page.sheet import draw_axes
 from batchgen.report.page.sprites import ACROSS, PER_SHEET, SIDE, sheets
+from batchgen.rows import Receipt
 from batchgen.scoring.tables import scores_of
 from batchgen.storage import Store, open_store
 
@@ -87,7 +86,10 @@ def write_report(
     scores = list(dict.fromkeys(name for one in shown for name in one.scores))
     points = [(one.at, one.scores) for one in shown]
     found = effects(points, axes, scores)
-    failures = [failure for name, dataset in datasets.items() for failure in _failures(name, dataset)]
+    receipts = {
+        name: list(read_receipts(dataset, repair=False, damaged=lambda _: None)) for name, dataset in datasets.items()
+    }
+    failures = [failure for name, own in receipts.items() for failure in _failures(name, own)]
     index = {
         "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "outputs": list(datasets),
@@ -99,7 +101,7 @@ def write_report(
         "sprite": {"side": SIDE, "per": PER_SHEET, "across": ACROSS},
         "chunk": ROWS_A_CHUNK,
         "effects": [asdict(effect) for effect in found],
-        "runs": [run for name, dataset in datasets.items() for run in _runs(name, dataset)],
+        "runs": [_facts(name, dataset, receipts[name]) for name, dataset in datasets.items()],
         "failures": failures[:MOST_FAILURES],
         "failed": len(failures),
     }
@@ -132,8 +134,8 @@ def _gathered(datasets: Mapping[str, Dataset], store: Store, copy: bool, shown: 
     for name, dataset in datasets.items():
         scores = scores_of(dataset)
         base = None if copy else _way(store.uri, dataset)
-        for row, data in _read_ahead(dataset):
-            link = None
+        for row, picture in dataset.rows_ahead():
+            data, link = _bytes(picture), None
             if data is not None and base is not None:
                 link = base + row.picture_keys()[0]
             elif data is not None:
@@ -144,20 +146,12 @@ def _gathered(datasets: Mapping[str, Dataset], store: Store, copy: bool, shown: 
             yield data or b""
 
 
-def _read_ahead(dataset: Dataset) -> Iterator[tuple[DatasetRow, bytes | None]]:
-    """All rows with their pictures' bytes, None for one that cannot be read; the next ones are read meanwhile."""
-    rows = (row for row in dataset.rows() if row.cells["status"] == "done")
-    with ThreadPoolExecutor(READERS) as pool:
-        ahead: deque[tuple[DatasetRow, Future[bytes]]] = deque()
-        while True:
-            ahead += [(row, pool.submit(row.picture)) for row in islice(rows, READERS - len(ahead))]
-            if not ahead:
-                return
-            row, picture = ahead.popleft()
-            try:
-                yield row, picture.result()
-            except StoreError:
-                yield row, None
+def _bytes(picture: Future[bytes]) -> bytes | None:
+    """A picture's bytes; None where it cannot be read."""
+    try:
+        return picture.result()
+    except StoreError:
+        return None
 
 
 def _way(report: str, dataset: Dataset) -> str | None:
@@ -184,10 +178,9 @@ def _plain(cell: Any) -> Any:
     return cell if shown else json.dumps(cell, ensure_ascii=False, default=str)
 
 
-def _runs(name: str, dataset: Dataset) -> Iterator[dict[str, Any]]:
+def _facts(name: str, dataset: Dataset, receipts: Sequence[Receipt]) -> dict[str, Any]:
     """The latest run over an output, and what all took together."""
     record = latest_run(dataset.store)
-    receipts = list(read_receipts(dataset, repair=False, damaged=lambda _: None))
     seconds, done = sum(one.seconds for one in receipts), sum(one.done for one in receipts)
     facts = {"output": name, "pictures": done, "device seconds": round(seconds, 1), "shards": len(receipts)}
     facts["pictures a device second"] = round(done / seconds, 3) if seconds else None
@@ -196,22 +189,19 @@ def _runs(name: str, dataset: Dataset) -> Iterator[dict[str, Any]]:
         facts |= {"workers": record.workers, "batchgen": record.batchgen, "source": record.source}
         if record.finished is not None:
             facts["seconds of the latest run"] = round(record.finished - record.started, 1)
-    yield facts
+    return facts
 
 
-def _failures(name: str, dataset: Dataset) -> Iterator[dict[str, str]]:
-    for receipt in read_receipts(dataset, repair=False, damaged=lambda _: None):
+def _failures(name: str, receipts: Sequence[Receipt]) -> Iterator[dict[str, str]]:
+    for receipt in receipts:
         for row in receipt.failures:
             yield {"output": name, "id": row.id, "class": row.error_class, "error": row.error}
 
 
 def _write_script(store: Store, key: str, name: str, content: Any) -> None:
     """Data as a script, since pages that are opened as files may fetch nothing else."""
-    store.write(key, f"report.{name}({_json(content)});\n".encode())
-
-
-def _json(content: Any) -> str:
-    return json.dumps(content, separators=(",", ":"), allow_nan=False, default=str)
+    text = json.dumps(content, separators=(",", ":"), allow_nan=False, default=str)
+    store.write(key, f"report.{name}({text});\n".encode())
 
 
 def _write_pivot(store: Store, shown: Sequence[Shown], axes: Sequence[Axis], scores: Sequence[str]) -> None:
