@@ -5,7 +5,7 @@ cells are null, since readers join shards by schema. Knows nothing of stores.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -27,6 +27,7 @@ __all__ = [
     "applied_cells",
     "failures_table",
     "input_prints",
+    "manifest_cells",
     "metadata_schema",
     "metadata_table",
     "parameters_of",
@@ -140,6 +141,36 @@ def parameters_of(cells: Mapping[str, Any], model: Model) -> Parameters:
     for side in ("width", "height"):
         applied[side] = round(applied[side] / (step * scale)) * step
     return Parameters.from_cells(applied)
+
+
+def manifest_cells(cells: Mapping[str, Any], find_model: Callable[[str], Model | None]) -> dict[str, Any]:
+    """A row of a manifest that makes the image again, from its cells of the metadata; nulls are left out.
+
+    Args:
+        cells: of the metadata.
+        find_model: the model of that name, by which the size is known that was asked for where an upscaler or the
+            hires fix enlarged it; without a model it is that of the image.
+    """
+    row: dict[str, Any] = {}
+    for name, column in COLUMNS.items():
+        cell = cells.get(f"{name}_uri" if column.kind is Kind.IMAGE else name)
+        if cell is not None:
+            row[name] = _without_hashes(cell) if column.kind is Kind.ADAPTER else cell
+    enlarged = cells.get("hires_scale") is not None or cells["task"] == "upscaling"
+    if enlarged and (model := find_model(cells["model"])) is not None:
+        asked = parameters_of(cells, model).to_cells()
+        row |= {side: asked[side] for side in ("width", "height")}
+    return row
+
+
+def _without_hashes(cell: str) -> str:
+    """An adapter's cell as a manifest has it: which bytes it was is the result's."""
+    found = json.loads(cell)
+    bare = [
+        {name: value for name, value in one.items() if name != "sha256"}
+        for one in (found if isinstance(found, list) else [found])
+    ]
+    return json.dumps(bare if isinstance(found, list) else bare[0])
 
 
 def input_prints(cells: Mapping[str, Any]) -> dict[str, str]:

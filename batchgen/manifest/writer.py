@@ -1,4 +1,4 @@
-"""Writes rows as a manifest in Parquet, over nothing but what was written here before."""
+"""Writes manifests in Parquet."""
 
 import io
 import json
@@ -15,9 +15,19 @@ from batchgen.manifest.files import folder_of
 from batchgen.manifest.sweep import label
 from batchgen.storage import open_input, open_store
 
-__all__ = ["require_place_for", "write_rows"]
+__all__ = ["require_parquet", "require_place_for", "write_rows", "write_table"]
 
 _MADE_FROM = b"batchgen.made_from"  # in the file's own metadata: what it was made from, and that it may be overwritten
+
+
+def require_parquet(output: str) -> None:
+    """Refuse a name that is not one of Parquet.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not output.lower().endswith((".parquet", ".pq")):
+        raise InputError(f"--output {output}: a manifest is written as Parquet; name a file that ends in .parquet")
 
 
 def require_place_for(output: str) -> None:
@@ -26,8 +36,7 @@ def require_place_for(output: str) -> None:
     Raises:
         InputError: the name is not one of Parquet, or there is such a file.
     """
-    if not output.lower().endswith((".parquet", ".pq")):
-        raise InputError(f"--output {output}: a manifest is written as Parquet; name a file that ends in .parquet")
+    require_parquet(output)
     try:
         with open_input(output) as stream:
             metadata = pq.read_schema(stream).metadata or {}
@@ -50,8 +59,13 @@ def write_rows(rows: Sequence[Mapping[str, Any]], output: str, made_from: str) -
     names = dict.fromkeys(name for row in rows for name in row)
     ordered = [*(name for name in COLUMNS if name in names), *(name for name in names if name not in COLUMNS)]
     table = pa.table({name: _column([row.get(name) for row in rows]) for name in ordered})
+    write_table(table.replace_schema_metadata({_MADE_FROM: made_from.encode()}), output)
+
+
+def write_table(table: pa.Table, output: str) -> None:
+    """Write a table as the manifest at a URI, over what is there."""
     stream = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata({_MADE_FROM: made_from.encode()}), stream, compression="zstd")
+    pq.write_table(table, stream, compression="zstd")
     open_store(folder_of(output)).write(PurePosixPath(output).name, stream.getvalue())
 
 

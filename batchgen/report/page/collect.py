@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from batchgen.dataset.dataset import DatasetRow
-from batchgen.manifest.columns import COLUMNS
 from batchgen.manifest.sweep import label
 
-__all__ = ["Axis", "Shown", "find_axes", "finite", "manifest_row", "plain_cells"]
+__all__ = ["Axis", "Shown", "find_axes", "finite", "plain_cells"]
 
 _AXIS = "axis_"
 OUTPUT = "output"  # the axis of several outputs
@@ -101,9 +100,3 @@ def _axis(shown: Sequence[Shown], name: str, cells: Sequence[Any]) -> Axis:
     absent = [None] * (len(values) - len(known))  # in an output whose sweep has no such axis
     ordered = [*sorted(known), *absent] if in_order else list(values.values())
     return Axis(name=name, values=ordered, is_number=is_number)
-
-
-def manifest_row(cells: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of a manifest that makes the picture again, from its metadata."""
-    row = {name: cells[name] for name in COLUMNS if name in cells and name not in ("id", "task")}
-    return {"id": cells["id"], **row}

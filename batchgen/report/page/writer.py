@@ -13,9 +13,10 @@ import io
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib import resources
 from pathlib import PurePosixPath
 from typing import Any
@@ -28,11 +29,13 @@ from PIL import Image
 from batchgen.dataset.dataset import Dataset, open_dataset
 from batchgen.dataset.progress import read_receipts
 from batchgen.dataset.runs import latest_run
+from batchgen.dataset.schema import manifest_cells
 from batchgen.errors import InputError, StoreError
 from batchgen.manifest.sweep import label
+from batchgen.models.catalog import Model, find_model
 from batchgen.options import Layout
 from batchgen.report.page.charts import charts
-from batchgen.report.page.collect import Axis, Shown, find_axes, finite, manifest_row, plain_cells
+from batchgen.report.page.collect import Axis, Shown, find_axes, finite, plain_cells
 from batchgen.report.page.effects import effects
 from batchgen.report.page.sheet import draw_axes
 from batchgen.report.page.sprites import ACROSS, PER_SHEET, SIDE, sheets
@@ -106,8 +109,9 @@ def write_report(
         "failed": len(failures),
     }
     _write_script(store, "data/index.js", "index", index)
+    find = cache(_at_hand)
     for number, start in enumerate(range(0, len(shown), ROWS_A_CHUNK)):
-        rows = [_detail(one) for one in shown[start : start + ROWS_A_CHUNK]]
+        rows = [_detail(one, find) for one in shown[start : start + ROWS_A_CHUNK]]
         _write_script(store, f"data/rows-{number:03d}.js", "rows", {"chunk": number, "rows": rows})
     _write_script(store, "data/charts.js", "charts", charts(points, axes, scores, found))
     _write_pivot(store, shown, axes, scores)
@@ -167,9 +171,17 @@ def _places(shown: Sequence[Shown], axis: Axis) -> list[int]:
     return [place[one.at[axis.name]] for one in shown]
 
 
-def _detail(one: Shown) -> dict[str, Any]:
+def _at_hand(name: str) -> Model | None:
+    """The model of that name, where it is at hand: reports are written elsewhere, too."""
+    try:
+        return find_model(name)
+    except InputError:
+        return None
+
+
+def _detail(one: Shown, find: Callable[[str], Model | None]) -> dict[str, Any]:
     """What is shown of a picture that is opened."""
-    row = json.dumps(manifest_row(one.cells), ensure_ascii=False, default=str)
+    row = json.dumps(manifest_cells(one.cells, find), ensure_ascii=False, default=str)
     return {"cells": {name: _plain(cell) for name, cell in one.cells.items()}, "row": row}
 
 
