@@ -28,7 +28,7 @@ from batchgen.job import Job
 from batchgen.manifest.arrow import misfit
 from batchgen.manifest.cells import CellSorter, Parsed, carried_cell
 from batchgen.manifest.columns import COLUMNS, MAX_SEED, WORDING, Kind, input_name
-from batchgen.manifest.files import Record, folder_of, manifest_files, read_beside, records
+from batchgen.manifest.files import Record, folder_of, manifest_files, records
 from batchgen.manifest.problems import ProblemLog
 from batchgen.models.adapters import ADAPTERS, Finder, adapter_files
 from batchgen.models.catalog import NOT_BEGUN, Model, ModelDefaults, find_model
@@ -78,7 +78,7 @@ def resolve(job: Job, index: Index, problems: ProblemLog, begun: ModelDefaults |
     with ThreadPoolExecutor(IMAGE_THREADS) as pool:
         images = _ImageReader(sorter, pool)
         for file in files:
-            rows = records(file, problems, notices.setdefault)
+            rows = records(file, problems, notices.setdefault, builder.read.add)
             while chunk := list(islice(rows, CHUNK_ROWS)):
                 for parsed, inputs in images.read([sorter.parse(record) for record in chunk], problems):
                     builder.add(parsed, inputs)
@@ -95,8 +95,7 @@ def resolve(job: Job, index: Index, problems: ProblemLog, begun: ModelDefaults |
     if builder.records == 0 and not problems.total:
         said.append(f"manifest {job.manifest} has no rows: there is nothing to make")
     said = [printable(line) for line in said]
-    beside = frozenset[str]() if problems.total else frozenset().union(*map(read_beside, files))
-    return Resolved(files=files, models=builder.models, carried=carried, notices=said, read=builder.read | beside)
+    return Resolved(files=files, models=builder.models, carried=carried, notices=said, read=builder.read)
 
 
 def _settled(

@@ -5,7 +5,7 @@ Knows nothing of what a column means beyond its name; at most one record batch i
 
 import lzma
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import IO, Any
@@ -31,7 +31,6 @@ __all__ = [
     "embedded_bytes",
     "folder_of",
     "manifest_files",
-    "read_beside",
     "records",
 ]
 
@@ -125,15 +124,27 @@ def folder_of(file: str) -> str:
     return file.rpartition("/")[0] if is_remote(file) else str(PurePosixPath(file).parent)
 
 
-def records(file: str, problems: ProblemLog, notice: Notice = no_notice) -> Iterator[Record]:
-    """The rows of one manifest file in order; what cannot be read goes to `problems`, with its place."""
+def records(
+    file: str, problems: ProblemLog, notice: Notice = no_notice, beside: Callable[[str], object] = no_notice
+) -> Iterator[Record]:
+    """The rows of one manifest file in order; what cannot be read goes to `problems`, with its place.
+
+    Args:
+        file: its URI.
+        problems: what is wrong with it.
+        notice: takes lines that are worth reading.
+        beside: takes the other files that the rows are read from: wildcards and lists of a sweep.
+    """
     what = "Parquet" if _kind(file) in _PARQUET else "text"
     try:
         with open_input(file) as stream:
             if what == "Parquet":
                 rows = _parquet_records(file, stream, problems)
             elif _kind(file) == _SWEEP:
-                rows = sweep_records(file, read_sweep_file(file), problems)
+                sweep = _sweep_in(file, stream)
+                for other in sweep.read:
+                    beside(other)
+                rows = sweep_records(file, sweep, problems)
             else:
                 rows = _text_records(file, stream, problems, notice)
             yield from with_partitions(rows, partitions_of(file), problems)
@@ -159,16 +170,15 @@ def read_sweep_file(file: str) -> Sweep:
         InputError: it has none, or something is wrong with it; a line for each thing.
     """
     with open_input(file) as stream:
-        try:
-            text = stream.read().decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(f"is not UTF-8: {error}") from error
+        return _sweep_in(file, stream)
+
+
+def _sweep_in(file: str, stream: IO[bytes]) -> Sweep:
+    try:
+        text = stream.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"is not UTF-8: {error}") from error
     return parse_sweep(text, folder_of(file), _column)
-
-
-def read_beside(file: str) -> frozenset[str]:
-    """The files besides a manifest's own that its rows are read from: wildcards and lists of a sweep."""
-    return read_sweep_file(file).read if _kind(file) == _SWEEP else frozenset()
 
 
 def _column(file: str, column: str) -> list[Any]:
