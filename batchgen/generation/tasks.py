@@ -6,12 +6,12 @@ size); nothing in this module touches tensors.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from batchgen.generation.parameters import Parameters
 from batchgen.manifest.columns import COLUMNS
+from batchgen.manifest.names import near_or_known
 from batchgen.models.catalog import Family
 
 if TYPE_CHECKING:
@@ -242,9 +242,7 @@ def find_task(name: str) -> Task:
     folded = name.strip().lower().replace("_", "-").replace(" ", "-")
     task = TASKS.get(SPELLINGS.get(folded, folded))
     if task is None:
-        near = get_close_matches(folded, TASKS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(TASKS)}"
-        raise LookupError(f"unknown task {name!r}; {hint}")
+        raise LookupError(f"unknown task {name!r}; {near_or_known(folded, TASKS)}")
     return task
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "fold",
     "is_sampler",
     "is_schedule",
+    "near_or_known",
     "remark",
     "suggest",
 ]
@@ -122,6 +123,12 @@ def suggest(name: str) -> str | None:
     near = [one for one in get_close_matches(folded, _OWN, n=3, cutoff=0.8) if one[0] == folded[0] and len(one) > 3]
     found = turned or next(iter(near), None)
     return None if found is None else _OWN[found]
+
+
+def near_or_known(name: str, known: Collection[str]) -> str:
+    """What to say of a name that none of the known ones is: which was probably meant, else all of them."""
+    near = get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
 
 
 def remark(name: str) -> str | None:

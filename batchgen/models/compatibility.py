@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -16,6 +15,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from safetensors import SafetensorError, safe_open
 
 from batchgen.errors import CellError
+from batchgen.manifest.names import near_or_known
 from batchgen.models.catalog import Model, latent_factor
 
 __all__ = [
@@ -212,9 +212,7 @@ def parse_classifier(config: Mapping[str, Any]) -> ClassifierConfig:
     values: dict[str, Any] = {}
     for name, value in config.items():
         if name not in kinds:
-            near = get_close_matches(name, kinds, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(kinds)}"
-            raise CellError(f"its config.json has an unknown key {name!r}; {hint}")
+            raise CellError(f"its config.json has an unknown key {name!r}; {near_or_known(name, kinds)}")
         if get_origin(kinds[name]) is tuple:
             listed = value.split(",") if isinstance(value, str) else value  # guided-diffusion's flags are such texts
             try:

@@ -14,12 +14,12 @@ again but rows that take another default.
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from batchgen.errors import InputError
 from batchgen.manifest.columns import COLUMNS, Kind
+from batchgen.manifest.names import near_or_known
 from batchgen.manifest.values import parse_defaults
 
 __all__ = ["FILE", "Purpose", "read_purpose"]
@@ -59,12 +59,8 @@ def read_purpose(folder: Path, name: str) -> Purpose:
         return Purpose()
     except (OSError, ValueError) as error:
         raise InputError(f"model {name!r}: {path}: {error}") from error
-    wrong: list[str] = []
     known = [one.name for one in fields(Purpose)]
-    for key in table.keys() - set(known):
-        near = get_close_matches(key, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-        wrong.append(f"unknown key {key!r}; {hint}")
+    wrong = [f"unknown key {key!r}; {near_or_known(key, known)}" for key in table.keys() - set(known)]
     found = Purpose(
         about=_typed(table, "about", str, "text", wrong) or "",
         words=tuple(word.lower() for word in _listed(table, "words", str, "a list of words", wrong)),

@@ -5,11 +5,11 @@ A new metric is an entry of `METRICS`, and a class of its family's module that `
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from enum import StrEnum
 from typing import Literal
 
 from batchgen.errors import InputError
+from batchgen.manifest.names import near_or_known
 
 __all__ = ["METRICS", "Family", "Metric", "ModelKind", "Part", "find_metrics"]
 
@@ -148,9 +148,7 @@ def find_metrics(names: Sequence[str]) -> list[Metric]:
     found: dict[str, Metric] = {}
     for name in names:
         if name not in METRICS:
-            near = get_close_matches(name, METRICS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(METRICS)}"
-            raise InputError(f"no metric {name!r}; {hint}")
+            raise InputError(f"no metric {name!r}; {near_or_known(name, METRICS)}")
         for needed in (*METRICS[name].after, name):
             found.setdefault(needed, METRICS[needed])
     return list(found.values())
