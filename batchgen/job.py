@@ -20,7 +20,7 @@ from batchgen.manifest.names import find_column
 from batchgen.manifest.values import parse_defaults
 from batchgen.models.adapters import anchored
 from batchgen.options import Device, Dtype, ImageFormat, Layout, Memory, Safety
-from batchgen.storage import is_remote, join, local_path
+from batchgen.places import is_remote, join, local_path
 
 __all__ = ["DEFAULT_COLUMNS", "Job", "Limits", "WorkerResources", "load_job"]
 

@@ -1,13 +1,21 @@
-"""Paths and URIs that were hardly meant as they are written, and would be taken for a folder's name. Text alone."""
+"""What paths and URIs name, and which were hardly meant as they are written: those would be taken for a folder's name.
 
+Opens nothing; of what is there it asks at most whether something of a name is.
+"""
+
+import os
 import re
+from pathlib import Path
 
-__all__ = ["misspelling", "misspelt_uri"]
+from batchgen.errors import InputError
+
+__all__ = ["is_remote", "join", "local_path", "misspelling", "misspelt_uri", "pattern_in"]
 
 _PROTOCOLS = frozenset("abfs abfss adl az file ftp gcs gs hdfs hf http https local memory oss s3 s3a sftp".split())
 _LOCAL = ("file", "local")
 _WITH_COLON = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/*)(.*)", re.DOTALL)
 _WITHOUT_COLON = re.compile(r"([A-Za-z0-9]+)//+(.*)", re.DOTALL)
+_PATTERNS = ("[", "*", "?", "::", "\\")
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 _VARIABLE = re.compile(r"\$\{[^}]*\}?|\$\(|\$[A-Za-z_]\w*|%[A-Z_]{3,}%|\{\{")
 
@@ -45,3 +53,63 @@ def _uri(place: str) -> str | None:
     if not rest.strip("/"):
         return None
     return f"{name.lower()}:///{rest}" if name.lower() in _LOCAL and len(slashes) != 2 else f"{name.lower()}://{rest}"
+
+
+def is_remote(uri: str) -> bool:
+    """Whether the URI names a protocol other than the local file system's."""
+    return "://" in uri and not uri.startswith(("file://", "local://"))
+
+
+def local_path(uri: str, folder: str = "") -> Path:
+    """The path of a local file or folder, absolute, with `~` and `file://` resolved.
+
+    Args:
+        uri: the path as somebody wrote it.
+        folder: what a relative one starts from; the current folder where empty.
+
+    Raises:
+        InputError: it is a URI of another protocol, or misspelt, and nothing of that very name is there.
+    """
+    if is_remote(uri):
+        raise InputError(f"{uri} {misspelling(uri) or 'has to be read from this machine; copy it here'}")
+    try:
+        path = Path(uri.split("://", 1)[1] if "://" in uri else uri).expanduser()
+    except RuntimeError:
+        raise InputError(f"{uri}: there is no such user here; write ./{uri} for a folder of that name") from None
+    path = Path(folder, path).absolute()
+    if misspelling(uri) is not None and not os.path.lexists(path):
+        there = next(parent for parent in path.parents if os.path.lexists(parent))
+        if why := misspelt_uri(uri) or misspelling(str(path.relative_to(there))):
+            raise InputError(f"{uri} {why}")
+    return path
+
+
+def join(base: str, relative: str) -> str:
+    """The URI that `relative` names seen from the folder `base`; absolute paths and URIs stay as they are.
+
+    A relative path is normalised, and leads out of no bucket. The folder's own name is a key, in which `//` may stand.
+
+    Raises:
+        InputError: `relative` is misspelt, and nothing of that very name is there.
+    """
+    if "://" in relative or relative.startswith(("/", "~")):
+        if is_remote(relative) and misspelt_uri(relative) is None:
+            return relative
+        return str(local_path(relative))
+    if is_remote(base):
+        if (why := misspelt_uri(relative)) is not None:
+            raise InputError(f"{relative} {why}")
+        protocol, _, path = base.partition("://")
+        bucket, *folders = path.split("/")
+        for name in os.path.normpath(relative).split("/"):
+            if name == "..":
+                folders = folders[:-1]
+            elif name != ".":
+                folders.append(name)
+        return f"{protocol}://{'/'.join([bucket, *folders])}"
+    return os.path.normpath(local_path(relative, str(local_path(base))))
+
+
+def pattern_in(uri: str) -> str | None:
+    """What in a path DuckDB, Polars or `datasets` take for a pattern, a chain or an escape; None where nothing is."""
+    return next((mark for mark in _PATTERNS if mark in uri.rpartition("://")[2]), None)

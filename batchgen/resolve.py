@@ -32,9 +32,10 @@ from batchgen.manifest.files import Record, folder_of, manifest_files, records
 from batchgen.manifest.problems import ProblemLog
 from batchgen.models.adapters import ADAPTERS, Finder, adapter_files
 from batchgen.models.catalog import NOT_BEGUN, Model, ModelDefaults, find_model
+from batchgen.places import join
 from batchgen.rows import Row, decode_row
 from batchgen.sharding import batch_key
-from batchgen.storage import join, read_input
+from batchgen.storage import read_input
 
 __all__ = ["Resolved", "misfits", "resolve"]
 

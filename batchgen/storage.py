@@ -17,18 +17,14 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
 
 from batchgen.errors import AlreadyExists, InputError, NotFound, StoreError
-from batchgen.places import misspelling, misspelt_uri
+from batchgen.places import is_remote, local_path, misspelling
 
 __all__ = [
     "Entry",
     "Store",
     "expand",
-    "is_remote",
-    "join",
-    "local_path",
     "open_input",
     "open_store",
-    "pattern_in",
     "read_input",
     "read_json",
     "require_place",
@@ -39,7 +35,6 @@ SINGLE_PUT = 2 << 30  # bytes; s3fs would go over to multipart at 100 MB, where 
 _QUICK = {"connect_timeout": 4, "read_timeout": 10, "retries": {"total_max_attempts": 2, "mode": "standard"}}
 _PATIENT = {"connect_timeout": 10, "read_timeout": 60, "retries": {"total_max_attempts": 8, "mode": "standard"}}
 _S3 = ("s3://", "s3a://")
-_PATTERNS = ("[", "*", "?", "::", "\\")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,61 +73,6 @@ class Store(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove an object; no error where there is none."""
-
-
-def is_remote(uri: str) -> bool:
-    """Whether the URI names a protocol other than the local file system's."""
-    return "://" in uri and not uri.startswith(("file://", "local://"))
-
-
-def local_path(uri: str, folder: str = "") -> Path:
-    """The path of a local file or folder, absolute, with `~` and `file://` resolved.
-
-    Args:
-        uri: the path as somebody wrote it.
-        folder: what a relative one starts from; the current folder where empty.
-
-    Raises:
-        InputError: it is a URI of another protocol, or misspelt, and nothing of that very name is there.
-    """
-    if is_remote(uri):
-        raise InputError(f"{uri} {misspelling(uri) or 'has to be read from this machine; copy it here'}")
-    try:
-        path = Path(uri.split("://", 1)[1] if "://" in uri else uri).expanduser()
-    except RuntimeError:
-        raise InputError(f"{uri}: there is no such user here; write ./{uri} for a folder of that name") from None
-    path = Path(folder, path).absolute()
-    if misspelling(uri) is not None and not os.path.lexists(path):
-        there = next(parent for parent in path.parents if os.path.lexists(parent))
-        if why := misspelt_uri(uri) or misspelling(str(path.relative_to(there))):
-            raise InputError(f"{uri} {why}")
-    return path
-
-
-def join(base: str, relative: str) -> str:
-    """The URI that `relative` names seen from the folder `base`; absolute paths and URIs stay as they are.
-
-    A relative path is normalised, and leads out of no bucket. The folder's own name is a key, in which `//` may stand.
-
-    Raises:
-        InputError: `relative` is misspelt, and nothing of that very name is there.
-    """
-    if "://" in relative or relative.startswith(("/", "~")):
-        if is_remote(relative) and misspelt_uri(relative) is None:
-            return relative
-        return str(local_path(relative))
-    if is_remote(base):
-        if (why := misspelt_uri(relative)) is not None:
-            raise InputError(f"{relative} {why}")
-        protocol, _, path = base.partition("://")
-        bucket, *folders = path.split("/")
-        for name in os.path.normpath(relative).split("/"):
-            if name == "..":
-                folders = folders[:-1]
-            elif name != ".":
-                folders.append(name)
-        return f"{protocol}://{'/'.join([bucket, *folders])}"
-    return os.path.normpath(local_path(relative, str(local_path(base))))
 
 
 def open_store(uri: str, options: Mapping[str, Any] | None = None, *, quick: bool = False) -> Store:
@@ -174,11 +114,6 @@ def require_place(uri: str) -> None:
     for place in (folder, folder / ".batchgen", folder / "data"):
         if place.is_dir() and not os.access(place, os.W_OK | os.X_OK):
             raise InputError(f"output {uri}: {place} cannot be written to; change its permissions, or choose another")
-
-
-def pattern_in(uri: str) -> str | None:
-    """What in a path DuckDB, Polars or `datasets` take for a pattern, a chain or an escape; None where nothing is."""
-    return next((mark for mark in _PATTERNS if mark in uri.rpartition("://")[2]), None)
 
 
 def probe(store: Store) -> None:

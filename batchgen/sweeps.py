@@ -11,7 +11,7 @@ from batchgen.manifest.problems import ProblemLog
 from batchgen.manifest.sweep import axis_lines, count_cells
 from batchgen.manifest.writer import require_place_for, write_rows
 from batchgen.models.adapters import anchored
-from batchgen.storage import join
+from batchgen.places import join
 
 __all__ = ["SweepSummary", "read_summary", "write_manifest"]
 

@@ -12,8 +12,8 @@ from test_validate import problems
 from batchgen.errors import InputError
 from batchgen.job import load_job
 from batchgen.models.catalog import find_model
-from batchgen.places import misspelling
-from batchgen.storage import join, local_path, open_store
+from batchgen.places import join, local_path, misspelling
+from batchgen.storage import open_store
 
 MEANT = {
     "s3:/b/x": "s3://b/x",

@@ -15,7 +15,8 @@ from s3_server import S3Server
 
 from batchgen.errors import AlreadyExists, NotFound, StoreError
 from batchgen.manifest.files import folder_of
-from batchgen.storage import PROBE_KEY, Entry, Store, expand, join, open_input, open_store, probe, read_input
+from batchgen.places import join
+from batchgen.storage import PROBE_KEY, Entry, Store, expand, open_input, open_store, probe, read_input
 
 
 def test_read_gives_what_was_written(store: Store) -> None:

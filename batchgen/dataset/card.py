@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from batchgen.dataset.dataset import Dataset
-from batchgen.storage import is_remote
+from batchgen.places import is_remote
 from batchgen.version import __version__
 
 __all__ = ["write_card"]

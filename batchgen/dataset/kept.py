@@ -27,9 +27,10 @@ from batchgen.manifest.cells import carried_cell
 from batchgen.manifest.columns import COLUMNS
 from batchgen.manifest.files import manifest_files
 from batchgen.models.catalog import Model, find_model
+from batchgen.places import is_remote
 from batchgen.resolve import Resolved
 from batchgen.rows import Row, decode_row
-from batchgen.storage import Look, Store, is_remote, look_at_input, read_json
+from batchgen.storage import Look, Store, look_at_input, read_json
 from batchgen.version import __version__
 
 __all__ = ["PLANS", "forget_resolved", "keep_resolved", "take_resolved"]

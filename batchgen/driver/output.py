@@ -13,10 +13,11 @@ from batchgen.errors import InputError
 from batchgen.estimate import Measured
 from batchgen.index import Committed, Index
 from batchgen.job import Job
+from batchgen.places import pattern_in
 from batchgen.resolve import Resolved
 from batchgen.rows import Receipt, Status
 from batchgen.sharding import Kind, Sizing, settle_batches, settle_paces
-from batchgen.storage import Store, open_store, pattern_in, require_place
+from batchgen.storage import Store, open_store, require_place
 from batchgen.tally import LiveProgress
 
 __all__ = [

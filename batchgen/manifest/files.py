@@ -22,7 +22,8 @@ from batchgen.manifest.record import Notice, Record, no_notice, without_nulls
 from batchgen.manifest.sweep import Sweep, parse_sweep, sweep_records
 from batchgen.manifest.tables import header_of, is_table, line_records, table_records
 from batchgen.manifest.text import TextFile, refuse_others
-from batchgen.storage import expand, is_remote, open_input
+from batchgen.places import is_remote
+from batchgen.storage import expand, open_input
 
 __all__ = [
     "FORMATS",

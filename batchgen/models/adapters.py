@@ -27,7 +27,7 @@ from batchgen.models.compatibility import (
     read_facts,
 )
 from batchgen.models.lora import check_lora, peft_config, peft_scale
-from batchgen.storage import is_remote, join, local_path
+from batchgen.places import is_remote, join, local_path
 
 __all__ = ["ADAPTERS", "Finder", "adapter_files", "adapter_fingerprint", "anchored", "find_adapters", "image_encoder"]
 

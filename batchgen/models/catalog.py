@@ -20,7 +20,7 @@ from batchgen import builtin
 from batchgen.errors import InputError, ModelLoadError, one_line
 from batchgen.models.purpose import FILE, Purpose, read_purpose
 from batchgen.options import Family
-from batchgen.storage import local_path
+from batchgen.places import local_path
 
 __all__ = [
     "NOT_BEGUN",

@@ -30,7 +30,7 @@ from batchgen.manifest.sweep.axes import (
 )
 from batchgen.manifest.sweep.conditions import Condition, read_condition
 from batchgen.manifest.sweep.templates import Variant, Wildcards, parse_template
-from batchgen.storage import join
+from batchgen.places import join
 
 __all__ = ["PART", "Sweep", "column_or_part", "is_drawn", "part_of", "read_sweep", "written"]
 
