@@ -121,6 +121,20 @@ def test_a_report_lies_in_its_output_and_links_to_the_pictures(tmp_path: Path) -
     assert json.loads(detail["row"])["prompt"] == detail["cells"]["prompt"]
 
 
+def test_the_row_that_makes_a_picture_again_names_its_init_image(tmp_path: Path) -> None:
+    """Incident: a report named the columns of the metadata, where images and adapters stand in other ways."""
+    kept = Path(__file__).parent / "fixtures" / "outputs" / "files"
+    write_report([str(kept)], str(tmp_path / "report"))
+    details = read_script(tmp_path / "report" / "data" / "rows-000.js")["rows"]
+    begun = [
+        (detail["cells"]["image_uri"], json.loads(detail["row"]))
+        for detail in details
+        if "image_uri" in detail["cells"]
+    ]
+    assert begun
+    assert all(row["image"] == uri and row["strength"] is not None for uri, row in begun)
+
+
 @pytest.mark.parametrize("layout", list(Layout))
 def test_a_report_elsewhere_holds_the_pictures(layout: Layout, tmp_path: Path) -> None:
     output = make_output(tmp_path / "out", GRID[:4], layout)
