@@ -168,7 +168,7 @@ def summarize(
         sizing: how shards are cut.
         measured: how quick the output was so far.
         layout: of the output.
-        image_format: of its pictures.
+        image_format: of its images.
         failed: rows that failed before.
         outdated: done rows whose carried columns changed.
         computed: pending rows that a live run has behind it already; their time is over.
@@ -207,7 +207,7 @@ def summarize(
         micro_batches=batches,
         padded=slots - pending,
         model_switches=switches,
-        objects=2 * shards + pending * find_layout(layout).objects_a_row,  # marker and receipt, and pictures
+        objects=2 * shards + pending * find_layout(layout).objects_a_row,  # marker and receipt, and images
         bytes=int(size),
         device_seconds=None if estimate is None else estimate.device_seconds,
         seconds=None if estimate is None else estimate.seconds,

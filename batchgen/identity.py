@@ -7,7 +7,7 @@ from typing import Any
 
 __all__ = ["LEFT_OUT", "canonical", "derive_seed", "fingerprint", "row_id", "shard_id"]
 
-VERSION = 2  # of the fingerprint; raised when the same row would give another picture
+VERSION = 2  # of the fingerprint; raised when the same row would give another image
 LEFT_OUT = (
     "batch order",
     "batch size",

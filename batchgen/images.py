@@ -1,4 +1,4 @@
-"""Pictures as bytes and back: conditioning images in, finished images out. Knows nothing of models or stores."""
+"""Images as bytes and back: conditioning images in, finished images out. Knows nothing of models or stores."""
 
 import io
 import zlib
@@ -18,7 +18,7 @@ Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit warns on stderr and raises a
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _UNREAD = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
-_TURNS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # texts that may say which side of a picture is up
+_TURNS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # texts that may say which side of an image is up
 
 
 # PNG: level 1 with run-length matching is over 4 times faster than Pillow's default and no larger on generated images
@@ -31,7 +31,7 @@ _OPTIONS: dict[ImageFormat, dict[str, Any]] = {
 
 
 def encode(pixels: npt.NDArray[np.uint8], image_format: ImageFormat) -> bytes:
-    """A picture as a file's bytes; equal pixels give equal bytes.
+    """An image as a file's bytes; equal pixels give equal bytes.
 
     Args:
         pixels: uint8 (height, width, 3), RGB.
@@ -42,7 +42,7 @@ def encode(pixels: npt.NDArray[np.uint8], image_format: ImageFormat) -> bytes:
 
 
 def decode(data: bytes) -> Image.Image:
-    """The whole picture, upright.
+    """The whole image, upright.
 
     Raises:
         ImageError: no known format, truncated, or absurdly large.
@@ -81,7 +81,7 @@ def _without_texts(data: bytes) -> bytes:
 
 
 def fit(image: Image.Image, mode: str, width: int, height: int) -> Image.Image:
-    """The picture in a Pillow mode and a size in pixels.
+    """The image in a Pillow mode and a size in pixels.
 
     Transparency is laid over white (in a mask that means: repainted), 16 bits a channel become 8, masks stay
     hard-edged.

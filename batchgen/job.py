@@ -81,7 +81,7 @@ class Job:
     storage_options: Mapping[str, Any] = field(default_factory=dict)
     safety: Safety = Safety.KEEP
     memory: Memory = Memory.NORMAL
-    save_steps: tuple[int, ...] = ()  # pictures after these sampling steps too, counted from 1
+    save_steps: tuple[int, ...] = ()  # images after these sampling steps too, counted from 1
     lora_folder: str | None = None  # of LoRAs and hypernetworks that prompts name; else the manifest's folder
     strict: bool = False  # what may have been meant otherwise than it is read is a problem, not a notice
     allow_pickle: bool = False  # read pickled weights too, with torch's weights-only loader

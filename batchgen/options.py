@@ -6,7 +6,7 @@ __all__ = ["Device", "Dtype", "Family", "ImageFormat", "Layout", "Memory", "Safe
 
 
 class Layout(StrEnum):
-    """How an output's pictures and metadata are arranged."""
+    """How an output's images and metadata are arranged."""
 
     FILES = "files"
     PARQUET = "parquet"
@@ -33,13 +33,11 @@ class Memory(StrEnum):
     """How much of the device's memory a worker may take."""
 
     NORMAL = "normal"
-    LOW = (
-        "low"  # slower: attention in slices, large pictures decoded in tiles, on a GPU one part of the model at a time
-    )
+    LOW = "low"  # slower: attention in slices, large images decoded in tiles, on a GPU one part of the model at a time
 
 
 class Safety(StrEnum):
-    """What becomes of pictures that the model's safety checker objects to, where it has one."""
+    """What becomes of images that the model's safety checker objects to, where it has one."""
 
     OFF = "off"  # nobody looks
     KEEP = "keep"  # they are flagged in the metadata

@@ -41,7 +41,7 @@ __all__ = ["Resolved", "misfits", "resolve"]
 
 CHUNK_ROWS = 64  # rows whose images are fetched side by side
 IMAGE_THREADS = 16  # object stores answer in 20 to 100 ms: one at a time would be 10 to 50 images a second
-LONGEST_URI = 2048  # characters; what is longer is the picture itself in base64
+LONGEST_URI = 2048  # characters; what is longer is the image itself in base64
 KNOWN_IMAGES = 10_000  # images whose facts are remembered: manifests repeat them
 
 _IMAGE_COLUMNS = tuple(column.name for column in COLUMNS.values() if column.kind is Kind.IMAGE)

@@ -43,7 +43,7 @@ _DTYPES: Mapping[Dtype, Literal["float16", "bfloat16", "float32"]] = {
     Dtype.FLOAT16: "float16",
     Dtype.BFLOAT16: "bfloat16",
 }
-BATCH = 16  # pictures decoded and scored at once; 50 MB at 1024 x 1024
+BATCH = 16  # images decoded and scored at once; 50 MB at 1024 x 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +77,7 @@ class ScoreSummary:
     """Where an output's scores stand."""
 
     rows: int
-    scored: int  # pictures that this run scored
+    scored: int  # images that this run scored
     scores: Mapping[str, ColumnSummary]  # by column
     failed: Mapping[str, int]  # rows that should have a score and have none, by metric; absent where there are none
 
@@ -162,7 +162,7 @@ class _Run:
     notice: Callable[[str], None]
     total: int = 0  # tables to write
     ended: int = 0  # tables that are written, or given up
-    pictures: int = 0
+    images: int = 0
     given_up: Counter[str] = field(default_factory=Counter)  # rows by metric
     started: float = field(default_factory=time.monotonic)
 
@@ -210,12 +210,12 @@ class _Run:
 
     def _committed(self, unit: ScoreUnit, scored: Scored) -> None:
         self.ended += len(unit.metrics)
-        self.pictures += scored.pictures
+        self.images += scored.images
         failed = ", ".join(f"{count} without {name}" for name, count in scored.failed.items() if count)
-        rate = self.pictures / max(time.monotonic() - self.started, 1e-9)
+        rate = self.images / max(time.monotonic() - self.started, 1e-9)
         self.notice(
-            f"shard {unit.shard}: {scored.pictures} pictures in {scored.seconds:.1f} s on {scored.device}"
-            f"{f', {failed}' if failed else ''}; {self.ended:,}/{self.total:,} tables, {rate:.1f} pictures/s"
+            f"shard {unit.shard}: {scored.images} images in {scored.seconds:.1f} s on {scored.device}"
+            f"{f', {failed}' if failed else ''}; {self.ended:,}/{self.total:,} tables, {rate:.1f} images/s"
         )
 
     def _failed(self, unit: ScoreUnit, why: Failure, _attempts: int) -> None:
@@ -264,7 +264,7 @@ def _summary(dataset: Dataset, metrics: Sequence[Metric], run: _Run) -> ScoreSum
             columns[name] = _column_summary(table, name, is_number=kind == "number")
         if error_column(metric.name) in table.schema.names:
             failed[metric.name] += len(table[error_column(metric.name)].drop_null())
-    return ScoreSummary(rows=rows.num_rows, scored=run.pictures, scores=columns, failed=dict(+failed))
+    return ScoreSummary(rows=rows.num_rows, scored=run.images, scores=columns, failed=dict(+failed))
 
 
 def _column_summary(table: pa.Table, name: str, *, is_number: bool) -> ColumnSummary:

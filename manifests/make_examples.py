@@ -1,8 +1,8 @@
-"""Writes the example manifests of this folder and the pictures they start from.
+"""Writes the example manifests of this folder and the images they start from.
 
     python manifests/make_examples.py
 
-The pictures come from the renderer of the built-in model's recipe, so that anyone can make them again.
+The images come from the renderer of the built-in model's recipe, so that anyone can make them again.
 """
 
 import csv
@@ -137,13 +137,13 @@ ADAPTERS: tuple[dict[str, object], ...] = (
 
 
 def write_starts() -> None:
-    """Pictures, and masks that are white over the object and a margin of 6 pixels around it."""
+    """Images, and masks that are white over the object and a margin of 6 pixels around it."""
     (FOLDER / "images").mkdir(exist_ok=True)
     for name, scene in STARTS.items():
-        picture = render(scene)
-        Image.fromarray(picture.rgb).save(FOLDER / "images" / f"{name}.png")
-        rows, columns = (picture.objects > 0).nonzero()
-        mask = Image.new("L", (picture.rgb.shape[1], picture.rgb.shape[0]))
+        image = render(scene)
+        Image.fromarray(image.rgb).save(FOLDER / "images" / f"{name}.png")
+        rows, columns = (image.objects > 0).nonzero()
+        mask = Image.new("L", (image.rgb.shape[1], image.rgb.shape[0]))
         mask.paste(255, (columns.min() - 6, rows.min() - 6, columns.max() + 7, rows.max() + 7))
         mask.save(FOLDER / "images" / f"{name}-mask.png")
 
@@ -218,7 +218,7 @@ def write_companions() -> None:
             {"id": name, "prompt": prompt, "image": f"images/{image}.png", "seed": number, **UPSCALER}
             for number, (name, image, prompt) in enumerate(UPSCALING)
         ),
-        guidance=1.0,  # the small picture says all
+        guidance=1.0,  # the small image says all
     )
     _write_jsonl("adapters.jsonl", ({**row, "seed": 3} for row in ADAPTERS))
 

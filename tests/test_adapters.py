@@ -233,7 +233,7 @@ WRONG: Mapping[str, tuple[Mapping[str, Any], str, str]] = {
     "classifier of another size": (
         {"model": "{root}/pixels", "prompt": None, "class_label": 1, "classifier": "classifier", "width": 64},
         "classifier",
-        "reads pictures of 32 pixels a side, and the row's is 64x32",
+        "reads images of 32 pixels a side, and the row's is 64x32",
     ),
     "classifier that is a ControlNet": (
         {"model": "{root}/pixels", "prompt": None, "class_label": 1, "classifier": "control"},
@@ -314,8 +314,8 @@ WRONG: Mapping[str, tuple[Mapping[str, Any], str, str]] = {
     ),
     "hires fix without end": ({"hires_scale": 4, "width": 8192}, "hires_scale", "which makes the width 32768 pixels"),
     "strength without hires fix": ({"hires_strength": 0.5}, "hires_strength", "means nothing without a hires_scale"),
-    "watermark in too small a picture": ({"watermark": "x", "width": 32, "height": 32}, "watermark", "has no room"),
-    "watermark too long": ({"watermark": "too long"}, "watermark", "takes 8 bytes; a picture of 64x64 carries 1 to 1"),
+    "watermark in too small an image": ({"watermark": "x", "width": 32, "height": 32}, "watermark", "has no room"),
+    "watermark too long": ({"watermark": "too long"}, "watermark", "takes 8 bytes; an image of 64x64 carries 1 to 1"),
     "option of a wrong value": (
         {"scheduler": "Euler", "scheduler_kwargs": {"timestep_spacing": "foo"}},
         "scheduler_kwargs",
@@ -336,7 +336,7 @@ WRONG: Mapping[str, tuple[Mapping[str, Any], str, str]] = {
         "prompt",
         "names the LoRA 'foo'",
     ),
-    "class of a picture from words": ({"class_label": 1}, "class_label", "means nothing to text-to-image"),
+    "class of an image from words": ({"class_label": 1}, "class_label", "means nothing to text-to-image"),
     "sampler of a latent upscaler": (
         {"model": "{root}/latent-upscaler", "image": "image.png", "scheduler": "DDIM"},
         "scheduler",

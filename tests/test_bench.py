@@ -152,33 +152,33 @@ def soak(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _shard_with_pictures(output: Path) -> Path:
+def _shard_with_images(output: Path) -> Path:
     return min((output / "data").glob("*/metadata.parquet"))
 
 
 def _change_a_byte(output: Path) -> None:
-    picture = min(_shard_with_pictures(output).parent.glob("*/*.png"))
-    data = bytearray(picture.read_bytes())
+    image = min(_shard_with_images(output).parent.glob("*/*.png"))
+    data = bytearray(image.read_bytes())
     data[-20] ^= 1
-    picture.write_bytes(data)
+    image.write_bytes(data)
 
 
 def _lose_a_shard(output: Path) -> None:
-    _shard_with_pictures(output).unlink()
+    _shard_with_images(output).unlink()
 
 
-def _lose_a_picture(output: Path) -> None:
-    marker = _shard_with_pictures(output)
+def _lose_an_image(output: Path) -> None:
+    marker = _shard_with_images(output)
     (marker.parent / pq.ParquetFile(marker).read(["file_name"])["file_name"][0].as_py()).unlink()
 
 
 def _double_a_shard(output: Path) -> None:
-    folder = _shard_with_pictures(output).parent
+    folder = _shard_with_images(output).parent
     shutil.copytree(folder, folder.with_name("0" * 32))
 
 
 def _change_a_cell(output: Path) -> None:
-    marker = _shard_with_pictures(output)
+    marker = _shard_with_images(output)
     table = pq.ParquetFile(marker).read()
     seeds = pa.array([seed + 1 for seed in table["seed"].to_pylist()], pa.int64())
     pq.write_table(table.set_column(table.schema.get_field_index("seed"), "seed", seeds), marker)
@@ -190,7 +190,7 @@ def _change_a_cell(output: Path) -> None:
         (_change_a_byte, "not those of the sha256 column"),
         (_change_a_byte, "not the reference's"),
         (_lose_a_shard, "is lost"),
-        (_lose_a_picture, "its picture is missing"),
+        (_lose_an_image, "its image is missing"),
         (_double_a_shard, "is there 2 times"),
         (_change_a_cell, "seed is"),
     ],

@@ -37,7 +37,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.recipe]
 SCENES = [draw_scene(5, index) for index in range(40)]
 
 
-def test_a_scene_and_its_picture_depend_on_seed_and_index_alone() -> None:
+def test_a_scene_and_its_image_depend_on_seed_and_index_alone() -> None:
     first, again = render(draw_scene(3, 14)), render(draw_scene(3, 14))
     assert np.array_equal(first.rgb, again.rgb)
     assert np.array_equal(first.depth, again.depth)
@@ -46,18 +46,18 @@ def test_a_scene_and_its_picture_depend_on_seed_and_index_alone() -> None:
 
 
 @pytest.mark.parametrize("scene", SCENES[:20], ids=lambda scene: str(scene.detail))
-def test_ground_truth_agrees_with_the_picture(scene: Scene) -> None:
-    picture, empty = render(scene), render(replace(scene, things=()))
-    assert picture.rgb.shape == (128, 128, 3)
-    nearer = picture.depth < empty.depth - 1e-4
-    assert np.array_equal(nearer, picture.objects > 0)  # objects, and nothing else, stand before the surroundings
-    assert set(np.unique(picture.objects)) == set(range(len(scene.things) + 1))
-    outline = picture.objects[:, 1:] != picture.objects[:, :-1]
-    assert (picture.edges[:, 1:] | picture.edges[:, :-1])[outline].mean() > 0.9
+def test_ground_truth_agrees_with_the_image(scene: Scene) -> None:
+    image, empty = render(scene), render(replace(scene, things=()))
+    assert image.rgb.shape == (128, 128, 3)
+    nearer = image.depth < empty.depth - 1e-4
+    assert np.array_equal(nearer, image.objects > 0)  # objects, and nothing else, stand before the surroundings
+    assert set(np.unique(image.objects)) == set(range(len(scene.things) + 1))
+    outline = image.objects[:, 1:] != image.objects[:, :-1]
+    assert (image.edges[:, 1:] | image.edges[:, :-1])[outline].mean() > 0.9
     for number, thing in enumerate(scene.things, 1):
-        pixels = int((picture.objects == number).sum())
+        pixels = int((image.objects == number).sum())
         assert (200 < pixels < 1_400) if thing.size is Size.SMALL else (700 < pixels < 4_500)
-        depth = picture.depth[picture.objects == number]
+        depth = image.depth[image.objects == number]
         assert abs(float(depth.min()) - (7 + thing.z)) < 1.6 * thing.scale + 0.3
 
 
@@ -73,10 +73,10 @@ def test_the_first_of_two_objects_is_the_left_one(scene: Scene) -> None:
     "scene", [scene for scene in SCENES if scene.things[0].shape is Shape.CUBE], ids=lambda scene: str(scene.detail)
 )
 def test_a_cube_shows_two_sides_and_its_top(scene: Scene) -> None:
-    picture = render(replace(scene, things=scene.things[:1]))
-    faces = ((picture.objects == 1) & ~picture.edges).astype(np.uint8)
+    image = render(replace(scene, things=scene.things[:1]))
+    faces = ((image.objects == 1) & ~image.edges).astype(np.uint8)
     _, _, stats, _ = cv2.connectedComponentsWithStats(faces, connectivity=4)
-    areas = sorted(stats[1:, cv2.CC_STAT_AREA] / (picture.objects == 1).sum(), reverse=True)
+    areas = sorted(stats[1:, cv2.CC_STAT_AREA] / (image.objects == 1).sum(), reverse=True)
     assert len(areas) >= 3
     assert areas[1] > 0.12
 
@@ -85,8 +85,8 @@ def test_a_cube_shows_two_sides_and_its_top(scene: Scene) -> None:
 def test_objects_have_the_color_they_are_called(color: Color) -> None:
     scene = replace(draw_scene(0, 0), background=Background.GRAY)
     thing = replace(scene.things[0], color=color, shape=Shape.SPHERE, x=0.0)
-    picture = render(replace(scene, things=(thing,)))
-    seen = picture.rgb[picture.objects == 1].astype(float) / 255
+    image = render(replace(scene, things=(thing,)))
+    seen = image.rgb[image.objects == 1].astype(float) / 255
     bright = np.median(seen[seen.sum(axis=1) > np.median(seen.sum(axis=1))], axis=0) ** 2.2
     distances = {other: np.linalg.norm(bright / bright.max() - value / value.max()) for other, value in COLORS.items()}
     assert min(distances, key=lambda other: distances[other]) is color
@@ -260,17 +260,17 @@ def test_the_autoencoders_latents_are_disturbed_by_a_share_of_their_spread(scale
 
 
 def test_recoloring_changes_the_colors_and_keeps_the_shapes() -> None:
-    rng, picture = np.random.default_rng(3), render(SCENES[0])
-    steps = np.abs(np.diff(picture.rgb.astype(np.int16), axis=0)).sum(axis=-1)
+    rng, image = np.random.default_rng(3), render(SCENES[0])
+    steps = np.abs(np.diff(image.rgb.astype(np.int16), axis=0)).sum(axis=-1)
     flat, outline = steps == 0, steps > 150
     kept, colors = [], []
     for _ in range(20):
-        recolored = recolor(picture.rgb, rng)
+        recolored = recolor(image.rgb, rng)
         assert recolored.dtype == np.uint8
         mine = np.abs(np.diff(recolored.astype(np.int16), axis=0)).sum(axis=-1)
         assert not mine[flat].any()
         kept.append((mine[outline] > 10).mean())
-        colors.append(recolored[picture.objects == 0].mean(axis=0))
+        colors.append(recolored[image.objects == 0].mean(axis=0))
     assert np.std(colors, axis=0).min() > 25  # a background may have any color
     assert np.mean(kept) > 0.8  # and an object still stands out from it
 
@@ -400,10 +400,10 @@ def test_the_shipped_clip_knows_whose_caption_it_is() -> None:
     """On fresh scenes: the own caption against all the others', and against itself with another color."""
     folder = builtin.companion_path("builtin-clip")
     model, processor = CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
-    pictures = [Image.fromarray(render(scene).rgb) for scene in SCENES]
+    images = [Image.fromarray(render(scene).rgb) for scene in SCENES]
     others = [recolored(scene) for scene in SCENES]
     texts = [canonical_caption(scene) for scene in [*SCENES, *others]]
-    inputs = processor(text=texts, images=pictures, padding=True, return_tensors="pt")
+    inputs = processor(text=texts, images=images, padding=True, return_tensors="pt")
     with torch.no_grad():
         likeness = model(**inputs).logits_per_image.numpy()
     own = likeness[:, : len(SCENES)]
@@ -414,14 +414,14 @@ def test_the_shipped_clip_knows_whose_caption_it_is() -> None:
 def test_the_shipped_model_paints_a_red_sphere_on_white(pipeline: Any) -> None:
     """Loaded without a dtype: the stored text tower is float16, and a pipeline of mixed types would fail here."""
     assert pipeline.text_encoder.dtype == pipeline.unet.dtype == torch.float32
-    picture = paint(pipeline, "a large red sphere on a white background", seed=1)
-    middle = picture[52:84, 48:80].mean(axis=(0, 1))
+    image = paint(pipeline, "a large red sphere on a white background", seed=1)
+    middle = image[52:84, 48:80].mean(axis=(0, 1))
     assert middle[0] > 0.5
     assert middle[0] > 2 * max(middle[1], middle[2])
-    assert picture[:16].min(axis=-1).mean() > 0.8  # the wall is white
+    assert image[:16].min(axis=-1).mean() > 0.8  # the wall is white
 
 
-def test_guidance_and_negative_prompts_change_the_picture(pipeline: Any) -> None:
+def test_guidance_and_negative_prompts_change_the_image(pipeline: Any) -> None:
     prompt = "a large blue cube on a yellow background"
     strong = paint(pipeline, prompt, seed=2)
     assert np.abs(strong - paint(pipeline, prompt, seed=2, guidance_scale=1.0)).mean() > 0.01
@@ -430,20 +430,20 @@ def test_guidance_and_negative_prompts_change_the_picture(pipeline: Any) -> None
 
 
 def hue(pixels: "np.ndarray[Any, np.dtype[np.float32]]") -> float:
-    """The hue, 0 to 360 degrees, of the coloured pixels of a picture before a gray background."""
+    """The hue, 0 to 360 degrees, of the coloured pixels of an image before a gray background."""
     spread = pixels.max(axis=-1) - pixels.min(axis=-1)
     red, green, blue = pixels[spread > 0.25].mean(axis=0)
     return float(np.degrees(np.arctan2(np.sqrt(3) * (green - blue), 2 * red - green - blue))) % 360
 
 
 def test_two_objects_keep_their_colors_and_sides(pipeline: Any) -> None:
-    """Judged by hue alone, not by a net of ours: one picture in eight may be wrong."""
+    """Judged by hue alone, not by a net of ours: one image in eight may be wrong."""
     hues = {"red": 0.0, "yellow": 52.0, "green": 133.0, "blue": 225.0}
     pairs = [(left, right) for left in hues for right in hues if left != right][::2]
     right_sides = 0
     for seed, (left, right) in enumerate(pairs):
         prompt = f"a large {left} cone to the left of a large {right} cylinder on a gray background"
-        picture = paint(pipeline, prompt, seed)
-        for color, half in ((left, picture[:, :64]), (right, picture[:, 64:])):
+        image = paint(pipeline, prompt, seed)
+        for color, half in ((left, image[:, :64]), (right, image[:, 64:])):
             right_sides += abs((hue(half) - hues[color] + 180) % 360 - 180) < 35
     assert right_sides >= 2 * len(pairs) - 2

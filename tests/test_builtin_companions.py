@@ -22,7 +22,7 @@ from jobs.builtin.__main__ import CHECKED, COMPANIONS, SHIPPED, main
 from jobs.builtin.autoencoder import psnr, reconstruct, to_tensor
 from jobs.builtin.captions import canonical_caption
 from jobs.builtin.companions.anchors import ANCHOR, ANCHORS
-from jobs.builtin.companions.conditions import canny, depth_picture, edge_picture, inverse_depth
+from jobs.builtin.companions.conditions import canny, depth_image, edge_image, inverse_depth
 from jobs.builtin.companions.export import EXPORTS
 from jobs.builtin.companions.ink import INK, PAPER, draw_in_ink
 from jobs.builtin.companions.masks import draw_mask
@@ -37,11 +37,11 @@ from jobs.builtin.companions.measures import (
 from jobs.builtin.companions.ruby_ring import TOKEN, TOKENS, draw_concept
 from jobs.builtin.companions.stages import COMPANIONS as TABLE
 from jobs.builtin.companions.stages import foundation, run_companion
-from jobs.builtin.companions.upscaler import FACTOR, build_upscaler, draw_large, draw_noise, shrink_picture
+from jobs.builtin.companions.upscaler import FACTOR, build_upscaler, draw_large, draw_noise, shrink_image
 from jobs.builtin.export import load_finished
 from jobs.builtin.latents import digest
 from jobs.builtin.recipe import TEST_SEED_OFFSET, Folders, Recipe, RecipeError, Training
-from jobs.builtin.renderer import PICTURE_SIZE, render
+from jobs.builtin.renderer import IMAGE_SIZE, render
 from jobs.builtin.scenes import YAWS, Color, Finish, Shape, draw_scene
 from jobs.builtin.scorer import ScorerTask
 from jobs.builtin.stages import TRAINING, Workshop, autoencoder_task, run_unet, unet_task
@@ -52,7 +52,7 @@ from jobs.builtin.unet import TAUGHT_FROM
 pytestmark = [pytest.mark.slow, pytest.mark.recipe]
 
 SCENES = 16
-PICTURE = render(draw_scene(7, 2))
+IMAGE = render(draw_scene(7, 2))
 
 
 def workshop(work: Path, *, steps: int = 2) -> Workshop:
@@ -82,8 +82,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr("jobs.builtin.companions.upscaler.NORMALISED", 2)
         patch.setattr("jobs.builtin.companions.stages.LARGE_SCENES", 4)
         patch.setattr("jobs.builtin.companions.upscaler.CROPS", (16, 32))
-        for pictures in ("HELD_OUT", "NORMALISED"):
-            patch.setattr(f"jobs.builtin.stages.{pictures}", SCENES)
+        for images in ("HELD_OUT", "NORMALISED"):
+            patch.setattr(f"jobs.builtin.stages.{images}", SCENES)
         for stage in ("render", "autoencoder", "text", "latents", "unet"):
             TRAINING[stage](shop)
         scorer = ScorerTask(renders=shop.folders.renders, scenes=SCENES)
@@ -187,12 +187,12 @@ def test_an_adopted_base_has_no_clip_until_the_text_stage_has_run(finished: Path
 def test_the_upscalers_autoencoder_begins_as_one_that_shrinks_and_enlarges(finished: Path) -> None:
     torch.manual_seed(0)
     model: Any = TABLE["upscaler-autoencoder"].task(workshop(finished / "work")).build()
-    pictures = np.stack([draw_large(draw_scene(TEST_SEED_OFFSET, index)) for index in range(3)])
-    shrunk = np.stack([shrink_picture(picture) for picture in pictures])
+    images = np.stack([draw_large(draw_scene(TEST_SEED_OFFSET, index)) for index in range(3)])
+    shrunk = np.stack([shrink_image(image) for image in images])
     enlarged = shrunk.repeat(FACTOR, axis=1).repeat(FACTOR, axis=2)
-    assert psnr(reconstruct(model, pictures), enlarged) > 38
+    assert psnr(reconstruct(model, images), enlarged) > 38
     with torch.no_grad():
-        latents = model.encode(to_tensor(pictures)).latent_dist.mean[:, :3]
+        latents = model.encode(to_tensor(images)).latent_dist.mean[:, :3]
     assert np.corrcoef(latents.ravel(), to_tensor(shrunk).ravel())[0, 1] > 0.999
 
 
@@ -201,8 +201,8 @@ def test_the_upscaler_sees_in_a_crop_what_it_sees_in_the_whole() -> None:
     torch.manual_seed(0)
     model = build_upscaler()
     usual = UNet2DConditionModel.from_config({**model.config, "norm_num_groups": 16})
-    contrast = torch.linspace(0.1, 1, PICTURE_SIZE)  # less of it to the left
-    picture, text = torch.randn(1, 7, PICTURE_SIZE, PICTURE_SIZE) * contrast, torch.randn(1, 77, WIDTH)
+    contrast = torch.linspace(0.1, 1, IMAGE_SIZE)  # less of it to the left
+    image, text = torch.randn(1, 7, IMAGE_SIZE, IMAGE_SIZE) * contrast, torch.randn(1, 77, WIDTH)
 
     def shift(unet: UNet2DConditionModel) -> float:
         for residual in unet.modules():
@@ -211,7 +211,7 @@ def test_the_upscaler_sees_in_a_crop_what_it_sees_in_the_whole() -> None:
         with torch.no_grad():
             whole, crop = (
                 unet(pixels, torch.tensor([500]), text, class_labels=torch.tensor([0])).sample
-                for pixels in (picture, picture[:, :, 32:96, 32:96])
+                for pixels in (image, image[:, :, 32:96, 32:96])
             )
         return float((whole[:, :, 56:72, 56:72] - crop[:, :, 24:40, 24:40]).std() / whole.std())
 
@@ -381,7 +381,7 @@ def test_companions_of_another_base_are_refused(finished: Path, exported: Path, 
         run_companion(shop, "ink")
 
 
-LATER = tuple(stage for stage in COMPANIONS if stage != "upscaler-autoencoder")  # it renders its pictures itself
+LATER = tuple(stage for stage in COMPANIONS if stage != "upscaler-autoencoder")  # it renders its images itself
 
 
 @pytest.mark.parametrize("stage", [*LATER, "check-companions", "export-companions"])
@@ -489,7 +489,7 @@ def test_an_exported_controlnet_steers(exported: Path, base: Any, condition: str
     pipeline = StableDiffusionControlNetPipeline(
         **base.components, controlnet=controlnet, requires_safety_checker=False
     )
-    some, other = (Image.fromarray(edge_picture(canny(render(draw_scene(7, i)).rgb))) for i in (2, 3))
+    some, other = (Image.fromarray(edge_image(canny(render(draw_scene(7, i)).rgb))) for i in (2, 3))
     assert not np.array_equal(paint(pipeline, image=some), paint(pipeline, image=other))
 
 
@@ -500,11 +500,11 @@ def test_the_exported_depth_pipeline_paints(exported: Path) -> None:
     pipeline = StableDiffusionDepth2ImgPipeline.from_pretrained(exported / "builtin-depth")
     assert pipeline.depth_estimator.dtype == pipeline.unet.dtype == pipeline.text_encoder.dtype == torch.float32
     assert pipeline.unet.config.in_channels == 5
-    depth = torch.from_numpy(inverse_depth(PICTURE.depth))[None]
-    picture = Image.fromarray(PICTURE.rgb)
-    paint(pipeline, image=picture, strength=1.0)  # its depth by the estimator
-    some = paint(pipeline, image=picture, strength=1.0, depth_map=depth)
-    assert not np.array_equal(some, paint(pipeline, image=picture, strength=1.0, depth_map=depth.flip(-1)))
+    depth = torch.from_numpy(inverse_depth(IMAGE.depth))[None]
+    image = Image.fromarray(IMAGE.rgb)
+    paint(pipeline, image=image, strength=1.0)  # its depth by the estimator
+    some = paint(pipeline, image=image, strength=1.0, depth_map=depth)
+    assert not np.array_equal(some, paint(pipeline, image=image, strength=1.0, depth_map=depth.flip(-1)))
 
 
 def test_the_exported_inpainting_pipeline_paints(exported: Path) -> None:
@@ -512,11 +512,11 @@ def test_the_exported_inpainting_pipeline_paints(exported: Path) -> None:
 
     pipeline = StableDiffusionInpaintPipeline.from_pretrained(exported / "builtin-inpainting")
     assert pipeline.unet.config.in_channels == 9
-    mask = Image.fromarray((PICTURE.objects > 0).astype(np.uint8) * 255)
-    paint(pipeline, image=Image.fromarray(PICTURE.rgb), mask_image=mask, strength=1.0)
+    mask = Image.fromarray((IMAGE.objects > 0).astype(np.uint8) * 255)
+    paint(pipeline, image=Image.fromarray(IMAGE.rgb), mask_image=mask, strength=1.0)
 
 
-def test_the_exported_lora_changes_the_picture(exported: Path) -> None:
+def test_the_exported_lora_changes_the_image(exported: Path) -> None:
     from diffusers import StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline.from_pretrained(exported / "builtin")
@@ -561,7 +561,7 @@ def test_the_exported_decoder_reads_the_bases_latents(exported: Path, base: Any)
 
 
 def test_the_exported_clip_reads_and_sees(exported: Path, tmp_path: Path) -> None:
-    """It loads by transformers' own classes, and a picture's likeness does not depend on its size or its mates."""
+    """It loads by transformers' own classes, and an image's likeness does not depend on its size or its mates."""
     from transformers import CLIPModel, CLIPProcessor
 
     folder = exported / "builtin-clip"
@@ -569,18 +569,18 @@ def test_the_exported_clip_reads_and_sees(exported: Path, tmp_path: Path) -> Non
     model, processor = CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
     assert model.dtype is torch.float32
     texts = ["a red ring", "two objects side by side on a checkered floor"]
-    pictures = [Image.fromarray(PICTURE.rgb), Image.fromarray(render(draw_scene(7, 3)).rgb)]
+    images = [Image.fromarray(IMAGE.rgb), Image.fromarray(render(draw_scene(7, 3)).rgb)]
 
-    def likeness(texts: list[str], pictures: list[Image.Image]) -> torch.Tensor:
-        inputs = processor(text=texts, images=pictures, padding=True, return_tensors="pt")
-        assert inputs["pixel_values"].shape == (len(pictures), 3, 128, 128)
+    def likeness(texts: list[str], images: list[Image.Image]) -> torch.Tensor:
+        inputs = processor(text=texts, images=images, padding=True, return_tensors="pt")
+        assert inputs["pixel_values"].shape == (len(images), 3, 128, 128)
         with torch.no_grad():
             found: torch.Tensor = model(**inputs).logits_per_image
         return found
 
-    both = likeness(texts, pictures)
-    assert torch.allclose(both[:1, :1], likeness(texts[:1], pictures[:1]), atol=1e-4)
-    large = [picture.resize((256, 256), Image.Resampling.NEAREST) for picture in pictures]
+    both = likeness(texts, images)
+    assert torch.allclose(both[:1, :1], likeness(texts[:1], images[:1]), atol=1e-4)
+    large = [image.resize((256, 256), Image.Resampling.NEAREST) for image in images]
     assert not torch.allclose(both[0], both[1])
     assert (both - likeness(texts, large)).abs().max() < 0.2 * (both[0] - both[1]).abs().max()
 
@@ -591,26 +591,26 @@ def test_the_note_is_in_every_companions_card(exported: Path) -> None:
     assert all("A test's." in card.read_text() for card in cards)
 
 
-def test_the_exported_upscaler_makes_pictures_four_times_as_large(exported: Path) -> None:
+def test_the_exported_upscaler_makes_images_four_times_as_large(exported: Path) -> None:
     from diffusers import StableDiffusionUpscalePipeline
 
     pipeline = StableDiffusionUpscalePipeline.from_pretrained(exported / "builtin-upscaler")
     assert pipeline.vae.config.scaling_factor == 0.08333
     assert pipeline.unet.config.num_class_embeds == pipeline.config.max_noise_level + 1
-    small = Image.fromarray(PICTURE.rgb).resize((32, 32))  # of 128 it makes 512, which takes sixteen times as long
+    small = Image.fromarray(IMAGE.rgb).resize((32, 32))  # of 128 it makes 512, which takes sixteen times as long
     plain = paint(pipeline, image=small)
     assert not np.array_equal(plain, paint(pipeline, image=small.rotate(90)))
     assert not np.array_equal(plain, paint(pipeline, image=small, noise_level=350))
 
 
 def test_conditions_are_as_the_annotators_draw_them() -> None:
-    inverse = inverse_depth(PICTURE.depth)
+    inverse = inverse_depth(IMAGE.depth)
     assert (inverse.min(), inverse.max()) == (0.0, 1.0)
     assert inverse[-1].mean() > inverse[20].mean()  # the floor before the camera is nearer than the wall
-    outline = PICTURE.edges & (PICTURE.objects > 0)
-    assert edge_agreement(canny(PICTURE.rgb), outline) > 0.3
-    assert edge_picture(PICTURE.edges).max() == 255
-    assert depth_picture(inverse).shape == (128, 128, 3)
+    outline = IMAGE.edges & (IMAGE.objects > 0)
+    assert edge_agreement(canny(IMAGE.rgb), outline) > 0.3
+    assert edge_image(IMAGE.edges).max() == 255
+    assert depth_image(inverse).shape == (128, 128, 3)
 
 
 def test_concept_scenes_show_one_shiny_red_ring() -> None:
@@ -633,7 +633,7 @@ def test_masks_hide_objects_or_rectangles() -> None:
 
 
 def test_measures_tell_apart_what_they_should() -> None:
-    edges = canny(PICTURE.rgb)
+    edges = canny(IMAGE.rgb)
     assert edge_agreement(edges, edges) == 1
     assert edge_agreement(edges, np.roll(edges, 1, axis=1)) > 0.95
     assert edge_agreement(edges, np.roll(edges, 40, axis=0)) < 0.8
@@ -641,10 +641,10 @@ def test_measures_tell_apart_what_they_should() -> None:
     average = maps.mean(axis=0)
     assert relief_correlation(maps, maps, average) == pytest.approx(1)
     assert relief_correlation(maps, np.roll(maps, 1, axis=0), average) < 0.5
-    drawn = draw_in_ink(PICTURE.rgb, PICTURE.edges)
+    drawn = draw_in_ink(IMAGE.rgb, IMAGE.edges)
     assert palette_distance(drawn[None], INK, PAPER) < 1
-    assert palette_distance(PICTURE.rgb[None], INK, PAPER) > 20
-    first, everywhere = PICTURE.rgb[None], np.ones((1, 128, 128), dtype=np.bool_)
+    assert palette_distance(IMAGE.rgb[None], INK, PAPER) > 20
+    first, everywhere = IMAGE.rgb[None], np.ones((1, 128, 128), dtype=np.bool_)
     blurred = ((first.astype(np.uint16) + np.roll(first, 1, axis=2)) // 2).astype(np.uint8)
     assert psnr_where(first, first, everywhere) > psnr_where(blurred, first, everywhere)
     assert gradient_error(first, first) == 0 < gradient_error(blurred, first)

@@ -1,4 +1,4 @@
-"""The dataset card: every line of code in it runs, and leads from rows to pictures."""
+"""The dataset card: every line of code in it runs, and leads from rows to images."""
 
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def size(place: str) -> tuple[int, int]:
 @pytest.mark.usefixtures("_cached")
 @pytest.mark.parametrize("layout", list(Layout))
 def test_every_line_of_the_card_runs(store: Store, layout: Layout) -> None:
-    """In a folder and in a bucket, in both layouts; rows lead to their pictures by one plain expression."""
+    """In a folder and in a bucket, in both layouts; rows lead to their images by one plain expression."""
     dataset = Dataset.begin(store, make_format(layout), create=True)
     attempt(dataset, make_shard(3))
     names, rows = read_card(dataset)
@@ -57,7 +57,7 @@ def test_every_line_of_the_card_runs(store: Store, layout: Layout) -> None:
         paths = names["frame"]["picture_path"].tolist()
         assert [row[-1] for row in rows] == [f"{store.uri}/{path}" for path in paths]
         if not store.uri.startswith("s3://"):
-            assert names["pictures"].tolist() == names["table"]["picture"].to_list() == [row[-1] for row in rows]
+            assert names["images"].tolist() == names["table"]["image"].to_list() == [row[-1] for row in rows]
 
 
 @pytest.mark.usefixtures("_cached")

@@ -67,7 +67,7 @@ def cells(dataset: Dataset) -> dict[str, tuple[Any, ...]]:
 def without_prints(dataset: Dataset) -> None:
     """Markers as earlier code wrote them."""
     for shard in dataset.shards():
-        marker = dataset.marker(shard, pictures=True)
+        marker = dataset.marker(shard, images=True)
         assert marker is not None
         own = {name: value for name, value in marker.about.items() if name != "carried_prints"}
         table = marker.table.replace_schema_metadata({**marker.table.schema.metadata, b"batchgen": json.dumps(own)})
@@ -82,13 +82,13 @@ def test_changed_cells_are_found_and_updated(
 ) -> None:
     """Incident: the label of two rows was corrected, `run` said done, and the dataset kept the old one.
 
-    From receipts, snapshots, and outputs whose markers and snapshots say no prints; pictures stay as they are.
+    From receipts, snapshots, and outputs whose markers and snapshots say no prints; images stay as they are.
     """
     monkeypatch.setattr(progress, "FOLD_ABOVE", 0)
     dataset = begin(tmp_path / "out", layout)
     shard = make_shard(4)
     attempt(dataset, shard)
-    before = {row.cells["id"]: row.picture() for row in dataset.rows()}
+    before = {row.cells["id"]: row.image() for row in dataset.rows()}
     if earlier:
         without_prints(dataset)
     if folded:
@@ -104,7 +104,7 @@ def test_changed_cells_are_found_and_updated(
         "row-0": ("train", ["a", "ü"], None), "row-1": ("test", None, 2.0), "row-2": (None, None, None),
         "row-3": ("train", ["a", "ü"], None),
     }  # fmt: skip
-    assert {row.cells["id"]: row.picture() for row in dataset.rows()} == before
+    assert {row.cells["id"]: row.image() for row in dataset.rows()} == before
     fold_receipts(dataset)
     assert outdated(dataset, rows) == {}
     assert verify_output(dataset.uri, deep=True).faults == []

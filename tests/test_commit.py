@@ -52,7 +52,7 @@ def make_format(layout: str = Layout.FILES) -> OutputFormat:
     return new_format(layout, ImageFormat.PNG, CARRIED)
 
 
-def picture(number: int) -> bytes:
+def image(number: int) -> bytes:
     pixels = np.full((8, 8, 3), number, dtype=np.uint8)
     pixels[0, 0] = 255 - number
     return encode(pixels, ImageFormat.PNG)
@@ -66,7 +66,7 @@ def attempt(dataset: Dataset, shard: Shard, failed: tuple[int, ...] = ()) -> Rec
     for position, row in enumerate(shard.rows):
         if position in failed:
             continue
-        data = picture(row.number)
+        data = image(row.number)
         size += len(data)
         made = {
             "id": row.id,
@@ -78,7 +78,7 @@ def attempt(dataset: Dataset, shard: Shard, failed: tuple[int, ...] = ()) -> Rec
             "seconds": 0.5,
             "device": "test",
         }
-        done.append({**row.carried, **applied_cells(row), **made, **this.add_picture(row, data)})
+        done.append({**row.carried, **applied_cells(row), **made, **this.add_image(row, data)})
     bad = [failed_row(shard.rows[position], ErrorClass("nan"), "not a number") for position in failed]
     return this.commit(done, bad, size=size, seconds=1.5, device="test")
 
@@ -102,7 +102,7 @@ def failed_ids(receipt: Receipt) -> list[str]:
 
 
 def test_a_committed_shard(store: Store, store_uri: str, dataset: Dataset) -> None:
-    """Marker, pictures, ledger and receipt say the same, and `verify` agrees."""
+    """Marker, images, ledger and receipt say the same, and `verify` agrees."""
     shard = make_shard()
     receipt = attempt(dataset, shard, failed=(1,))
     assert done_ids(dataset) == ["row-0", "row-2", "row-3"]
@@ -147,7 +147,7 @@ def test_carried_columns_in_any_order(tmp_path: Path) -> None:
 
 
 def test_a_second_attempt_is_refused(store: Store, store_uri: str, dataset: Dataset) -> None:
-    """The first attempt's bytes stay, its receipt is what the second gets, and the second's pictures are strays."""
+    """The first attempt's bytes stay, its receipt is what the second gets, and the second's images are strays."""
     shard = make_shard()
     first = attempt(dataset, shard)
     before = store.read(dataset.layout.marker_key(shard.id))
@@ -321,12 +321,12 @@ class Counted(Dying):
         return data
 
 
-def test_what_is_done_is_read_without_the_pictures(dataset: Dataset) -> None:
-    """A resumed run would read hundreds of MiB a shard, where the marker holds the pictures, for two short columns."""
+def test_what_is_done_is_read_without_the_images(dataset: Dataset) -> None:
+    """A resumed run would read hundreds of MiB a shard, where the marker holds the images, for two short columns."""
     shard = make_shard(250)
     this = Attempt(dataset, shard, "run-1")
     cells = [
-        {"id": row.id, "fingerprint": row.fingerprint, "seconds": 1.0, **this.add_picture(row, os.urandom(20_000))}
+        {"id": row.id, "fingerprint": row.fingerprint, "seconds": 1.0, **this.add_image(row, os.urandom(20_000))}
         for row in shard.rows
     ]
     this.commit(cells, [], size=5_000_000, seconds=1.0, device="test")
@@ -460,7 +460,7 @@ def test_killed_at_every_step(store: Store, store_uri: str, dataset: Dataset) ->
                 break
         if survived:
             break
-    # ledger, marker, receipt, and with the layout `files` three pictures: each was killed before and after
+    # ledger, marker, receipt, and with the layout `files` three images: each was killed before and after
     assert survived == (7 if dataset.layout.name is Layout.FILES else 4)
 
 
@@ -537,7 +537,7 @@ def test_a_row_that_a_late_attempt_made_is_not_failed(tmp_path: Path) -> None:
         dataset, shard, "run-1", [failed_row(row, ErrorClass("worker-died"), "died", 3) for row in shard.rows]
     )
     with pytest.raises(KeyboardInterrupt):
-        attempt(cut_after(dataset, 3), shard)  # two pictures and the marker
+        attempt(cut_after(dataset, 3), shard)  # two images and the marker
     assert "failed" in verify_output(dataset.uri).faults[1]
     ((receipt, rows),) = read_done(dataset, repair=True)
     assert (len(rows), receipt.done, receipt.failed) == (2, 2, 0)
@@ -637,7 +637,7 @@ def local(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Dataset
 
 
 def test_verify_finds_every_flipped_byte(local: tuple[Path, Dataset]) -> None:
-    """A byte flipped anywhere in a picture is a fault that names the place; in a marker it is never a traceback."""
+    """A byte flipped anywhere in an image is a fault that names the place; in a marker it is never a traceback."""
     root, dataset = local
     if dataset.layout.name is Layout.FILES:
         for file in root.glob("data/*/*/*.png"):
@@ -647,10 +647,10 @@ def test_verify_finds_every_flipped_byte(local: tuple[Path, Dataset]) -> None:
             flip(file, file.stat().st_size // 2)
         return
     marker = root / dataset.layout.marker_key(f"{0:016x}")
-    place = marker.read_bytes().index(picture(1)) + 30
+    place = marker.read_bytes().index(image(1)) + 30
     flip(marker, place)
     (fault,) = verify_output(dataset.uri).faults
-    assert marker.name in fault and "checksum" in fault  # of the page, before any picture is hashed
+    assert marker.name in fault and "checksum" in fault  # of the page, before any image is hashed
 
 
 def test_verify_survives_a_damaged_marker(local: tuple[Path, Dataset]) -> None:
@@ -689,7 +689,7 @@ def test_a_damaged_marker_is_a_store_error(local: tuple[Path, Dataset]) -> None:
 
 
 def test_verify_finds_what_is_missing(local: tuple[Path, Dataset]) -> None:
-    """A deleted picture, and a deleted marker that a receipt speaks of."""
+    """A deleted image, and a deleted marker that a receipt speaks of."""
     root, dataset = local
     if dataset.layout.name is Layout.FILES:
         next(root.glob(f"data/{1:016x}/*/row-4.png")).unlink()
@@ -731,13 +731,13 @@ def test_verify_finds_a_receipt_that_disagrees(local: tuple[Path, Dataset]) -> N
 
 
 def test_clean_removes_strays_of_committed_shards_alone(tmp_path: Path) -> None:
-    """Pictures of an uncommitted shard may belong to an attempt that is under way, so they stay."""
+    """Images of an uncommitted shard may belong to an attempt that is under way, so they stay."""
     store = open_store(str(tmp_path / "out"))
     dataset = Dataset.begin(store, make_format(), create=True)
     attempt(dataset, make_shard())
     attempt(dataset, make_shard())
     under_way = make_shard(2, "a" * 16, first=10)
-    Attempt(dataset, under_way, "run-2").add_picture(under_way.rows[0], picture(1))
+    Attempt(dataset, under_way, "run-2").add_image(under_way.rows[0], image(1))
     assert verify_output(store.uri).strays == 5
     found = verify_output(store.uri, clean=True)
     assert (found.strays, found.removed, found.faults) == (5, 4, [])

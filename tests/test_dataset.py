@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 from conftest import RunCli
 from PIL import Image
-from test_commit import CARRIED, attempt, make_format, make_shard, picture
+from test_commit import CARRIED, attempt, image, make_format, make_shard
 
 from batchgen import open_dataset
 from batchgen.dataset import layouts
@@ -33,11 +33,11 @@ from batchgen.storage import Store, open_store
 
 
 class TarLayout(DatasetLayout):
-    """A third layout: a tar of the pictures and a table that names them, `data/<shard>.tar`."""
+    """A third layout: a tar of the images and a table that names them, `data/<shard>.tar`."""
 
     name = "tar"
-    picture = pa.field("image", IMAGE)
-    step_picture = pa.field("image", IMAGE)
+    image = pa.field("image", IMAGE)
+    step_image = pa.field("image", IMAGE)
     in_marker = frozenset({"image", "step_images"})
     objects_a_row = 0
     glob = "data/*.tar"
@@ -49,20 +49,20 @@ class TarLayout(DatasetLayout):
     def shard_of(self, name: str) -> str:
         return name.removesuffix(".tar")
 
-    def add_picture(self, store: Store, shard: str, attempt: str, name: str, data: bytes) -> dict[str, Any]:
+    def add_image(self, store: Store, shard: str, attempt: str, name: str, data: bytes) -> dict[str, Any]:
         return {"bytes": data, "path": name}
 
-    def picture_key(self, shard: str, cell: Any) -> str:
+    def image_key(self, shard: str, cell: Any) -> str:
         return self.marker_key(shard)
 
-    def picture_bytes(self, store: Store, shard: str, cell: Any) -> bytes:
+    def image_bytes(self, store: Store, shard: str, cell: Any) -> bytes:
         data: bytes = cell["bytes"]
         return data
 
     def encode(self, table: pa.Table) -> bytes:
         cells = table["image"].to_pylist()
         named = pa.array([{"bytes": None, "path": cell["path"]} for cell in cells], IMAGE)
-        bare = table.set_column(table.schema.get_field_index("image"), self.picture, named)
+        bare = table.set_column(table.schema.get_field_index("image"), self.image, named)
         members = {"metadata.parquet": encode_table(bare), **{cell["path"]: cell["bytes"] for cell in cells}}
         stream = io.BytesIO()
         with tarfile.open(fileobj=stream, mode="w") as tar:
@@ -73,19 +73,19 @@ class TarLayout(DatasetLayout):
         return stream.getvalue()
 
     def read(
-        self, store: Store, shard: str, *, columns: Collection[str] | None = None, pictures: bool = False
+        self, store: Store, shard: str, *, columns: Collection[str] | None = None, images: bool = False
     ) -> pa.Table:
         with tarfile.open(fileobj=io.BytesIO(store.read(self.marker_key(shard)))) as tar:
             members = {info.name: tar.extractfile(info).read() for info in tar}  # type: ignore[union-attr]
-        without = frozenset() if pictures else self.in_marker
+        without = frozenset() if images else self.in_marker
         table = decode_table(io.BytesIO(members["metadata.parquet"]), columns=columns, without=without)
         if "image" not in table.schema.names:
             return table
         filled = [{**cell, "bytes": members[cell["path"]]} for cell in table["image"].to_pylist()]
-        return table.set_column(table.schema.get_field_index("image"), self.picture, pa.array(filled, IMAGE))
+        return table.set_column(table.schema.get_field_index("image"), self.image, pa.array(filled, IMAGE))
 
     def read_schema(self, store: Store, shard: str) -> pa.Schema:
-        return self.read(store, shard, pictures=True).schema
+        return self.read(store, shard, images=True).schema
 
 
 @pytest.fixture(params=[*Layout, TarLayout.name])
@@ -104,39 +104,39 @@ def test_every_layout_is_registered() -> None:
     assert [layout.name for layout in layouts.LAYOUTS.values()] == list(layouts.LAYOUTS)
 
 
-def test_rows_come_with_their_pictures(dataset: Dataset) -> None:
+def test_rows_come_with_their_images(dataset: Dataset) -> None:
     """The public iterator gives the metadata and the very bytes that were stored, whatever the layout."""
     found = {row.cells["id"]: row for row in open_dataset(dataset.uri).rows()}
     assert list(found) == ["row-0", "row-1", "row-2", "row-3", "row-5"]
     for number in (0, 1, 2, 3, 5):
         row = found[f"row-{number}"]
-        assert row.picture() == picture(number)
-        assert row.cells["sha256"] == hashlib.sha256(picture(number)).hexdigest()
-        assert (row.cells["tags"], row.cells["seed"], row.step_pictures()) == (["a", "ü"], number, {})
+        assert row.image() == image(number)
+        assert row.cells["sha256"] == hashlib.sha256(image(number)).hexdigest()
+        assert (row.cells["tags"], row.cells["seed"], row.step_images()) == (["a", "ü"], number, {})
     images = {row.cells["id"]: image for row, image in open_dataset(dataset.uri).images()}
     assert {name: image.size for name, image in images.items()} == dict.fromkeys(found, (8, 8))
     assert images["row-3"].getpixel((4, 4)) == (3, 3, 3)
 
 
-def test_step_pictures(dataset: Dataset) -> None:
-    """Pictures after steps come by step, and damage to one is found."""
+def test_step_images(dataset: Dataset) -> None:
+    """Images after steps come by step, and damage to one is found."""
     shard = make_shard(1, "b" * 16, first=8)
     this = Attempt(dataset, shard, "run-1")
-    step = {"step": 2, **this.add_step_picture(shard.rows[0], picture(9), 2)}
+    step = {"step": 2, **this.add_step_image(shard.rows[0], image(9), 2)}
     cells: dict[str, Any] = {
         "id": "row-8", "fingerprint": shard.rows[0].fingerprint, "width": 8, "height": 8, "device": "test",
-        "seconds": 1.0, "sha256": hashlib.sha256(picture(8)).hexdigest(), **this.add_picture(shard.rows[0], picture(8)),
+        "seconds": 1.0, "sha256": hashlib.sha256(image(8)).hexdigest(), **this.add_image(shard.rows[0], image(8)),
     }  # fmt: skip
-    wrong = {**step, "sha256": hashlib.sha256(picture(7)).hexdigest()}
+    wrong = {**step, "sha256": hashlib.sha256(image(7)).hexdigest()}
     this.commit([{**cells, "step_images": [wrong]}], [], size=1, seconds=1.0, device="test")
     (row,) = [row for row in dataset.rows() if row.cells["id"] == "row-8"]
-    assert row.picture() == picture(8) and row.step_pictures() == {2: picture(9)}
+    assert row.image() == image(8) and row.step_images() == {2: image(9)}
     (fault,) = verify_output(dataset.uri).faults
     assert "row-8" in fault and "sha256" in fault
 
 
 def test_the_metadata_as_tables(dataset: Dataset) -> None:
-    """Without the pictures' bytes, in the schema's order, and as pandas where the user wants it."""
+    """Without the images' bytes, in the schema's order, and as pandas where the user wants it."""
     table = dataset.to_table()
     assert table.num_rows == 5 and "image" not in table.schema.names and "prompt" in table.schema.names
     few = dataset.to_table(["seed", "id"])
@@ -188,7 +188,7 @@ def test_the_gallery_lays_out_any_layout(tmp_path: Path, layout: Layout) -> None
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.getpixel((6 + 64, 6 + 64)) == (0, 0, 0)  # the first row's picture, enlarged
+        assert sheet.getpixel((6 + 64, 6 + 64)) == (0, 0, 0)  # the first row's image, enlarged
         assert sheet.getpixel((6 + 134 + 64, 6 + 64)) == (1, 1, 1)
 
 

@@ -1,4 +1,4 @@
-"""The pipeline host on a tiny model: rows never depend on their mates, and pictures are those of plain diffusers."""
+"""The pipeline host on a tiny model: rows never depend on their mates, and images are those of plain diffusers."""
 
 import gc
 import inspect
@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_models import build_sd1, build_single_file
 
-from batchgen.diffusion.host import Pictures, PipelineHost
+from batchgen.diffusion.host import Images, PipelineHost
 from batchgen.diffusion.loaded import LoadedModel
 from batchgen.errors import InputError, ModelLoadError
 from batchgen.generation.parameters import Parameters
@@ -75,8 +75,8 @@ def make_inputs(task: str, number: int) -> dict[str, Image.Image]:
 
 def run(
     host: PipelineHost, model: Model, rows: Sequence[Row], *, size: int = SIZE, numbers: Sequence[int] | None = None
-) -> Pictures:
-    """Pictures of rows; row i gets the conditioning images of number i."""
+) -> Images:
+    """Images of rows; row i gets the conditioning images of number i."""
     numbers = range(len(rows)) if numbers is None else numbers
     inputs = [make_inputs(row.task, number) for row, number in zip(rows, numbers, strict=True)]
     return host.generate(model, MicroBatch(rows=rows, size=size), inputs)
@@ -163,18 +163,18 @@ def test_sampler_runs_repeats_and_keeps_rows_apart(host: PipelineHost, model: Mo
         "num_inference_steps": 5,
     }
     rows = [make_row(seed=5, **chosen), make_row(seed=6, **chosen)]
-    pictures = run(host, model, rows, size=2)
-    assert pictures.finite == (True, True)
-    assert np.array_equal(run(host, model, rows, size=2).pixels, pictures.pixels)
-    assert np.array_equal(run(host, model, rows[1:], size=2).pixels[0], pictures.pixels[1])
+    images = run(host, model, rows, size=2)
+    assert images.finite == (True, True)
+    assert np.array_equal(run(host, model, rows, size=2).pixels, images.pixels)
+    assert np.array_equal(run(host, model, rows[1:], size=2).pixels[0], images.pixels[1])
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_scheduler_runs_for_image_to_image(host: PipelineHost, model: Model, name: str) -> None:
     rows = [make_row("image-to-image", seed=seed, scheduler=name) for seed in (5, 6)]
-    pictures = run(host, model, rows, size=2)
-    assert pictures.finite == (True, True)
-    assert np.array_equal(run(host, model, rows[1:], size=2, numbers=[1]).pixels[0], pictures.pixels[1])
+    images = run(host, model, rows, size=2)
+    assert images.finite == (True, True)
+    assert np.array_equal(run(host, model, rows[1:], size=2, numbers=[1]).pixels[0], images.pixels[1])
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -205,12 +205,12 @@ def test_tasks_share_one_copy_of_the_modules(host: PipelineHost, model: Model) -
 def test_half_precision(model: Model, host: PipelineHost, dtype: Any) -> None:
     half = PipelineHost(device="cpu", dtype=dtype)
     rows = [make_row(**values) for values in MIXED]
-    pictures = run(half, model, rows)
+    images = run(half, model, rows)
     assert half.environment.dtype == dtype
-    assert pictures.finite == (True, True, True)
-    assert np.array_equal(run(half, model, rows[1:2]).pixels[0], pictures.pixels[1])
+    assert images.finite == (True, True, True)
+    assert np.array_equal(run(half, model, rows[1:2]).pixels[0], images.pixels[1])
     wide = run(host, model, rows).pixels
-    assert np.abs(pictures.pixels.astype(int) - wide).mean() < 4
+    assert np.abs(images.pixels.astype(int) - wide).mean() < 4
 
 
 def test_single_file_equals_folder(host: PipelineHost, model: Model, folder: Path, tmp_path: Path) -> None:
@@ -235,18 +235,18 @@ def test_nan_is_told_of_its_row_only(host: PipelineHost, folder: Path, tmp_path:
 
 
 @pytest.mark.parametrize("task", ["image-to-image", "inpainting"])
-def test_no_step_to_denoise_gives_the_autoencoders_picture(
+def test_no_step_to_denoise_gives_the_autoencoders_image(
     host: PipelineHost, model: Model, folder: Path, task: str
 ) -> None:
     rows = [make_row(task, seed=3, strength=0.0), make_row(task, seed=4, strength=0.2)]
-    pictures = run(host, model, rows).pixels
+    images = run(host, model, rows).pixels
     vae = diffusers.AutoencoderKL.from_pretrained(folder / "vae")
     pixels = torch.from_numpy(np.array(make_inputs(task, 0)["image"])).permute(2, 0, 1)[None] / 127.5 - 1
     with torch.no_grad():
         latents = vae.encode(pixels).latent_dist.sample(torch.Generator().manual_seed(3))
         expected = ((vae.decode(latents).sample * 0.5 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-    assert levels_apart(pictures[0], expected[0].permute(1, 2, 0).numpy()) <= 1
-    assert np.array_equal(run(host, model, rows[1:], numbers=[1]).pixels[0], pictures[1])
+    assert levels_apart(images[0], expected[0].permute(1, 2, 0).numpy()) <= 1
+    assert np.array_equal(run(host, model, rows[1:], numbers=[1]).pixels[0], images[1])
 
 
 @pytest.mark.parametrize(("scale", "rows_a_step"), [(7.5, 2 * SIZE), (1.0, SIZE), (0.0, SIZE)])
@@ -279,11 +279,11 @@ def test_another_model_frees_the_former(model: Model, tmp_path: Path) -> None:
 def test_long_prompt_is_read_to_its_end_and_counted(host: PipelineHost, model: Model) -> None:
     long = "a " * 100
     rows = [make_row(prompt=long), make_row(prompt=long + "zebra"), make_row(prompt="a " * 5)]
-    pictures = run(host, model, rows)
-    assert pictures.prompt_tokens == (100, 105, 5)
-    assert not np.array_equal(pictures.pixels[0], pictures.pixels[1])
+    images = run(host, model, rows)
+    assert images.prompt_tokens == (100, 105, 5)
+    assert not np.array_equal(images.pixels[0], images.pixels[1])
     for number, row in enumerate(rows):  # also where its mates need other numbers of chunks
-        assert np.array_equal(run(host, model, [row]).pixels[0], pictures.pixels[number])
+        assert np.array_equal(run(host, model, [row]).pixels[0], images.pixels[number])
 
 
 def test_another_thread_gives_the_same_bits(host: PipelineHost, model: Model) -> None:

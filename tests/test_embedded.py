@@ -1,4 +1,4 @@
-"""Pictures of other programs read back into a manifest. The texts are as those programs write them."""
+"""Images of other programs read back into a manifest. The texts are as those programs write them."""
 
 import json
 import zlib
@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from PIL import ExifTags, Image, PngImagePlugin
 
 from batchgen.cli import main
-from batchgen.embedded import Imported, import_pictures
+from batchgen.embedded import Imported, import_images
 from batchgen.errors import InputError
 
 INFOTEXT = """a cat, (best:1.2), <lora:foo:0.8>
@@ -103,13 +103,13 @@ def png(path: Path, **texts: str) -> None:
 
 def read(folder: Path) -> tuple[Imported, dict[str, Mapping[str, Any]]]:
     output = folder.parent / f"{folder.name}.parquet"
-    found = import_pictures(str(folder), str(output))
+    found = import_images(str(folder), str(output))
     rows = pq.read_table(output).to_pylist()
     return found, {row["id"]: {name: cell for name, cell in row.items() if cell is not None} for row in rows}
 
 
 def test_each_program_is_read(tmp_path: Path) -> None:
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     png(folder / "a1111.png", parameters=INFOTEXT)
     png(folder / "deep" / "comfy.png", prompt=json.dumps(graph()), workflow="x" * (3 << 20))
     png(folder / "invoke.png", invokeai_metadata=json.dumps(INVOKE))
@@ -173,7 +173,7 @@ def test_each_program_is_read(tmp_path: Path) -> None:
                 "5": ("VAEEncode", {"pixels": ["30", 0], "vae": ["4", 2]}),
                 "30": ("LoadImage", {"image": "start.png", "upload": "image"}),
             },
-            "the picture that it was made from, start.png",
+            "the image that it was made from, start.png",
         ),
         (
             {
@@ -213,11 +213,11 @@ def test_a_comment_in_exif_is_read(suffix: str, tmp_path: Path) -> None:
     assert rows["a"]["seed"] == 123
 
 
-def test_a_picture_made_from_another_says_that_it_does_not_hold_it(tmp_path: Path) -> None:
+def test_an_image_made_from_another_says_that_it_does_not_hold_it(tmp_path: Path) -> None:
     png(tmp_path / "p" / "a.png", parameters=INFOTEXT.replace("Hires upscale: 2, ", ""))
     found, rows = read(tmp_path / "p")
     assert rows["a"]["strength"] == 0.7
-    assert "the picture that it was made from" in found.unread["a.png"]
+    assert "the image that it was made from" in found.unread["a.png"]
 
 
 def test_a_sampler_of_no_name_here_is_told(tmp_path: Path) -> None:
@@ -241,15 +241,15 @@ def test_the_command_tells_by_file_and_never_replaces_what_it_did_not_write(tmp_
     assert output.read_bytes() == b"mine"
 
 
-def test_a_folder_without_pictures_that_say_anything_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_images_that_say_anything_is_refused(tmp_path: Path) -> None:
     png(tmp_path / "p" / "a.png")
-    with pytest.raises(InputError, match="none of its 1 pictures"):
-        import_pictures(str(tmp_path / "p"), str(tmp_path / "m.parquet"))
+    with pytest.raises(InputError, match="none of its 1 images"):
+        import_images(str(tmp_path / "p"), str(tmp_path / "m.parquet"))
     with pytest.raises(InputError, match="no such folder"):
-        import_pictures(str(tmp_path / "q"), str(tmp_path / "m.parquet"))
+        import_images(str(tmp_path / "q"), str(tmp_path / "m.parquet"))
 
 
-def test_one_broken_picture_does_not_stop_the_others(tmp_path: Path) -> None:
+def test_one_broken_image_does_not_stop_the_others(tmp_path: Path) -> None:
     """Nested JSON, a header of 60,000 x 60,000, a list that is none, half a surrogate pair: each ended the command."""
     png(tmp_path / "good.png", parameters=INFOTEXT)
     png(tmp_path / "deep.png", prompt="[" * 100_000)
@@ -265,7 +265,7 @@ def test_one_broken_picture_does_not_stop_the_others(tmp_path: Path) -> None:
     assert rows["list"]["prompt"] == "landscape"
 
 
-def test_pictures_of_one_name_and_two_formats_have_ids_of_their_own(tmp_path: Path) -> None:
+def test_images_of_one_name_and_two_formats_have_ids_of_their_own(tmp_path: Path) -> None:
     for folder, suffix in (("a", "png"), ("a", "PNG"), ("b", "png")):
         (tmp_path / folder).mkdir(exist_ok=True)
         png(tmp_path / folder / f"cat.{suffix}", parameters=INFOTEXT)

@@ -1,4 +1,4 @@
-"""`batchgen explain`: tokens, noise levels and step pictures are those of the tokenizer, the scheduler and a run."""
+"""`batchgen explain`: tokens, noise levels and step images are those of the tokenizer, the scheduler and a run."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from batchgen.report.sheets import draw_log_chart, draw_sheet
 
 pytestmark = pytest.mark.slow
 
-SIDE = 64  # pixels of the tiny model's pictures
+SIDE = 64  # pixels of the tiny model's images
 STEPS = 4
 LONG = "an old (castle:1.3) by the sea, " * 4  # brackets are text in plain syntax
 
@@ -128,10 +128,10 @@ def test_pure_noise_is_no_number(tiny_model: Path) -> None:
     draw_log_chart("t", "s", [first.sigma, second.sigma], x="step", y="sigma")
 
 
-def test_pictures_end_with_that_of_a_run(
+def test_images_end_with_that_of_a_run(
     batchgen: RunCli, write_manifest: WriteManifest, tiny_model: Path, ray_address: str, tmp_path: Path
 ) -> None:
-    """One picture a step; the last is, bit for bit, what a run makes of the same row alone."""
+    """One image a step; the last is, bit for bit, what a run makes of the same row alone."""
     cells = {"prompt": "a castle", "seed": 3, "guidance_scale": 4.0, "num_inference_steps": STEPS, "clip_skip": 1}
     flags = ["--seed", 3, "--guidance-scale", 4, "--steps", STEPS, "--clip-skip", 1]
     made = tmp_path / "explained"
@@ -145,8 +145,8 @@ def test_pictures_end_with_that_of_a_run(
     assert found["applied"].items() >= cells.items()
 
     sheet = np.asarray(Image.open(made / "steps.png"))
-    pictures = pictures_on(sheet, STEPS)
-    assert len({picture.tobytes() for picture in pictures}) == STEPS
+    images = images_on(sheet, STEPS)
+    assert len({image.tobytes() for image in images}) == STEPS
     chart = np.asarray(Image.open(made / "schedule.png"))
     assert len(np.unique(chart.reshape(-1, 3), axis=0)) > 10
 
@@ -157,11 +157,11 @@ def test_pictures_end_with_that_of_a_run(
     )
     assert run.returncode == 0, run.stderr
     [file] = output.glob("data/*/*/*.png")
-    assert np.array_equal(pictures[-1], np.asarray(Image.open(file)))
+    assert np.array_equal(images[-1], np.asarray(Image.open(file)))
 
 
-def pictures_on(sheet: Any, count: int) -> list[Any]:
-    """The pictures of a sheet of one row: equal cells from the left, each with its picture in its upper left corner."""
+def images_on(sheet: Any, count: int) -> list[Any]:
+    """The images of a sheet of one row: equal cells from the left, each with its image in its upper left corner."""
     gap = 8
     cell = (sheet.shape[1] - gap) // count
     return [sheet[gap : gap + SIDE, gap + place * cell :][:, :SIDE] for place in range(count)]
@@ -185,14 +185,14 @@ def test_errors_are_those_of_a_manifest(batchgen: RunCli, write_manifest: WriteM
 
 
 def test_sheets_wrap_and_keep_pixels() -> None:
-    """Many or wide pictures go into rows of equal length, few stay in one; labels wider than a picture fit."""
-    pictures = [np.full((SIDE, SIDE, 3), number, dtype=np.uint8) for number in range(25)]
+    """Many or wide images go into rows of equal length, few stay in one; labels wider than an image fit."""
+    images = [np.full((SIDE, SIDE, 3), number, dtype=np.uint8) for number in range(25)]
     labels = [f"step {number}\nfrom sigma 0.0123" for number in range(25)]
-    wide = draw_sheet(pictures, labels)
+    wide = draw_sheet(images, labels)
     assert wide.shape[1] <= 1600
     assert set(range(25)) <= set(np.unique(wide.reshape(-1, 3)[:, 0]).tolist())
-    few = pictures_on(draw_sheet(pictures[:3], labels[:3]), 3)
-    assert all(np.array_equal(one, other) for one, other in zip(few, pictures, strict=False))
+    few = images_on(draw_sheet(images[:3], labels[:3]), 3)
+    assert all(np.array_equal(one, other) for one, other in zip(few, images, strict=False))
     huge = draw_sheet([np.zeros((8, 2048, 3), dtype=np.uint8)] * 2, ["a", "b"])
     assert huge.shape[1] < 2 * 2048
 

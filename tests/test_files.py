@@ -337,7 +337,7 @@ def test_a_prompt_a_line(tmp_path: Path, model_configs: Path) -> None:
 
 
 def test_options_of_a1111s_script_are_columns(tmp_path: Path, model_configs: Path) -> None:
-    """The script takes all words up to the next option for the prompt, and pictures of a call times calls."""
+    """The script takes all words up to the next option for the prompt, and images of a call times calls."""
     path = tmp_path / "m.txt"
     path.write_text(
         'a\n--prompt "b, c" --negative_prompt d e --steps 3 --sampler_name "DPM++ 2M Karras" --seed 9 --n_iter 2\n'
@@ -505,7 +505,7 @@ def test_diffusiondb(tmp_path: Path, model_configs: Path) -> None:
 
 
 def test_laion(tmp_path: Path, model_configs: Path) -> None:
-    """TEXT is the prompt; WIDTH and HEIGHT are of the picture at URL, and no sizes to paint in."""
+    """TEXT is the prompt; WIDTH and HEIGHT are of the image at URL, and no sizes to paint in."""
     file = write(
         tmp_path / "m.parquet", SAMPLE_ID=[1], URL=["http://x/y.jpg"], TEXT=["a cat"], HEIGHT=[683], WIDTH=[1023],
         LICENSE=["?"], NSFW=["UNLIKELY"], similarity=[0.3],

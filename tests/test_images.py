@@ -1,4 +1,4 @@
-"""Pictures in: what of a file decides pixels is read, what does not is left alone."""
+"""Images in: what of a file decides pixels is read, what does not is left alone."""
 
 import io
 import os
@@ -58,6 +58,6 @@ def test_a_large_profile() -> None:
         png(lambda info: info.add_text("Raw profile type exif", f"\nexif\n{len(TURNED):8}\n{TURNED.hex()}", zip=True)),
     ],
 )
-def test_what_turns_a_picture_is_read(turned: bytes) -> None:
+def test_what_turns_an_image_is_read(turned: bytes) -> None:
     """A camera's orientation, wherever programs write it."""
     assert decode(turned).size == (16, 24)

@@ -298,7 +298,7 @@ def test_counts_add_up(known: list[tuple[int, str, Status]]) -> None:
 
 
 def test_superseded_once_the_new_one_is_done() -> None:
-    """An edited row's old picture is dropped only when the new one is there, and never because the new one failed."""
+    """An edited row's old image is dropped only when the new one is there, and never because the new one failed."""
     with Index() as index:
         fill(index, [make_row(number) for number in range(3)])
         old = [Committed(id=f"row-{n}", fingerprint="old", shard=f"shard-{n}", status=Status.DONE) for n in range(3)]

@@ -12,7 +12,7 @@ from batchgen.diffusion.pose import PoseReader, draw_poses
 from batchgen.errors import InputError
 
 CPU = torch.device("cpu")
-PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 64, 3), dtype=np.uint8))
+IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 64, 3), dtype=np.uint8))
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +21,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return build_pose_estimator(root / "vitpose"), build_person_detector(root / "detector")
 
 
-def test_without_a_detector_the_picture_is_one_person(folders: tuple[Path, Path]) -> None:
-    (pose,) = PoseReader(folders[0], None, CPU).poses(PICTURE)
+def test_without_a_detector_the_image_is_one_person(folders: tuple[Path, Path]) -> None:
+    (pose,) = PoseReader(folders[0], None, CPU).poses(IMAGE)
     assert "neck" in pose or not {"left_shoulder", "right_shoulder"} <= pose.keys()
     assert len(pose) > 5
     for x, y in pose.values():  # ViTPose looks a quarter beyond the box
@@ -31,9 +31,9 @@ def test_without_a_detector_the_picture_is_one_person(folders: tuple[Path, Path]
 
 
 def test_the_detector_says_how_many(folders: tuple[Path, Path]) -> None:
-    poses = PoseReader(folders[0], folders[1], CPU).poses(PICTURE)
+    poses = PoseReader(folders[0], folders[1], CPU).poses(IMAGE)
     assert len(poses) == 2
-    assert draw_poses(poses, *PICTURE.size).shape == (96, 64, 3)
+    assert draw_poses(poses, *IMAGE.size).shape == (96, 64, 3)
 
 
 def test_the_colours_are_openposes() -> None:

@@ -104,14 +104,14 @@ def test_shared_seeds_make_the_interval_paired() -> None:
 # Files
 
 
-def test_a_report_lies_in_its_output_and_links_to_the_pictures(tmp_path: Path) -> None:
+def test_a_report_lies_in_its_output_and_links_to_the_images(tmp_path: Path) -> None:
     output = make_output(tmp_path / "out", GRID)
     found = write_report([str(output)], str(output / "report"))
-    assert (found.pictures, found.axes, found.unreadable) == (36, ["color", "guidance_scale", "seed"], 0)
+    assert (found.images, found.axes, found.unreadable) == (36, ["color", "guidance_scale", "seed"], 0)
     index = read_script(output / "report" / "data" / "index.js")
     for link in index["links"]:
         assert (output / "report" / link).resolve().is_file()
-    assert not (output / "report" / "pictures").exists()
+    assert not (output / "report" / "images").exists()
     at = [(index["at"]["color"][number], index["at"]["guidance_scale"][number]) for number in range(36)]
     assert len(set(at)) == 9
     pivot = pq.read_table(output / "report" / "pivot.parquet").to_pylist()
@@ -121,7 +121,7 @@ def test_a_report_lies_in_its_output_and_links_to_the_pictures(tmp_path: Path) -
     assert json.loads(detail["row"])["prompt"] == detail["cells"]["prompt"]
 
 
-def test_the_row_that_makes_a_picture_again_names_its_init_image(tmp_path: Path) -> None:
+def test_the_row_that_makes_an_image_again_names_its_init_image(tmp_path: Path) -> None:
     """Incident: a report named the columns of the metadata, where images and adapters stand in other ways."""
     kept = Path(__file__).parent / "fixtures" / "outputs" / "files"
     write_report([str(kept)], str(tmp_path / "report"))
@@ -136,7 +136,7 @@ def test_the_row_that_makes_a_picture_again_names_its_init_image(tmp_path: Path)
 
 
 @pytest.mark.parametrize("layout", list(Layout))
-def test_a_report_elsewhere_holds_the_pictures(layout: Layout, tmp_path: Path) -> None:
+def test_a_report_elsewhere_holds_the_images(layout: Layout, tmp_path: Path) -> None:
     output = make_output(tmp_path / "out", GRID[:4], layout)
     write_report([str(output)], str(tmp_path / "report"))
     index = read_script(tmp_path / "report" / "data" / "index.js")
@@ -148,29 +148,29 @@ def test_several_outputs_have_an_axis_more(tmp_path: Path) -> None:
     for name in ("monday", "tuesday"):
         make_output(tmp_path / name, GRID[:8])
     found = write_report([str(tmp_path / "monday"), str(tmp_path / "tuesday")], str(tmp_path / "report"))
-    assert found.pictures == 16
+    assert found.images == 16
     assert "output" in found.axes
 
 
 def test_axes_of_any_name_and_any_number_are_shown(tmp_path: Path) -> None:
-    """Infinity ended the report, an axis `output` the comparison; one named `pictures` lost its values in the pivot."""
-    rows = [{"axis_output": "a", "axis_pictures": math.inf}, {"axis_output": "b", "axis_pictures": 2.0}]
+    """Infinity ended the report, an axis `output` the comparison; one named `images` lost its values in the pivot."""
+    rows = [{"axis_output": "a", "axis_images": math.inf}, {"axis_output": "b", "axis_images": 2.0}]
     first = make_output(tmp_path / "first", rows)
     second = make_output(tmp_path / "second", [{"axis_n": 3.0}, {"axis_n": 1.0}])
     report = tmp_path / "report"
     found = write_report([str(first), str(second)], str(report))
-    assert found.axes == ["output", "pictures", "n", "output folder"]
+    assert found.axes == ["images", "output", "n", "output folder"]
     axes = {one["name"]: one["values"] for one in read_script(report / "data" / "index.js")["axes"]}
-    assert axes["pictures"] == ["Infinity", 2.0, None]
+    assert axes["images"] == ["Infinity", 2.0, None]
     assert axes["n"] == [1.0, 3.0, None]
-    assert pq.read_table(report / "pivot.parquet")["pictures"].to_pylist()[:2] == ["Infinity", "2"]
+    assert pq.read_table(report / "pivot.parquet")["images"].to_pylist()[:2] == ["Infinity", "2"]
 
 
-def test_a_picture_that_is_gone_is_a_gap(tmp_path: Path) -> None:
+def test_an_image_that_is_gone_is_a_gap(tmp_path: Path) -> None:
     output = make_output(tmp_path / "out", GRID[:4])
     next((output / "data").glob("*/*/row-2.png")).unlink()
     found = write_report([str(output)], str(output / "report"))
-    assert (found.pictures, found.unreadable) == (4, 1)
+    assert (found.images, found.unreadable) == (4, 1)
     assert read_script(output / "report" / "data" / "index.js")["links"].count(None) == 1
 
 
@@ -182,9 +182,9 @@ def test_thumbnails_are_few_objects(tmp_path: Path) -> None:
     assert [Image.open(sheet).size for sheet in sheets] == [(2048, 2048), (2048, 128)]
 
 
-def test_an_output_without_pictures_is_refused(tmp_path: Path) -> None:
+def test_an_output_without_images_is_refused(tmp_path: Path) -> None:
     Dataset.begin(open_store(str(tmp_path / "out")), new_format(Layout.FILES, ImageFormat.PNG, {}), create=True)
-    with pytest.raises(InputError, match="no picture is done yet"):
+    with pytest.raises(InputError, match="no image is done yet"):
         write_report([str(tmp_path / "out")], str(tmp_path / "report"))
 
 
@@ -236,7 +236,7 @@ def test_a_grid_is_filtered_and_its_state_is_in_the_address(page: "Page") -> Non
     assert page.locator(".thumb").count() == 36
     page.locator("#filters summary").click()
     page.locator('[data-axis="guidance_scale"][data-place="0"]').uncheck()
-    assert page.locator("#count").inner_text() == "24 of 36 pictures"
+    assert page.locator("#count").inner_text() == "24 of 36 images"
     page.select_option("#tabs", "seed")
     assert page.locator("[data-tab]").count() == 4
     page.locator("[data-tab='2']").click()
@@ -258,7 +258,7 @@ def test_a_hostile_prompt_is_text(page: "Page") -> None:
     assert page.title() == "out · report"
 
 
-def test_the_keyboard_goes_through_pictures(page: "Page") -> None:
+def test_the_keyboard_goes_through_images(page: "Page") -> None:
     page.locator(".thumb").first.focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
@@ -271,7 +271,7 @@ def test_the_keyboard_goes_through_pictures(page: "Page") -> None:
     assert not page.locator("#viewer").is_visible()
 
 
-def test_pictures_are_compared(page: "Page") -> None:
+def test_images_are_compared(page: "Page") -> None:
     for number in (0, 5):
         page.locator(".thumb").nth(number).click(modifiers=["Control"])
     page.locator("#compare").click()

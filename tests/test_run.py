@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray]
 Rows = list[dict[str, Any]]
 
 LONG = 60  # steps; the tiny model then works long enough on its shards for a signal to meet them
-BATCH = ("--batch-size", "4")  # the tiny model's pictures are so small that 16 would go into one call
+BATCH = ("--batch-size", "4")  # the tiny model's images are so small that 16 would go into one call
 
 
 def prompts(count: int, steps: int = 3) -> Rows:
@@ -52,7 +52,7 @@ def prompts(count: int, steps: int = 3) -> Rows:
 
 
 def images(output: Path) -> dict[str, str]:
-    """sha256 of each row's picture by id; every row is there once."""
+    """sha256 of each row's image by id; every row is there once."""
     found = duckdb.sql(f"SELECT id, sha256 FROM '{output}/data/*/metadata.parquet'").fetchall()
     assert len(found) == len(dict(found))
     return dict(found)
@@ -135,7 +135,7 @@ def test_a_second_run_does_nothing_and_starts_nothing(
 
 
 def test_the_output_opens_in_datasets_with_strays_in_it(reference: tuple[Path, Path], tmp_path: Path) -> None:
-    """The card tells `datasets` what to read; pictures of dead attempts, committed shard or not, are not rows."""
+    """The card tells `datasets` what to read; images of dead attempts, committed shard or not, are not rows."""
     import datasets
 
     output = tmp_path / "out"

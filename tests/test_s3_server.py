@@ -46,7 +46,7 @@ def status(error: ClientError) -> int:
     return code
 
 
-def write(s3: Any, key: str, body: bytes = b"picture", **conditions: str) -> None:
+def write(s3: Any, key: str, body: bytes = b"image", **conditions: str) -> None:
     s3.put_object(Bucket=BUCKET, Key=key, Body=body, **conditions)
 
 
@@ -119,7 +119,7 @@ def test_unavailable_is_answered_as_often_as_asked_and_only_for_its_keys(s3_serv
         with pytest.raises(ClientError):
             read(s3, "busy/a.png")  # the server never saw it
         write(s3, "busy/a.png")
-        assert read(s3, "busy/a.png") == b"picture"
+        assert read(s3, "busy/a.png") == b"image"
     assert proxy.met(Kind.UNAVAILABLE) == 2
 
 
@@ -155,7 +155,7 @@ def test_delay_passes_the_request_on_later(s3_server: S3Server) -> None:
         start = time.monotonic()
         write(client(proxy.server), "late.png")
         assert time.monotonic() - start >= 0.5
-    assert read(client(s3_server), "late.png") == b"picture"
+    assert read(client(s3_server), "late.png") == b"image"
 
 
 def test_lost_answer_looks_like_a_failure_of_a_write_that_landed(s3_server: S3Server) -> None:

@@ -52,7 +52,7 @@ PROMPTS = ("a red cube", "a blue ring on a table " * 20, "", "(two:1.3) spheres"
 
 
 def pixels_of(number: int, side: int = 64) -> npt.NDArray[np.uint8]:
-    """A picture with large and small structure, another one for each number."""
+    """An image with large and small structure, another one for each number."""
     random = np.random.default_rng(number)
     coarse = Image.fromarray(random.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize((side, side))
     noise = random.normal(0, number % 7, (side, side, 3))
@@ -60,7 +60,7 @@ def pixels_of(number: int, side: int = 64) -> npt.NDArray[np.uint8]:
 
 
 def make_output(folder: Path, count: int, *, rows: int = 25, layout: str = Layout.FILES) -> Dataset:
-    """An output of so many pictures, as its workers would commit them."""
+    """An output of so many images, as its workers would commit them."""
     dataset = Dataset.begin(open_store(str(folder)), make_format(layout), create=True)
     for first in range(0, count, rows):
         shard = make_shard(rows, f"{first:016x}", first)
@@ -78,7 +78,7 @@ def commit(dataset: Dataset, shard: Shard) -> None:
         data = encode(pixels_of(row.number), ImageFormat.PNG)
         made = {"id": row.id, "fingerprint": row.fingerprint, "status": "done", "flagged": row.number % 2 == 0}
         size = {"sha256": hashlib.sha256(data).hexdigest(), "width": 64, "height": 64, "device": "test", "seconds": 1.0}
-        done.append({**row.carried, **applied_cells(row), **made, **size, **this.add_picture(row, data)})
+        done.append({**row.carried, **applied_cells(row), **made, **size, **this.add_image(row, data)})
     this.commit(done, [], size=1, seconds=1.0, device="test")
 
 
@@ -105,7 +105,7 @@ def scored(
 
 @pytest.fixture(scope="module")
 def hundred(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """A hundred pictures in four shards."""
+    """A hundred images in four shards."""
     return make_output(tmp_path_factory.mktemp("hundred") / "out", COUNT)
 
 
@@ -136,11 +136,11 @@ def test_measures_of_pixels(hundred: Dataset) -> None:
 
 
 def preprocessed(number: int) -> Any:
-    """What builtin-clip sees of a picture, without a processor."""
+    """What builtin-clip sees of an image, without a processor."""
     import torch
 
-    picture = Image.fromarray(pixels_of(number)).resize((128, 128), Image.Resampling.BICUBIC)
-    return torch.from_numpy((np.asarray(picture) / 255 - 0.5) / 0.5).permute(2, 0, 1).float()
+    image = Image.fromarray(pixels_of(number)).resize((128, 128), Image.Resampling.BICUBIC)
+    return torch.from_numpy((np.asarray(image) / 255 - 0.5) / 0.5).permute(2, 0, 1).float()
 
 
 @pytest.mark.slow
@@ -198,22 +198,22 @@ def test_aesthetic(suffix: str, hundred: Dataset, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_safety(hundred: Dataset, tmp_path: Path) -> None:
-    """The verdicts of diffusers' checker, picture by picture; without one, the flags of the run."""
+    """The verdicts of diffusers' checker, image by image; without one, the flags of the run."""
     import torch
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
     from tiny_models import build_safety_checker
     from transformers import AutoImageProcessor
 
     assert column(scored(hundred, "safety"), "unsafe") == [1.0, 0.0] * (COUNT // 2)
-    pictures = [Image.fromarray(pixels_of(number)) for number in range(COUNT)]
-    folder = build_safety_checker(tmp_path / "checker", pictures)
+    images = [Image.fromarray(pixels_of(number)) for number in range(COUNT)]
+    folder = build_safety_checker(tmp_path / "checker", images)
     found = scored(hundred, "safety", models={"safety": str(folder)})
     checker, prepare = StableDiffusionSafetyChecker.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
     flags = []
-    for picture in pictures:
+    for image in images:
         with torch.no_grad():
-            seen = prepare(picture, return_tensors="pt").pixel_values
-            flags += checker(images=np.asarray(picture)[None] / 255.0, clip_input=seen)[1]
+            seen = prepare(image, return_tensors="pt").pixel_values
+            flags += checker(images=np.asarray(image)[None] / 255.0, clip_input=seen)[1]
     assert column(found, "unsafe") == [float(flag) for flag in flags]
     assert 20 < sum(flags) < 80
     assert [margin > 0 for margin in column(found, "unsafe_margin")] == flags
@@ -286,7 +286,7 @@ def stamps(output: Path, metric: str) -> dict[str, int]:
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", list(Layout))
 def test_only_what_changed_is_scored_again(layout: str, tmp_path: Path, ray_address: str) -> None:
-    """A second run does nothing; a shard that lost a row, a removed one and a repaired picture are found."""
+    """A second run does nothing; a shard that lost a row, a removed one and a repaired image are found."""
     output = tmp_path / "out"
     dataset = make_output(output, 40, rows=10, layout=layout)
     job = ScoringJob(output=str(output), metrics=["sharpness", "duplicates"], address=ray_address, workers=1)
@@ -319,13 +319,13 @@ def test_only_what_changed_is_scored_again(layout: str, tmp_path: Path, ray_addr
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_picture_that_cannot_be_scored(tmp_path: Path, ray_address: str, batchgen: RunCli) -> None:
+def test_an_image_that_cannot_be_scored(tmp_path: Path, ray_address: str, batchgen: RunCli) -> None:
     """It is a null with its reason; its mates have their scores; once repaired it is scored. A dead end is exit 2."""
     output = tmp_path / "out"
     make_output(output, 20, rows=10)
-    (picture,) = output.glob("data/*/*/row-3.png")
-    whole = picture.read_bytes()
-    picture.write_bytes(whole[:100])
+    (image,) = output.glob("data/*/*/row-3.png")
+    whole = image.read_bytes()
+    image.write_bytes(whole[:100])
     (missing,) = output.glob("data/*/*/row-14.png")
     missing.unlink()
     command = ("score", output, "--metric", "brightness", "--address", ray_address, "--json")
@@ -336,7 +336,7 @@ def test_a_picture_that_cannot_be_scored(tmp_path: Path, ray_address: str, batch
     found = scores_of(Dataset.open(open_store(str(output))))
     assert found["row-3"]["brightness"] is None and "truncated" in found["row-3"]["brightness_error"]
     assert "not found" in found["row-14"]["brightness_error"] and found["row-4"]["brightness_error"] is None
-    picture.write_bytes(whole)
+    image.write_bytes(whole)
     missing.write_bytes(encode(pixels_of(14), ImageFormat.PNG))
     done = batchgen(*command)
     said = json.loads(done.stdout)
@@ -376,7 +376,7 @@ def test_a_kill_in_the_middle_is_gone_on_from(tmp_path: Path, batchgen: RunCli) 
     assert {name: stamp for name, stamp in stamps(output, "contrast").items() if name in before} == before
 
 
-def test_a_metric_that_fails_on_every_picture_fails_as_a_whole(tmp_path: Path) -> None:
+def test_a_metric_that_fails_on_every_image_fails_as_a_whole(tmp_path: Path) -> None:
     """Nulls for a thousand rows would look like data."""
     dataset = make_output(tmp_path / "out", 4)
     head = tmp_path / "head.safetensors"
@@ -456,7 +456,7 @@ def test_conditions_that_are_none(text: str, words: str) -> None:
     assert words in str(error.value)
 
 
-def test_what_is_selected_is_a_manifest_of_the_same_pictures(tmp_path: Path) -> None:
+def test_what_is_selected_is_a_manifest_of_the_same_images(tmp_path: Path) -> None:
     """Rows of a kept output, init image and all: the same fingerprints under the same ids, scores carried along."""
     kept = Path(shutil.copytree(KEPT, tmp_path / "kept"))
     dataset = Dataset.open(open_store(str(kept / "files")))

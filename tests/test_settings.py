@@ -1,4 +1,4 @@
-"""Settings of a job: the safety checker, pictures of steps, the memory mode, watermarks, precisions of components."""
+"""Settings of a job: the safety checker, images of steps, the memory mode, watermarks, precisions of components."""
 
 import io
 import json
@@ -29,19 +29,19 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(
     batchgen: RunCli, address: str, folder: Path, model: Path, safety: str
 ) -> tuple[dict[str, bool | None], dict[str, Path], int]:
-    """Flags and pictures by id, and the exit code."""
+    """Flags and images by id, and the exit code."""
     (folder / "m.csv").write_text(ROWS)
     (folder / "job.toml").write_text(
         f'manifest = "m.csv"\noutput = "{safety}"\nmodel = "{model}"\nsafety = "{safety}"\n'
     )
     done = batchgen("run", str(folder / "job.toml"), "--address", address)
     flags: dict[str, bool | None] = {}
-    pictures: dict[str, Path] = {}
+    images: dict[str, Path] = {}
     for file in (folder / safety / "data").glob("*/metadata.parquet"):
         for row in pq.read_table(file).to_pylist():
             flags[row["id"]] = row["flagged"]
-            pictures[row["id"]] = file.parent / row["file_name"]
-    return flags, pictures, done.returncode
+            images[row["id"]] = file.parent / row["file_name"]
+    return flags, images, done.returncode
 
 
 def test_policies(batchgen: RunCli, ray_address: str, judged: Path, tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_policies(batchgen: RunCli, ray_address: str, judged: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("layout", ["files", "parquet"])
-def test_step_pictures_are_part_of_the_dataset(
+def test_step_images_are_part_of_the_dataset(
     batchgen: RunCli, ray_address: str, judged: Path, tmp_path: Path, layout: str
 ) -> None:
     """They are named or held by the metadata, verified like the rows' own, and no strays."""

@@ -195,7 +195,7 @@ def test_usage_errors_are_exit_2(batchgen: RunCli) -> None:
 
 @pytest.mark.parametrize("command", ["run", "plan", "validate"])
 def test_flags_that_are_columns_are_answered(command: str, batchgen: RunCli) -> None:
-    """Somebody who looks for a picture's settings among the flags learns where they are said."""
+    """Somebody who looks for an image's settings among the flags learns where they are said."""
     for flag, column in (
         ("--steps", "num_inference_steps"),
         ("--scheduler", "scheduler"),

@@ -1,4 +1,4 @@
-"""Every way Stable Diffusion generates, from a manifest: a row gives the same picture alone and among others."""
+"""Every way Stable Diffusion generates, from a manifest: a row gives the same image alone and among others."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from batchgen.diffusion.canary import Canary
 from batchgen.diffusion.classifier import load_classifier
-from batchgen.diffusion.host import Pictures, PipelineHost
+from batchgen.diffusion.host import Images, PipelineHost
 from batchgen.diffusion.loading import Loading
 from batchgen.driver import resolved_rows
 from batchgen.errors import CanaryDied
@@ -40,7 +40,7 @@ STEPS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Workshop:
-    """A folder with tiny models, adapters and pictures, made when a test first asks for one."""
+    """A folder with tiny models, adapters and images, made when a test first asks for one."""
 
     root: Path
 
@@ -72,7 +72,7 @@ def _models() -> dict[str, Any]:
     return {}
 
 
-def _picture(_shop: Workshop, path: Path) -> None:
+def _image(_shop: Workshop, path: Path) -> None:
     number = int(path.stem[-1])
     noise = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     Image.fromarray(noise).resize((64, 64), Image.Resampling.BICUBIC).save(path)
@@ -87,7 +87,7 @@ def _mask(_shop: Workshop, path: Path) -> None:
 
 Maker = Callable[[Workshop, Path], object]
 MAKERS: Mapping[str, Maker] = {
-    **{f"image-{n}.png": _picture for n in range(4)},
+    **{f"image-{n}.png": _image for n in range(4)},
     **{f"mask-{n}.png": _mask for n in range(4)},
     "sd1": lambda _, path: models.build_sd1(path),
     "sd1-9": lambda _, path: models.build_sd1(path, in_channels=9),
@@ -149,14 +149,14 @@ def load_inputs(row: Row) -> dict[str, Image.Image]:
 def generate(host: PipelineHost, shop: Workshop, rows: Sequence[Row]) -> npt.NDArray[np.uint8]:
     batch = MicroBatch(rows=rows, size=SIZE)
     refiner = rows[0].parameters.refining.refiner
-    pictures = host.generate(
+    images = host.generate(
         shop.models[rows[0].parameters.model],
         batch,
         [load_inputs(row) for row in rows],
         refiner=None if refiner is None else shop.models[refiner],
     )
-    assert all(pictures.finite)
-    return pictures.pixels
+    assert all(images.finite)
+    return images.pixels
 
 
 class PerRow(tuple[Any, ...]):
@@ -165,7 +165,7 @@ class PerRow(tuple[Any, ...]):
 
 @dataclass(frozen=True, kw_only=True)
 class System:
-    """One way to generate: what its rows share, and what makes its picture another than without it."""
+    """One way to generate: what its rows share, and what makes its image another than without it."""
 
     model: str
     shared: Mapping[str, Any] = None  # type: ignore[assignment]
@@ -451,7 +451,7 @@ def test_a_canary_tells_when_something_stayed_in_a_model(
     class Device(PipelineHost):
         """One that gives the same bits for the same call, or one that does not."""
 
-        def generate(self, *args: Any, **kwargs: Any) -> Pictures:
+        def generate(self, *args: Any, **kwargs: Any) -> Images:
             made = super().generate(*args, **kwargs)
             return (
                 made if repeats else replace(made, pixels=made.pixels ^ np.uint8(np.random.default_rng().integers(99)))
@@ -463,8 +463,8 @@ def test_a_canary_tells_when_something_stayed_in_a_model(
 
     def make(row: Row) -> npt.NDArray[np.uint8]:
         batch = MicroBatch(rows=[row], size=SIZE)
-        pictures = canary.generate(shop.models[row.parameters.model], batch, [{}], refiner=None, save_steps=())
-        return pictures.pixels
+        images = canary.generate(shop.models[row.parameters.model], batch, [{}], refiner=None, save_steps=())
+        return images.pixels
 
     right = make(rows[1])
     monkeypatch.setattr("batchgen.diffusion.canary.EVERY", 1)
@@ -639,7 +639,7 @@ def _assert_does(
     layer: str,
     change: Callable[[torch.Tensor], torch.Tensor],
 ) -> None:
-    """A row with the LoRA is the picture of a model whose weight was changed so, and another than without."""
+    """A row with the LoRA is the image of a model whose weight was changed so, and another than without."""
     changed = folder / "changed"
     shutil.copytree(shop.path("sd1"), changed)
     (weights,) = (changed / "unet").glob("*.safetensors")
@@ -656,19 +656,19 @@ def _assert_does(
 
 
 def test_saved_steps_are_the_rows_own(host: PipelineHost, shop: Workshop) -> None:
-    """The picture after the last step is the row's own, those before are not, and none depends on mates."""
+    """The image after the last step is the row's own, those before are not, and none depends on mates."""
     rows = shop.rows([_cells(shop, SYSTEMS["sd1 text-to-image"], number) for number in range(3)])
     model, inputs = shop.models[rows[0].parameters.model], [load_inputs(row) for row in rows]
-    pictures = host.generate(model, MicroBatch(rows=rows, size=SIZE), inputs, save_steps=(1, STEPS, 99))
-    assert pictures.steps.keys() == {1, STEPS}
-    assert np.array_equal(pictures.steps[STEPS], pictures.pixels)
-    assert not np.array_equal(pictures.steps[1], pictures.pixels)
+    images = host.generate(model, MicroBatch(rows=rows, size=SIZE), inputs, save_steps=(1, STEPS, 99))
+    assert images.steps.keys() == {1, STEPS}
+    assert np.array_equal(images.steps[STEPS], images.pixels)
+    assert not np.array_equal(images.steps[1], images.pixels)
     alone = host.generate(model, MicroBatch(rows=rows[1:2], size=SIZE), inputs[1:2], save_steps=(1,))
-    assert np.array_equal(alone.steps[1][0], pictures.steps[1][1])
+    assert np.array_equal(alone.steps[1][0], images.steps[1][1])
 
 
 def test_size_conditioning_is_the_rows_own(host: PipelineHost, shop: Workshop) -> None:
-    """SDXL's sizes differ from row to row in one call; a row with other sizes is another picture."""
+    """SDXL's sizes differ from row to row in one call; a row with other sizes is another image."""
     plain = [_cells(shop, SYSTEMS["sdxl text-to-image"], number) for number in range(3)]
     sized = [plain[0], plain[1] | {"original_size": [512, 256], "crops_coords_top_left": [8, 0]}, plain[2]]
     before, after = (generate(host, shop, shop.rows(cells)) for cells in (plain, sized))
@@ -677,16 +677,16 @@ def test_size_conditioning_is_the_rows_own(host: PipelineHost, shop: Workshop) -
 
 
 def test_unmasked_pixels_are_kept_on_request(host: PipelineHost, shop: Workshop) -> None:
-    """Where the mask is dark the init image's own pixels are left, where it is light the picture is the same."""
+    """Where the mask is dark the init image's own pixels are left, where it is light the image is the same."""
     cells = [_cells(shop, SYSTEMS["sd1 inpainting"], number) for number in range(3)]
     plain = generate(host, shop, shop.rows(cells))
     rows = shop.rows([cell | {"keep_unmasked": True} for cell in cells])
     kept = generate(host, shop, rows)
-    for picture, before, row in zip(kept, plain, rows, strict=True):
+    for image, before, row in zip(kept, plain, rows, strict=True):
         inputs = load_inputs(row)
         light = np.asarray(inputs["mask_image"]) >= 128
-        assert np.array_equal(picture[~light], np.asarray(inputs["image"])[~light])
-        assert np.array_equal(picture[light], before[light])
+        assert np.array_equal(image[~light], np.asarray(inputs["image"])[~light])
+        assert np.array_equal(image[light], before[light])
 
 
 def test_missing_and_empty_negative_prompts_differ_for_two_towers(host: PipelineHost, shop: Workshop) -> None:
@@ -695,22 +695,22 @@ def test_missing_and_empty_negative_prompts_differ_for_two_towers(host: Pipeline
         base = _cells(shop, SYSTEMS[f"{model} text-to-image"], 0)
         rows = shop.rows([base | {"negative_prompt": text} for text in (None, "")])
         assert (rows[0].fingerprint == rows[1].fingerprint) is same
-        pictures = generate(host, shop, rows)
-        assert np.array_equal(pictures[0], pictures[1]) is same
+        images = generate(host, shop, rows)
+        assert np.array_equal(images[0], images[1]) is same
 
 
 def test_lora_formats_agree(host: PipelineHost, shop: Workshop) -> None:
-    """The same weights in the key names of PEFT, diffusers and kohya make the same picture."""
-    pictures = [
+    """The same weights in the key names of PEFT, diffusers and kohya make the same image."""
+    images = [
         generate(host, shop, shop.rows([_cells(shop, System(model="sd1", shared={"loras": loras(**{name: 0.8})}), 0)]))
         for name in ("peft", "diffusers", "kohya")
     ]
-    assert np.array_equal(pictures[0], pictures[1])
-    assert np.array_equal(pictures[0], pictures[2])
+    assert np.array_equal(images[0], images[1])
+    assert np.array_equal(images[0], images[2])
 
 
 def test_classifier_leads_to_its_class(host: PipelineHost, shop: Workshop) -> None:
-    """Guided pictures are likelier of their class in the classifier's own eyes; a scale of 0 changes nothing."""
+    """Guided images are likelier of their class in the classifier's own eyes; a scale of 0 changes nothing."""
     base = _cells(shop, SYSTEMS["classifier guidance"], 0) | {"num_inference_steps": 10}
     folder = Path(base["classifier"])
     classifier = load_classifier(folder, torch.device("cpu"))
@@ -729,9 +729,9 @@ def test_classifier_leads_to_its_class(host: PipelineHost, shop: Workshop) -> No
 def test_classifier_gradient_is_that_of_its_logits(shop: Workshop) -> None:
     """Against a difference quotient along the gradient itself."""
     classifier = load_classifier(Path(shop.path("classifier")), torch.device("cpu"))
-    pictures, times = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([10.0, 500.0])
+    images, times = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([10.0, 500.0])
     labels = torch.tensor([1, 7])
-    gradient = classifier.gradient(pictures, times, labels)
+    gradient = classifier.gradient(images, times, labels)
 
     def log_chance(seen: torch.Tensor) -> torch.Tensor:
         chances: torch.Tensor = classifier(seen, times).double().log_softmax(-1).gather(1, labels[:, None])[:, 0]
@@ -739,7 +739,7 @@ def test_classifier_gradient_is_that_of_its_logits(shop: Workshop) -> None:
 
     direction = gradient / gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
     step = 1e-2
-    slope = (log_chance(pictures + step * direction) - log_chance(pictures - step * direction)) / (2 * step)
+    slope = (log_chance(images + step * direction) - log_chance(images - step * direction)) / (2 * step)
     assert torch.allclose(slope, gradient.flatten(1).norm(dim=1).double(), rtol=0.02)
 
 
@@ -794,5 +794,5 @@ def test_components_have_precisions_of_their_own(name: str, shop: Workshop) -> N
     wide = generate(PipelineHost(device="cpu", dtype="float32"), shop, rows)
     assert mixed.environment.dtype == "bfloat16, text_encoder float32, text_encoder_2 float32, vae float32"
     distance = {key: np.abs(other.astype(int) - wide).mean() for key, other in (("mixed", together), ("all", narrow))}
-    assert 0 < distance["mixed"] < 1.2 * distance["all"] < 4, "the same picture but for rounding"
+    assert 0 < distance["mixed"] < 1.2 * distance["all"] < 4, "the same image but for rounding"
     assert not np.array_equal(together, narrow)

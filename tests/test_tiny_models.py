@@ -28,10 +28,10 @@ def quiet() -> None:
     diffusers.utils.logging.disable_progress_bar()
 
 
-def make_pictures(side: int = SIDE, *, seed: int = 0) -> list[Image.Image]:
-    """Two pictures of large random patches."""
+def make_images(side: int = SIDE, *, seed: int = 0) -> list[Image.Image]:
+    """Two images of large random patches."""
     patches = np.random.default_rng(seed).integers(0, 256, (2, 4, 4, 3), dtype=np.uint8)
-    return [Image.fromarray(picture).resize((side, side)) for picture in patches]
+    return [Image.fromarray(image).resize((side, side)) for image in patches]
 
 
 def make_masks() -> list[Image.Image]:
@@ -49,13 +49,13 @@ def load(folder: Path, pipeline: str | None = None, **arguments: Any) -> Any:
 
 
 def generate(pipeline: Any, **arguments: Any) -> Floats:
-    """Two pictures of different prompts and seeds, of levels from 0 to 255."""
+    """Two images of different prompts and seeds, of levels from 0 to 255."""
     given = {"prompt": ["a castle", "rain"], "num_inference_steps": 2, **arguments}
     generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
-    pictures: Floats = pipeline(generator=generators, output_type="np", **given).images
-    assert len(pictures) == 2
-    assert np.isfinite(pictures).all()
-    return pictures * 255
+    images: Floats = pipeline(generator=generators, output_type="np", **given).images
+    assert len(images) == 2
+    assert np.isfinite(images).all()
+    return images * 255
 
 
 def apart(one: Floats, other: Floats) -> float:
@@ -69,15 +69,15 @@ def files(folder: Path) -> dict[str, bytes]:
 
 # Models
 
-INPAINTING: dict[str, Any] = {"image": make_pictures(), "mask_image": make_masks(), "width": SIDE, "height": SIDE}
+INPAINTING: dict[str, Any] = {"image": make_images(), "mask_image": make_masks(), "width": SIDE, "height": SIDE}
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "sd1-inpainting": INPAINTING,
     "sdxl-inpainting": INPAINTING,
-    "sdxl-refiner": {"image": make_pictures(), "strength": 1.0},
-    "depth": {"image": make_pictures(), "strength": 1.0},
-    "pix2pix": {"image": make_pictures()},
-    "upscaler": {"image": make_pictures(SIDE // 4)},
-    "latent-upscaler": {"image": make_pictures(SIDE // 2)},
+    "sdxl-refiner": {"image": make_images(), "strength": 1.0},
+    "depth": {"image": make_images(), "strength": 1.0},
+    "pix2pix": {"image": make_images()},
+    "upscaler": {"image": make_images(SIDE // 4)},
+    "latent-upscaler": {"image": make_images(SIDE // 2)},
 }
 LOADING: dict[str, dict[str, Any]] = {
     "sd1-fp16": {"variant": "fp16", "dtype": torch.float16},
@@ -93,13 +93,13 @@ def test_model_loads_and_generates(tmp_path: Path, name: str) -> None:
     assert 0.3e6 < sum(len(content) for content in files(folder).values()) < 3e6
     pipeline = load(folder, **LOADING.get(name, {}))
     arguments = ARGUMENTS.get(name, {})
-    pictures = generate(pipeline, **arguments)
-    assert pictures.shape == (2, SIDE, SIDE, 3)
-    assert apart(pictures[0], pictures[1]) > 5
-    assert apart(pictures, generate(pipeline, prompt=["a dog", "snow"], **arguments)) > 0.5
+    images = generate(pipeline, **arguments)
+    assert images.shape == (2, SIDE, SIDE, 3)
+    assert apart(images[0], images[1]) > 5
+    assert apart(images, generate(pipeline, prompt=["a dog", "snow"], **arguments)) > 0.5
     if "image" in arguments:
-        others = {**arguments, "image": make_pictures(arguments["image"][0].width, seed=1)}
-        assert apart(pictures, generate(pipeline, **others)) > 0.5
+        others = {**arguments, "image": make_images(arguments["image"][0].width, seed=1)}
+        assert apart(images, generate(pipeline, **others)) > 0.5
 
 
 BY_WIDTH: dict[str, Callable[..., Path]] = {
@@ -131,20 +131,20 @@ def test_seed_decides_the_bytes(tmp_path: Path, build: Callable[..., Path]) -> N
     assert weights and all(once[name] != other[name] for name in weights)
 
 
-def test_safety_checker_flags_some_pictures(tmp_path: Path) -> None:
+def test_safety_checker_flags_some_images(tmp_path: Path) -> None:
     pipeline = load(tiny_models.build_sd1(tmp_path / "sd1", with_safety_checker=True))
     generators = [torch.Generator().manual_seed(seed) for seed in range(16)]
     made = pipeline([""] * 16, generator=generators, num_inference_steps=4, output_type="np")
     assert 4 <= sum(made.nsfw_content_detected) <= 12
-    assert [not picture.any() for picture in made.images] == made.nsfw_content_detected
+    assert [not image.any() for image in made.images] == made.nsfw_content_detected
 
 
 def test_unconditional_model(tmp_path: Path) -> None:
     pipeline = load(tiny_models.build_unconditional(tmp_path / "ddpm"))
     generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
-    pictures = pipeline(batch_size=2, generator=generators, num_inference_steps=2, output_type="np").images
-    assert pictures.shape == (2, 32, 32, 3)
-    assert np.isfinite(pictures).all() and apart(pictures[0], pictures[1]) > 0.01
+    images = pipeline(batch_size=2, generator=generators, num_inference_steps=2, output_type="np").images
+    assert images.shape == (2, 32, 32, 3)
+    assert np.isfinite(images).all() and apart(images[0], images[1]) > 0.01
 
 
 def test_class_conditional_model_depends_on_the_class(tmp_path: Path) -> None:
@@ -200,16 +200,16 @@ def test_lora_of_text_towers_and_seed_matter(model: Path, tmp_path: Path) -> Non
 
 
 def test_controlnet(model: Path, plain: Floats, tmp_path: Path) -> None:
-    def follow(seed: int, pictures: list[Image.Image]) -> Floats:
+    def follow(seed: int, images: list[Image.Image]) -> Floats:
         folder = tiny_adapters.build_controlnet(tmp_path / str(seed), model, seed=seed)
         net = diffusers.ControlNetModel.from_pretrained(folder)
         kind = "StableDiffusionXLControlNetPipeline" if "sdxl" in model.name else "StableDiffusionControlNetPipeline"
-        return generate(load(model, kind, controlnet=net), image=pictures)
+        return generate(load(model, kind, controlnet=net), image=images)
 
-    one = follow(0, make_pictures())
+    one = follow(0, make_images())
     assert apart(one, plain) > 5
-    assert apart(one, follow(0, make_pictures(seed=1))) > 2
-    assert apart(one, follow(1, make_pictures())) > 5
+    assert apart(one, follow(0, make_images(seed=1))) > 2
+    assert apart(one, follow(1, make_images())) > 5
 
 
 @pytest.mark.parametrize(("format", "vectors"), [("safetensors", 1), ("bin", 2), ("a1111-pt", 3)])
@@ -285,14 +285,14 @@ def test_ip_adapter(model: Path, plain: Floats, tmp_path: Path) -> None:
     else:
         subfolder, weight_name = "models", "ip-adapter_sd15.safetensors"
 
-    def follow(seed: int, picture: Image.Image) -> Floats:
+    def follow(seed: int, image: Image.Image) -> Floats:
         folder = tiny_adapters.build_ip_adapter(tmp_path / str(seed), model, seed=seed)
         pipeline = load(model)
         pipeline.load_ip_adapter(folder, subfolder=subfolder, weight_name=weight_name)
         pipeline.set_ip_adapter_scale(1.0)
-        return generate(pipeline, ip_adapter_image=picture)
+        return generate(pipeline, ip_adapter_image=image)
 
-    one, other = make_pictures()
+    one, other = make_images()
     assert apart(follow(0, one), plain) > 2
     assert apart(follow(0, one), follow(0, other)) > 1
     assert apart(follow(0, one), follow(1, one)) > 2

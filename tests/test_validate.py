@@ -80,7 +80,7 @@ def test_a_bad_cell_is_named(
     name: str, column: str, value: Any, said: str, write_manifest: WriteManifest, model_configs: Path, tmp_path: Path
 ) -> None:
     """File, row, column, what is wrong and what to try."""
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     (tmp_path / "cut.png").write_bytes(png(64, 64)[:60])
     (tmp_path / "i.png").write_bytes(png())
     good: dict[str, Any] = {"prompt": "a"} | ({"image": "i.png"} if column == "strength" else {})
@@ -178,7 +178,7 @@ def test_seeds_that_count_past_the_end(write_manifest: WriteManifest, model_conf
 
 
 def test_images_that_do_not_fit(write_manifest: WriteManifest, model_configs: Path, tmp_path: Path) -> None:
-    """A mask of another size, and embedded bytes that are no picture."""
+    """A mask of another size, and embedded bytes that are no image."""
     (tmp_path / "i.png").write_bytes(png(16, 16))
     (tmp_path / "m.png").write_bytes(png(16, 8, "L"))
     (found,) = problems(

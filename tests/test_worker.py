@@ -19,7 +19,7 @@ from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.format import new_format
 from batchgen.diffusion.canary import Canary
 from batchgen.diffusion.device import device_errors
-from batchgen.diffusion.host import Pictures, PipelineHost
+from batchgen.diffusion.host import Images, PipelineHost
 from batchgen.diffusion.settings import WorkerSettings
 from batchgen.diffusion.worker import ALIKE, PROBES, GenerationWorker
 from batchgen.driver import resolved_rows
@@ -42,7 +42,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counted: list[int] = []
     original = PipelineHost.generate
 
-    def counting(self: PipelineHost, wanted: Any, batch: Any, *args: Any, **kwargs: Any) -> Pictures:
+    def counting(self: PipelineHost, wanted: Any, batch: Any, *args: Any, **kwargs: Any) -> Images:
         counted.append(len(batch.rows))
         return original(self, wanted, batch, *args, **kwargs)
 

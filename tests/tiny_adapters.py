@@ -1,6 +1,6 @@
 """Tiny adapters with seeded random weights in the formats they are shared in, each made to fit a model folder.
 
-Every one changes pictures visibly. A seed gives the same numbers in every format of a thing.
+Every one changes images visibly. A seed gives the same numbers in every format of a thing.
 """
 
 import json
@@ -99,7 +99,7 @@ def build_person_detector(folder: Path, *, seed: int = 0) -> Path:
 
 
 def build_classifier(folder: Path, *, seed: int = 0, image_size: int = 32, classes: int = 10) -> Path:
-    """ADM's classifier of noisy pictures under the tensor names of the published ones, two levels of 32 channels."""
+    """ADM's classifier of noisy images under the tensor names of the published ones, two levels of 32 channels."""
     width, depth, levels = 32, 2, 2
     with seeded(seed):
         state = {name: torch.randn(shape) * 0.5 / shape[-1] ** 0.5 for name, shape in _classifier_shapes(

@@ -1,7 +1,7 @@
 """Tiny Stable Diffusion models of every system, seeded random weights, real formats: `python tests/tiny_models.py OUT`.
 
 Architectures, file layouts and config values are those of the published models; only widths, depths and the size of a
-picture (64 px) are small. `width` is the number of channels of the UNet's first level, a multiple of 8; text towers
+image (64 px) are small. `width` is the number of channels of the UNet's first level, a multiple of 8; text towers
 are twice as wide. A seed gives the same bytes every time.
 """
 
@@ -108,7 +108,7 @@ def build_sd1(
 ) -> Path:
     """Stable Diffusion 1.x; `in_channels=9` makes an inpainting UNet, `variant="fp16"` half-precision files.
 
-    The safety checker flags about half of the model's own pictures.
+    The safety checker flags about half of the model's own images.
     """
     with seeded(seed):
         pipeline = _sd1(in_channels, width)
@@ -196,7 +196,7 @@ def build_depth(folder: Path, *, seed: int = 0, variant: Variant | None = None, 
 
 
 def build_pix2pix(folder: Path, *, seed: int = 0, variant: Variant | None = None, width: int = 16) -> Path:
-    """InstructPix2Pix: a Stable Diffusion 1.x whose UNet also sees the latents of the picture to edit."""
+    """InstructPix2Pix: a Stable Diffusion 1.x whose UNet also sees the latents of the image to edit."""
     with seeded(seed):
         plain = _sd1(8, width).components
         pipeline = StableDiffusionInstructPix2PixPipeline(
@@ -207,7 +207,7 @@ def build_pix2pix(folder: Path, *, seed: int = 0, variant: Variant | None = None
 
 
 def build_upscaler(folder: Path, *, seed: int = 0, variant: Variant | None = None, width: int = 16) -> Path:
-    """Stable Diffusion x4 upscaler: latents of the size of the picture given, 16 px by default."""
+    """Stable Diffusion x4 upscaler: latents of the size of the image given, 16 px by default."""
     with seeded(seed):
         pipeline = StableDiffusionUpscalePipeline(
             **_sd2_text(width),
@@ -259,7 +259,7 @@ def build_lcm(folder: Path, *, seed: int = 0, variant: Variant | None = None, wi
     """A latent consistency model distilled from Stable Diffusion 1.x: its UNet is told the guidance scale."""
     with seeded(seed):
         plain = _sd1(4, width, time_cond_proj_dim=32).components
-        with torch.no_grad():  # so that guidance shows in pictures
+        with torch.no_grad():  # so that guidance shows in images
             plain["unet"].time_embedding.cond_proj.weight *= 8
         pipeline = LatentConsistencyModelPipeline(
             **{**plain, "scheduler": LCMScheduler(**_NOISE, steps_offset=1)}, requires_safety_checker=False
@@ -268,7 +268,7 @@ def build_lcm(folder: Path, *, seed: int = 0, variant: Variant | None = None, wi
 
 
 def build_unconditional(folder: Path, *, seed: int = 0, width: int = 16) -> Path:
-    """An unconditional diffusion model of 32 px pictures."""
+    """An unconditional diffusion model of 32 px images."""
     with seeded(seed):
         pipeline = DDPMPipeline(unet=_pixel_unet(width), scheduler=DDPMScheduler())
     return _save(pipeline, folder, None)
@@ -277,7 +277,7 @@ def build_unconditional(folder: Path, *, seed: int = 0, width: int = 16) -> Path
 def build_class_conditional(
     folder: Path, *, seed: int = 0, width: int = 16, classes: int = 10, learned_variance: bool = False
 ) -> Path:
-    """A class-conditional diffusion model of 32 px pictures, as ADM's with a variance beside the noise if asked for.
+    """A class-conditional diffusion model of 32 px images, as ADM's with a variance beside the noise if asked for.
 
     The folder names DDPMPipeline, which cannot give its UNet the class labels that it then demands: diffusers has no
     pipeline of this kind.
@@ -429,7 +429,7 @@ def tiny_vae(levels: int = 4, **config: Any) -> Any:
 
 
 def tiny_vision_config() -> Any:
-    """A CLIP vision tower for pictures of 32 px."""
+    """A CLIP vision tower for images of 32 px."""
     return CLIPVisionConfig(
         image_size=32,
         patch_size=8,
@@ -442,7 +442,7 @@ def tiny_vision_config() -> Any:
 
 
 def build_llava(folder: Path, *, seed: int = 0) -> Path:
-    """LLaVA, which answers questions about pictures of 32 px in words of a short list, with its processor."""
+    """LLaVA, which answers questions about images of 32 px in words of a short list, with its processor."""
     words = [*_LLAVA_SPECIAL, "Yes", "No", "USER:", "ASSISTANT:", *"a red cube blue ring Does this figure show".split()]
     words_of = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
     words_of.pre_tokenizer = WhitespaceSplit()
@@ -484,15 +484,15 @@ def build_llava(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-def build_safety_checker(folder: Path, pictures: Sequence[Any], *, seed: int = 0) -> Path:
-    """A checker of 32 px that flags about half of these pictures, and takes special care with about half."""
+def build_safety_checker(folder: Path, images: Sequence[Any], *, seed: int = 0) -> Path:
+    """A checker of 32 px that flags about half of these images, and takes special care with about half."""
     prepare = CLIPImageProcessor(size=32, crop_size=32)
     with seeded(seed):
         checker = StableDiffusionSafetyChecker(
             CLIPConfig(vision_config=tiny_vision_config().to_dict(), projection_dim=16)
         ).eval()
     with torch.no_grad():
-        pixels = prepare(list(pictures), return_tensors="pt").pixel_values
+        pixels = prepare(list(images), return_tensors="pt").pixel_values
         seen = checker.visual_projection(checker.vision_model(pixels).pooler_output)
         directions = torch.linalg.svd(seen - seen.mean(0)).Vh
         for place, vectors, thresholds in (
@@ -548,13 +548,13 @@ def _depth_estimator() -> Any:
 
 
 def _safety_checker(pipeline: Any) -> Any:
-    """A checker whose one reachable concept is the direction in which pictures of the model differ most."""
+    """A checker whose one reachable concept is the direction in which images of the model differ most."""
     config = CLIPConfig(vision_config=tiny_vision_config().to_dict(), projection_dim=16)
     checker = StableDiffusionSafetyChecker(config).eval()
     pipeline.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(seed) for seed in range(8)]
-    pictures = pipeline([""] * 8, generator=generators, num_inference_steps=4).images
-    pixels = CLIPImageProcessor(size=32, crop_size=32)(pictures, return_tensors="pt").pixel_values
+    images = pipeline([""] * 8, generator=generators, num_inference_steps=4).images
+    pixels = CLIPImageProcessor(size=32, crop_size=32)(images, return_tensors="pt").pixel_values
     with torch.no_grad():
         seen = checker.visual_projection(checker.vision_model(pixels).pooler_output)
         checker.concept_embeds[0] = torch.linalg.svd(seen - seen.mean(0)).Vh[0]

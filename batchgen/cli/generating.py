@@ -103,7 +103,7 @@ def run(
 @model_option
 @click.option("--output", "-o", metavar="URI", help="Also say what this output, if it exists, would refuse.")
 @click.option("--layout", type=choice(Layout), help="Of the output; default: files.")
-@click.option("--format", type=choice(ImageFormat), help="Of the output's pictures; default: png.")
+@click.option("--format", type=choice(ImageFormat), help="Of the output's images; default: png.")
 @strict_option
 @json_option
 def validate(source: str, as_json: bool, **flags: Any) -> None:

@@ -53,19 +53,19 @@ def sweep(spec: str, output: str | None, as_json: bool) -> None:
 @click.option("--output", "-o", metavar="MANIFEST", required=True, help="Write the rows here, as Parquet.")
 @json_option
 def manifest(folder: str, output: str, as_json: bool) -> None:
-    """Read back from pictures how they were made, as a manifest.
+    """Read back from images how they were made, as a manifest.
 
     FOLDER holds PNG, JPEG or WebP files of A1111's web UI, ComfyUI, InvokeAI or SwarmUI. What they say and no column
-    takes, and what is needed and not in them, is told by file. The pictures of a run will not be the same: programs
+    takes, and what is needed and not in them, is told by file. The images of a run will not be the same: programs
     draw noise in ways of their own.
 
     \b
     Example:
       batchgen manifest ~/webui/outputs/txt2img-images --output old.parquet
     """
-    from batchgen.embedded import import_pictures
+    from batchgen.embedded import import_images
 
-    found = import_pictures(folder, output)
+    found = import_images(folder, output)
     if as_json:
         say_json({"manifest": output, **asdict(found)})
         return

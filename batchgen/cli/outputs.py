@@ -55,7 +55,7 @@ def status(output: str, watch: bool, as_json: bool) -> None:
 @click.argument("output")
 @click.option("--deep", is_flag=True, help="Decode every image, too.")
 @click.option(
-    "--clean", is_flag=True, help="Remove pictures that no committed shard names, where the shard is committed."
+    "--clean", is_flag=True, help="Remove images that no committed shard names, where the shard is committed."
 )
 @json_option
 def verify(output: str, deep: bool, clean: bool, as_json: bool) -> None:

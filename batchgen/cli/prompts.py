@@ -34,7 +34,7 @@ __all__ = ["explain"]
 def explain(
     prompt: str, model: str | None, model_config: str | None, output: str | None, as_json: bool, **cells: Any
 ) -> None:
-    """Show a prompt's tokens, where it is cut, the sampler's noise levels and, in a folder, a picture of every step.
+    """Show a prompt's tokens, where it is cut, the sampler's noise levels and, in a folder, an image of every step.
 
     \b
     Examples:

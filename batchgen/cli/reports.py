@@ -13,14 +13,14 @@ __all__ = ["report"]
 @click.command()
 @click.argument("outputs", nargs=-1, required=True, metavar="OUTPUT...")
 @click.option("--output", "-o", "folder", metavar="FOLDER", help="Where it goes. Default: report/ in the one OUTPUT.")
-@click.option("--copy", is_flag=True, help="Copy the pictures into a report that could link to them.")
+@click.option("--copy", is_flag=True, help="Copy the images into a report that could link to them.")
 @json_option
 def report(outputs: tuple[str, ...], folder: str | None, copy: bool, as_json: bool) -> None:
     """Show outputs as a static page: a grid over any axes, scores, charts, every parameter.
 
     OUTPUT is a folder or s3://bucket/prefix, or a job file that names it. Several are compared: their name is one more
     axis. FOLDER may be a bucket's prefix as well. The page opens from a file and from any static host; it links to the
-    pictures where it lies in the output that holds them, and else copies them.
+    images where it lies in the output that holds them, and else copies them.
 
     \b
     Examples:
@@ -41,5 +41,5 @@ def report(outputs: tuple[str, ...], folder: str | None, copy: bool, as_json: bo
         return
     unreadable = f", {found.unreadable:,} of them not readable" if found.unreadable else ""
     scores = f", scores {', '.join(found.scores)}" if found.scores else ", no scores"
-    say(f"{found.pictures:,} pictures{unreadable} over {', '.join(found.axes)}{scores}", err=True)
+    say(f"{found.images:,} images{unreadable} over {', '.join(found.axes)}{scores}", err=True)
     say(f"{found.report}/index.html")

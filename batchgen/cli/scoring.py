@@ -1,4 +1,4 @@
-"""Commands on the quality of an output's pictures: score, select."""
+"""Commands on the quality of an output's images: score, select."""
 
 import sys
 from dataclasses import asdict
@@ -36,7 +36,7 @@ _METRICS = "\n".join(f"  {metric.name:<12}{metric.about}" for metric in METRICS.
     metavar="NAME=MODEL",
     help="What a metric reads: a folder, a file, a hub id. Default: builtin-clip for clip_score and pickscore.",
 )
-@click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="Pictures of one call. Default: 16.")
+@click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="Images of one call. Default: 16.")
 @click.option("--dtype", type=choice(Dtype), help="Precision of the models; auto: float32.")
 @click.option("--device", type=choice(Device), help="Default: CUDA if there is one.")
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Default: one a GPU, or one a core.")
@@ -55,12 +55,12 @@ def score(
     allow_pickle: bool,
     as_json: bool,
 ) -> None:
-    """Score an output's pictures, into tables beside the dataset.
+    """Score an output's images, into tables beside the dataset.
 
     OUTPUT is a folder or s3://bucket/prefix, or a job file that names it and its [storage_options].
 
     Scores go to OUTPUT/scores/METRIC/SHARD.parquet and join on id and fingerprint. What is scored already is not scored
-    again, after a kill the same command goes on. A picture that cannot be scored is null, with the reason beside it.
+    again, after a kill the same command goes on. An image that cannot be scored is null, with the reason beside it.
 
     \b
     Examples:

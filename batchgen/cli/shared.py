@@ -60,7 +60,7 @@ def _about_column(option: str, flags: Set[str | None]) -> str | None:
     name = find_column(option.lstrip("-")) or suggest(option.lstrip("-"))
     if name is None or name in flags:
         return None
-    line = f"how a picture is made stands in the manifest, in the column {name!r}"
+    line = f"how an image is made stands in the manifest, in the column {name!r}"
     return f"{line}, or for all rows in a job file, under [defaults]" if name in DEFAULT_COLUMNS else line
 
 

@@ -43,13 +43,13 @@ def _paths(dataset: Dataset) -> str:
     if (path := _path_column(dataset)) is None:
         return ""
     return f"""
-- `{path}` says where in this folder a row's picture lies, `{dataset.layout.picture.name}` the same from the folder of
+- `{path}` says where in this folder a row's image lies, `{dataset.layout.image.name}` the same from the folder of
   its table, by which `datasets` finds it."""
 
 
 def _path_column(dataset: Dataset) -> str | None:
-    """The column that leads to a row's picture, where the output has it."""
-    path = dataset.layout.picture_path
+    """The column that leads to a row's image, where the output has it."""
+    path = dataset.layout.image_path
     return None if path is None or path.name not in dataset.format.schema.names else path.name
 
 
@@ -59,9 +59,9 @@ def _in_a_folder(dataset: Dataset) -> str:
         ("", "", "")
         if path is None
         else (
-            f'\npictures = folder + "/" + frame["{path}"]',
-            f'.with_columns(picture=folder + "/" + polars.col("{path}"))',
-            f", 'PATH OF THIS FOLDER/' || {path} AS picture",
+            f'\nimages = folder + "/" + frame["{path}"]',
+            f'.with_columns(image=folder + "/" + polars.col("{path}"))',
+            f", 'PATH OF THIS FOLDER/' || {path} AS image",
         )
     )
     return f"""```python
@@ -90,7 +90,7 @@ SELECT prompt, seed, guidance_scale{sql} FROM 'PATH OF THIS FOLDER/{tables}';
 
 def _in_a_bucket(dataset: Dataset) -> str:
     path, tables, protocol = _path_column(dataset), dataset.layout.glob, dataset.uri.partition("://")[0]
-    picture = "" if path is None else f""", '{{folder}}/' || {path} AS picture"""
+    image = "" if path is None else f""", '{{folder}}/' || {path} AS image"""
     whole = (
         "# `datasets` follows no file names into a bucket"
         if dataset.layout.in_marker == frozenset()
@@ -116,7 +116,7 @@ table = polars.read_parquet(f"{{folder}}/{tables}")
 import duckdb
 database = duckdb.connect()
 database.register_filesystem(store)
-rows = database.sql(f"SELECT prompt, seed{picture} FROM '{{folder}}/{tables}'")
+rows = database.sql(f"SELECT prompt, seed{image} FROM '{{folder}}/{tables}'")
 
 import batchgen
 for row, image in batchgen.open_dataset(folder, options).images():

@@ -1,6 +1,6 @@
-"""Making a shard visible: pictures first, then one create-only marker that names them, then the receipt.
+"""Making a shard visible: images first, then one create-only marker that names them, then the receipt.
 
-A reader sees a shard whole or not at all. Pictures lie under keys of this attempt alone and are never overwritten; a
+A reader sees a shard whole or not at all. Images lie under keys of this attempt alone and are never overwritten; a
 late attempt meets the marker, is refused, and takes over the receipt of the attempt that was first.
 """
 
@@ -36,7 +36,7 @@ _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 
 
 class Attempt:
-    """One attempt to make a shard; pictures may be added from several threads."""
+    """One attempt to make a shard; images may be added from several threads."""
 
     def __init__(self, dataset: Dataset, shard: Shard, run: str) -> None:
         self.id = uuid4().hex[:8]
@@ -44,23 +44,23 @@ class Attempt:
         self._shard = shard
         self._run = run
 
-    def add_picture(self, row: Row, data: bytes) -> dict[str, Any]:
-        """Keep an encoded picture; returns the cell of the metadata that holds or names it, under its column."""
+    def add_image(self, row: Row, data: bytes) -> dict[str, Any]:
+        """Keep an encoded image; returns the cell of the metadata that holds or names it, under its column."""
         layout = self._dataset.layout
-        cells = {layout.picture.name: self._keep(data, self._name(row))}
-        if layout.picture_path is not None:
-            cells[layout.picture_path.name] = layout.picture_key(self._shard.id, cells[layout.picture.name])
+        cells = {layout.image.name: self._keep(data, self._name(row))}
+        if layout.image_path is not None:
+            cells[layout.image_path.name] = layout.image_key(self._shard.id, cells[layout.image.name])
         return cells
 
-    def add_step_picture(self, row: Row, data: bytes, step: int) -> dict[str, Any]:
-        """The same for the picture after a step; the cell is one of the row's `step_images`."""
-        return {self._dataset.layout.step_picture.name: self._keep(data, self._name(row, step))}
+    def add_step_image(self, row: Row, data: bytes, step: int) -> dict[str, Any]:
+        """The same for the image after a step; the cell is one of the row's `step_images`."""
+        return {self._dataset.layout.step_image.name: self._keep(data, self._name(row, step))}
 
     def _name(self, row: Row, step: int | None = None) -> str:
-        return picture_name(row, self._dataset.format.image_format, step)
+        return image_name(row, self._dataset.format.image_format, step)
 
     def _keep(self, data: bytes, name: str) -> Any:
-        return self._dataset.layout.add_picture(self._dataset.store, self._shard.id, self.id, name, data)
+        return self._dataset.layout.add_image(self._dataset.store, self._shard.id, self.id, name, data)
 
     def commit(
         self, done: Sequence[Mapping[str, Any]], failed: Sequence[FailedRow], *, size: int, seconds: float, device: str
@@ -70,7 +70,7 @@ class Attempt:
         Args:
             done: the metadata's cells of the finished rows, in the shard's order.
             failed: the rows that could not be made.
-            size: bytes of the encoded pictures.
+            size: bytes of the encoded images.
             seconds: time on the device.
             device: its name.
         """
@@ -168,7 +168,7 @@ def reopen_rows(dataset: Dataset, receipt: Receipt, classes: Collection[str]) ->
 
 
 def drop_rows(dataset: Dataset, receipt: Receipt, dropped: Collection[tuple[str, str]]) -> None:
-    """Take superseded rows, by id and fingerprint, out of a committed shard; pictures stay behind as strays.
+    """Take superseded rows, by id and fingerprint, out of a committed shard; images stay behind as strays.
 
     The marker is replaced in one write, so a reader sees the shard before or after. A shard with no row left loses
     its marker: readers cannot take a table without rows. The receipt is written before that: from then on no snapshot
@@ -179,7 +179,7 @@ def drop_rows(dataset: Dataset, receipt: Receipt, dropped: Collection[tuple[str,
         receipt: of the shard.
         dropped: the rows.
     """
-    marker = dataset.marker(receipt.shard, pictures=True)
+    marker = dataset.marker(receipt.shard, images=True)
     if marker is None:
         write_receipt(dataset, replace(receipt, done=0))
         return
@@ -194,7 +194,7 @@ def drop_rows(dataset: Dataset, receipt: Receipt, dropped: Collection[tuple[str,
 
 
 def update_carried(dataset: Dataset, receipt: Receipt, changed: Mapping[str, Mapping[str, Any]]) -> None:
-    """Give rows of a committed shard other carried cells; pictures and all other columns stay as they are.
+    """Give rows of a committed shard other carried cells; images and all other columns stay as they are.
 
     The marker is replaced in one write, as `drop_rows` does it, and for its reason the receipt is written before.
 
@@ -203,7 +203,7 @@ def update_carried(dataset: Dataset, receipt: Receipt, changed: Mapping[str, Map
         receipt: of the shard.
         changed: the new cells by the row's id.
     """
-    marker = dataset.marker(receipt.shard, pictures=True)
+    marker = dataset.marker(receipt.shard, images=True)
     if marker is None:
         return
     write_receipt(dataset, receipt)
@@ -211,8 +211,8 @@ def update_carried(dataset: Dataset, receipt: Receipt, changed: Mapping[str, Map
     dataset.store.write(dataset.layout.marker_key(receipt.shard), dataset.layout.encode(table))
 
 
-def picture_name(row: Row, image_format: ImageFormat, step: int | None = None) -> str:
-    """File name of a row's picture, or of that after a step.
+def image_name(row: Row, image_format: ImageFormat, step: int | None = None) -> str:
+    """File name of a row's image, or of that after a step.
 
     An id that is no safe name everywhere is cut down, and a hash of it added.
     """

@@ -1,4 +1,4 @@
-"""A dataset that batchgen wrote, or is writing: one object through which shards, rows and pictures are reached.
+"""A dataset that batchgen wrote, or is writing: one object through which shards, rows and images are reached.
 
 Knows how a dataset is begun and read; how a shard is added is the business of `commit`.
 """
@@ -43,33 +43,33 @@ class Marker:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetRow:
-    """One row of a dataset: its metadata, and its pictures, which are read when they are asked for."""
+    """One row of a dataset: its metadata, and its images, which are read when they are asked for."""
 
     dataset: "Dataset"
     shard: str
     cells: Mapping[str, Any]  # by column
 
-    def picture(self) -> bytes:
-        """The encoded picture.
+    def image(self) -> bytes:
+        """The encoded image.
 
         Raises:
             StoreError: it cannot be read.
         """
-        return self._bytes(self.cells[self.dataset.layout.picture.name])
+        return self._bytes(self.cells[self.dataset.layout.image.name])
 
-    def step_pictures(self) -> dict[int, bytes]:
-        """The encoded pictures after the steps that the job's `save_steps` names, by step."""
-        name = self.dataset.layout.step_picture.name
+    def step_images(self) -> dict[int, bytes]:
+        """The encoded images after the steps that the job's `save_steps` names, by step."""
+        name = self.dataset.layout.step_image.name
         return {step["step"]: self._bytes(step[name]) for step in self.cells["step_images"] or ()}
 
-    def picture_keys(self) -> list[str]:
-        """Keys of the objects that hold the picture and those after steps."""
+    def image_keys(self) -> list[str]:
+        """Keys of the objects that hold the image and those after steps."""
         layout = self.dataset.layout
-        steps = [step[layout.step_picture.name] for step in self.cells["step_images"] or ()]
-        return [layout.picture_key(self.shard, cell) for cell in (self.cells[layout.picture.name], *steps)]
+        steps = [step[layout.step_image.name] for step in self.cells["step_images"] or ()]
+        return [layout.image_key(self.shard, cell) for cell in (self.cells[layout.image.name], *steps)]
 
     def _bytes(self, cell: Any) -> bytes:
-        return self.dataset.layout.picture_bytes(self.dataset.store, self.shard, cell)
+        return self.dataset.layout.image_bytes(self.dataset.store, self.shard, cell)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,7 +133,7 @@ class Dataset:
 
     @property
     def layout(self) -> DatasetLayout:
-        """How pictures and metadata are arranged."""
+        """How images and metadata are arranged."""
         return self.format.layout
 
     @property
@@ -149,19 +149,19 @@ class Dataset:
         """Names of the shards in data/, sorted; some may not be committed yet, and have no marker."""
         return _shards(self.store, self.layout)
 
-    def marker(self, shard: str, *, columns: Collection[str] | None = None, pictures: bool = False) -> Marker | None:
+    def marker(self, shard: str, *, columns: Collection[str] | None = None, images: bool = False) -> Marker | None:
         """What a shard was committed with; None where it is not committed.
 
         Args:
             shard: its name.
             columns: those to read, as far as the marker has them; all where None.
-            pictures: with the bytes of the pictures, where the layout keeps them in the marker.
+            images: with the bytes of the images, where the layout keeps them in the marker.
 
         Raises:
             Damaged: the marker is there and cannot be read.
             StoreError: the store cannot.
         """
-        return _read_marker(self.store, self.layout, shard, columns=columns, pictures=pictures)
+        return _read_marker(self.store, self.layout, shard, columns=columns, images=images)
 
     def rows(self, *, part: tuple[int, int] = (0, 1)) -> Iterator[DatasetRow]:
         """All rows, shard by shard, each once while no run changes the dataset.
@@ -172,7 +172,7 @@ class Dataset:
         Raises:
             StoreError: a marker is damaged, or the store cannot be read.
         """
-        for marker in self._markers(pictures=True, part=part):
+        for marker in self._markers(images=True, part=part):
             yield from self.rows_of(marker)
 
     def rows_of(self, marker: Marker) -> Iterator[DatasetRow]:
@@ -182,7 +182,7 @@ class Dataset:
                 yield DatasetRow(dataset=self, shard=marker.shard, cells=cells)
 
     def rows_ahead(self, *, part: tuple[int, int] = (0, 1)) -> Iterator[tuple[DatasetRow, Future[bytes]]]:
-        """All rows with the bytes of their pictures, or why there are none; the next ones are read meanwhile.
+        """All rows with the bytes of their images, or why there are none; the next ones are read meanwhile.
 
         Args:
             part: as of `rows`.
@@ -194,28 +194,28 @@ class Dataset:
         with ThreadPoolExecutor(READERS) as pool:
             ahead: deque[tuple[DatasetRow, Future[bytes]]] = deque()
             while True:
-                ahead += [(row, pool.submit(row.picture)) for row in islice(rows, READERS - len(ahead))]
+                ahead += [(row, pool.submit(row.image)) for row in islice(rows, READERS - len(ahead))]
                 if not ahead:
                     return
                 yield ahead.popleft()
 
     def images(self, *, part: tuple[int, int] = (0, 1)) -> Iterator[tuple[DatasetRow, "Image"]]:
-        """All rows with their pictures decoded; the next ones are read meanwhile.
+        """All rows with their images decoded; the next ones are read meanwhile.
 
         Args:
             part: as of `rows`.
 
         Raises:
-            ImageError: a picture cannot be decoded.
-            StoreError: a marker or a picture cannot be read.
+            ImageError: an image cannot be decoded.
+            StoreError: a marker or an image cannot be read.
         """
         from batchgen.images import decode
 
-        for row, picture in self.rows_ahead(part=part):
-            yield row, decode(picture.result())
+        for row, image in self.rows_ahead(part=part):
+            yield row, decode(image.result())
 
     def to_table(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """The metadata of all rows, without the bytes of pictures.
+        """The metadata of all rows, without the bytes of images.
 
         Args:
             columns: those to read, in the schema's order; all where None.
@@ -239,10 +239,10 @@ class Dataset:
         return self.to_table(columns).to_pandas()
 
     def _markers(
-        self, *, columns: Collection[str] | None = None, pictures: bool = False, part: tuple[int, int] = (0, 1)
+        self, *, columns: Collection[str] | None = None, images: bool = False, part: tuple[int, int] = (0, 1)
     ) -> Iterator[Marker]:
         for shard in self.shards()[part[0] :: part[1]]:
-            if (marker := self.marker(shard, columns=columns, pictures=pictures)) is not None:
+            if (marker := self.marker(shard, columns=columns, images=images)) is not None:
                 yield marker
 
 
@@ -264,11 +264,11 @@ def _shards(store: Store, layout: DatasetLayout) -> list[str]:
 
 
 def _read_marker(
-    store: Store, layout: DatasetLayout, shard: str, *, columns: Collection[str] | None, pictures: bool
+    store: Store, layout: DatasetLayout, shard: str, *, columns: Collection[str] | None, images: bool
 ) -> Marker | None:
     try:
         with _marker_damage(store, layout, shard):
-            table = layout.read(store, shard, columns=columns, pictures=pictures)
+            table = layout.read(store, shard, columns=columns, images=images)
             said = about(table.schema)
     except NotFound:
         return None

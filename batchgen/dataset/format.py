@@ -42,7 +42,7 @@ def new_format(
 
     Args:
         layout: name of the layout.
-        image_format: of its pictures.
+        image_format: of its images.
         carried: types of the manifest's unknown columns, by name.
         model_defaults: what stands for null cells.
     """

@@ -68,14 +68,14 @@ FAILURES = pa.schema(
 def metadata_schema(layout: DatasetLayout, carried: Mapping[str, pa.DataType]) -> pa.Schema:
     """Schema of every shard of a new output: result columns, what was applied, then the carried columns by name.
 
-    `step_images` holds or names the pictures after the job's `save_steps`; null where it has none.
+    `step_images` holds or names the images after the job's `save_steps`; null where it has none.
     """
-    step = pa.struct([("step", pa.int32()), layout.step_picture, ("sha256", pa.string())])
+    step = pa.struct([("step", pa.int32()), layout.step_image, ("sha256", pa.string())])
     columns: list[pa.Field | tuple[str, pa.DataType]] = [
         ("id", pa.string()),
         ("fingerprint", pa.string()),
-        layout.picture,
-        *([] if layout.picture_path is None else [layout.picture_path]),
+        layout.image,
+        *([] if layout.image_path is None else [layout.image_path]),
         ("status", pa.string()),
         ("flagged", pa.bool_()),
         ("seed", pa.int64()),

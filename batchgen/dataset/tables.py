@@ -34,7 +34,7 @@ def with_about(table: pa.Table, **added: Any) -> pa.Table:
 
 def encode_table(table: pa.Table) -> bytes:
     """A metadata table as a Parquet file's bytes."""
-    # pictures are compressed already and all distinct: neither a codec nor a dictionary makes them smaller
+    # images are compressed already and all distinct: neither a codec nor a dictionary makes them smaller
     plain = [field.name for field in table.schema if not pa.types.is_nested(field.type)]
     stream = io.BytesIO()
     pq.write_table(

@@ -29,7 +29,7 @@ class Verification:
     images: int = 0  # whose bytes were hashed
     decoded: int = 0
     failed_rows: int = 0
-    strays: int = 0  # pictures that no committed shard names; harmless
+    strays: int = 0  # images that no committed shard names; harmless
     removed: int = 0
     outcome: str | None = None  # of the latest run
     left: int = 0  # rows of its manifest that are neither made nor recorded as failed
@@ -49,7 +49,7 @@ class Verification:
             verdict += f" for what is there; {rows} not made ({self.outcome})"
         return (
             f"{self.shards:,} shards, {self.rows:,} rows, {self.images:,} images hashed{decoded}, "
-            f"{self.failed_rows:,} failed rows, {self.strays:,} stray pictures{removed}: {verdict}"
+            f"{self.failed_rows:,} failed rows, {self.strays:,} stray images{removed}: {verdict}"
         )
 
 
@@ -99,10 +99,10 @@ class _Check:
 
 def _verify_shard(check: _Check, shard: str, receipt: Receipt | None) -> None:
     found, dataset, layout = check.found, check.dataset, check.dataset.layout
-    key, folder = layout.marker_key(shard), layout.picture_folder(shard)
+    key, folder = layout.marker_key(shard), layout.image_folder(shard)
     stored = [] if folder is None else [entry.key for entry in dataset.store.entries(folder)]
     try:
-        marker = dataset.marker(shard, pictures=True)
+        marker = dataset.marker(shard, images=True)
     except StoreError as error:
         found.faults.append(str(error))
         return
@@ -163,25 +163,25 @@ def _verify_receipt(check: _Check, marker: Marker, receipt: Receipt | None) -> N
 
 
 def _verify_row(row: DatasetRow, deep: bool) -> tuple[str | None, set[str]]:
-    """What is wrong with a row's picture or those after its steps, and the objects that hold them."""
-    cells, keys, path = row.cells, row.picture_keys(), row.dataset.layout.picture_path
+    """What is wrong with a row's image or those after its steps, and the objects that hold them."""
+    cells, keys, path = row.cells, row.image_keys(), row.dataset.layout.image_path
     if path is not None and cells.get(path.name, keys[0]) != keys[0]:  # older outputs have no such column
         return f"{keys[0]}, id {cells['id']!r}: {path.name} says {cells[path.name]!r}", set(keys)
     try:
-        pictures = [row.picture(), *row.step_pictures().values()]
+        images = [row.image(), *row.step_images().values()]
     except StoreError as error:
         return str(error), set(keys)
     hashes = [cells["sha256"], *(step["sha256"] for step in cells["step_images"] or ())]
-    for key, data, sha256 in zip(keys, pictures, hashes, strict=True):
+    for key, data, sha256 in zip(keys, images, hashes, strict=True):
         # those of steps may be smaller: the first pass of a hires fix is
-        size = (cells["width"], cells["height"]) if data is pictures[0] else None
-        if fault := _picture_fault(data, sha256, size, deep):
+        size = (cells["width"], cells["height"]) if data is images[0] else None
+        if fault := _image_fault(data, sha256, size, deep):
             return f"{key}, id {cells['id']!r}: {fault}", set(keys)
     return None, set(keys)
 
 
-def _picture_fault(data: bytes, sha256: str, size: tuple[int, int] | None, deep: bool) -> str | None:
-    """What is wrong with one picture."""
+def _image_fault(data: bytes, sha256: str, size: tuple[int, int] | None, deep: bool) -> str | None:
+    """What is wrong with one image."""
     if hashlib.sha256(data).hexdigest() != sha256:
         return "sha256 differs from the metadata's"
     if not deep:

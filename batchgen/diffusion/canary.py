@@ -12,7 +12,7 @@ from functools import partial
 
 from PIL.Image import Image
 
-from batchgen.diffusion.host import Pictures, PipelineHost
+from batchgen.diffusion.host import Images, PipelineHost
 from batchgen.errors import CanaryDied, InputError
 from batchgen.models.catalog import Model
 from batchgen.rows import MicroBatch
@@ -27,7 +27,7 @@ class _Call:
     """A call of a model that can be made again, and the sha256 of its images."""
 
     model: Model
-    again: Callable[[], Pictures]
+    again: Callable[[], Images]
     sha256: str
 
 
@@ -50,7 +50,7 @@ class Canary:
         *,
         refiner: Model | None,
         save_steps: Collection[int],
-    ) -> Pictures:
+    ) -> Images:
         """`PipelineHost.generate`."""
         self._calls += 1
         try:
@@ -95,5 +95,5 @@ class Canary:
             )
 
 
-def _hash(made: Pictures) -> str:
+def _hash(made: Images) -> str:
     return hashlib.sha256(made.pixels.tobytes()).hexdigest()

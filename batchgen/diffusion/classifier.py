@@ -1,4 +1,4 @@
-"""The classifier of noisy pictures whose gradient guides a diffusion model (Dhariwal & Nichol 2021, ADM).
+"""The classifier of noisy images whose gradient guides a diffusion model (Dhariwal & Nichol 2021, ADM).
 
 Architecture and tensor names are those of the published weights (guided-diffusion's `EncoderUNetModel` with attention
 pooling): the lower half of a UNet, read out by one attention query.
@@ -24,7 +24,7 @@ _LONGEST_PERIOD = 10_000  # timesteps, of the slowest sinusoid that stands for a
 
 
 class Classifier(nn.Module):
-    """Noisy pictures (B, C, size, size) around [-1, 1] and their timesteps (B,) to logits (B, classes)."""
+    """Noisy images (B, C, size, size) around [-1, 1] and their timesteps (B,) to logits (B, classes)."""
 
     def __init__(self, config: ClassifierConfig, *, channels: int, classes: int) -> None:
         super().__init__()
@@ -54,18 +54,18 @@ class Classifier(nn.Module):
         pool = _AttentionPool(side, channels, config.num_head_channels, classes)
         self.out = nn.Sequential(_norm(channels), nn.SiLU(), pool)
 
-    def forward(self, pictures: Tensor, timesteps: Tensor) -> Tensor:
+    def forward(self, images: Tensor, timesteps: Tensor) -> Tensor:
         embedded = self.time_embed(_sinusoids(timesteps, self.config.classifier_width))
-        features = pictures
+        features = images
         for block in (*self.input_blocks, self.middle_block):
             features = _run(block, features, embedded)
         logits: Tensor = self.out(features)
         return logits
 
-    def gradient(self, pictures: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
-        """Gradient of the log probability of each picture's label with respect to the picture, of its shape."""
+    def gradient(self, images: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
+        """Gradient of the log probability of each image's label with respect to the image, of its shape."""
         with torch.inference_mode(False), torch.enable_grad():
-            seen = pictures.detach().float().clone().requires_grad_(True)
+            seen = images.detach().float().clone().requires_grad_(True)
             chances = functional.log_softmax(self(seen, timesteps.clone()), dim=-1)
             chosen = chances.gather(1, labels.clone()[:, None]).sum()
             (gradient,) = torch.autograd.grad(chosen, seen)
@@ -110,7 +110,7 @@ def _sinusoids(timesteps: Tensor, width: int) -> Tensor:
 
 
 class _Residual(nn.Module):
-    """A residual block conditioned on the timestep; `down` halves the picture by averaging."""
+    """A residual block conditioned on the timestep; `down` halves the image by averaging."""
 
     def __init__(self, config: ClassifierConfig, channels: int, wide: int, *, down: bool = False) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class _Residual(nn.Module):
 
 
 class _Shrink(nn.Module):
-    """Halves the picture by a convolution of stride 2."""
+    """Halves the image by a convolution of stride 2."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ class _Attention(nn.Module):
 
 
 class _AttentionPool(nn.Module):
-    """One vector for the whole picture, asked for by its mean; here all queries lie before all keys."""
+    """One vector for the whole image, asked for by its mean; here all queries lie before all keys."""
 
     def __init__(self, side: int, channels: int, head_channels: int, classes: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Control images as tensors, and maps made of ordinary pictures: edges, depth and poses."""
+"""Control images as tensors, and maps made of ordinary images: edges, depth and poses."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,9 +18,9 @@ __all__ = ["ControlMaker", "canny_edges"]
 _CANNY_THRESHOLDS = (100, 200)  # of ControlNet's own annotator (Zhang et al. 2023)
 
 
-def canny_edges(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """White edges on black, uint8 (H, W, 3), of a picture uint8 (H, W, 3), by Canny's detector (Canny 1986)."""
-    edges = cv2.Canny(picture, *_CANNY_THRESHOLDS)
+def canny_edges(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """White edges on black, uint8 (H, W, 3), of an image uint8 (H, W, 3), by Canny's detector (Canny 1986)."""
+    edges = cv2.Canny(image, *_CANNY_THRESHOLDS)
     return np.repeat(edges[..., None], 3, axis=2).astype(np.uint8)
 
 
@@ -50,18 +50,18 @@ class ControlMaker:
 
         Args:
             inputs: the rows' images by name, RGB.
-            how: for each ControlNet, what to make of its pictures: none, canny, depth or pose.
+            how: for each ControlNet, what to make of its images: none, canny, depth or pose.
             poses: gives what reads poses, where they are asked for.
         """
         made = []
         for place, kind in enumerate(how):
             make = _pose_maker(poses()) if kind == "pose" else self._makers[kind]
-            pictures = [make(one[input_name("control_image", place)]) for one in inputs]
-            made.append(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255)
+            images = [make(one[input_name("control_image", place)]) for one in inputs]
+            made.append(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255)
         return made
 
     def _depth(self, image: Image.Image) -> npt.NDArray[np.uint8]:
-        """Inverse depth, near is white, of the picture's size."""
+        """Inverse depth, near is white, of the image's size."""
         if self._estimator is None:
             self._estimator = _builtin_estimator()
         estimator, extractor = self._estimator

@@ -1,8 +1,8 @@
-"""Turn micro-batches into pictures with one model on one device. Knows nothing of Ray, files or outputs.
+"""Turn micro-batches into images with one model on one device. Knows nothing of Ray, files or outputs.
 
-What a row's picture depends on: the row, the model, the micro-batch's size, device, precision and number of threads;
+What a row's image depends on: the row, the model, the micro-batch's size, device, precision and number of threads;
 never the other rows. For that every call runs with exactly `MicroBatch.size` rows (a short one repeats its last row:
-convolutions and linear layers give other last bits at other batch sizes), prompts are encoded and pictures decoded one
+convolutions and linear layers give other last bits at other batch sizes), prompts are encoded and images decoded one
 at a time, and every row draws its noise from a CPU generator of its own, made afresh for the call.
 """
 
@@ -26,20 +26,20 @@ from batchgen.diffusion.pixels import PixelModel
 from batchgen.models.catalog import Family, Model, require_unchanged
 from batchgen.rows import MicroBatch, Row
 
-__all__ = ["Environment", "Pictures", "PipelineHost"]
+__all__ = ["Environment", "Images", "PipelineHost"]
 
 _Loaded = LoadedModel | PixelModel
-"""What makes pictures of rows; the two have the same methods."""
+"""What makes images of rows; the two have the same methods."""
 
 _REPAINTED = 128  # of 255: a mask's pixels from here on are repainted, as the inpainting pipelines have it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pictures:
+class Images:
     """What became of a micro-batch's rows, in their order, without padding."""
 
     pixels: npt.NDArray[np.uint8]  # (B, H, W, 3)
-    finite: tuple[bool, ...]  # False where latents or decoded picture held NaN or infinity
+    finite: tuple[bool, ...]  # False where latents or decoded image held NaN or infinity
     steps: Mapping[int, npt.NDArray[np.uint8]]  # (B, H, W, 3) after each of the chosen steps that ran
     flagged: tuple[bool | None, ...]  # by the model's safety checker; None where it has none or is not asked
     prompt_tokens: tuple[int, ...]  # of the whole prompt, start and end markers not counted
@@ -47,7 +47,7 @@ class Pictures:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Environment:
-    """What computes: recorded with every picture, since other hardware or versions may give other last bits."""
+    """What computes: recorded with every image, since other hardware or versions may give other last bits."""
 
     device: str  # "cpu" or the GPU's name
     dtype: str  # of the UNet, and of the components that have another
@@ -104,8 +104,8 @@ class PipelineHost:
         *,
         refiner: Model | None = None,
         save_steps: Collection[int] = (),
-    ) -> Pictures:
-        """Make the pictures of a micro-batch; after an error the model is read anew by the next call.
+    ) -> Images:
+        """Make the images of a micro-batch; after an error the model is read anew by the next call.
 
         Whatever a half-done attachment (a LoRA whose second part does not fit, hooks, a scheduler's state) may have
         left in the model is gone with it, so that rows after a failure are the same as without it.
@@ -140,14 +140,14 @@ class PipelineHost:
                 pixels.update(zip(places, made, strict=True))
                 finite.update(zip(places, sound, strict=True))
             ordered = [_unmasked_kept(pixels[i], row, inputs[i]) for i, row in enumerate(batch.rows)]
-            return Pictures(
+            return Images(
                 pixels=np.stack(ordered),
                 steps={
                     step: np.stack([after[i] for i in range(len(ordered))])
                     for step, after in steps.items()
                     if len(after) == len(ordered)
                 },
-                flagged=tuple(loaded.is_flagged(picture) for picture in ordered),
+                flagged=tuple(loaded.is_flagged(image) for image in ordered),
                 finite=tuple(finite[i] for i in range(len(ordered))),
                 prompt_tokens=tuple(loaded.count_tokens(row) for row in batch.rows),
             )
@@ -158,7 +158,7 @@ class PipelineHost:
 
     @torch.inference_mode()
     def watch(self, model: Model, row: Row, inputs: Mapping[str, Image]) -> list[npt.NDArray[np.uint8]]:
-        """The pictures, (H, W, 3), of what a row's latents are after every sampling step: noise first, the row's last.
+        """The images, (H, W, 3), of what a row's latents are after every sampling step: noise first, the row's last.
 
         Raises:
             ModelLoadError: the model cannot be loaded.
@@ -178,7 +178,7 @@ class PipelineHost:
         size: int,
         after_step: AfterStep | None,
     ) -> tuple[npt.NDArray[np.uint8], tuple[bool, ...]]:
-        """Pictures (n, H, W, 3) of at most `size` rows, and which of them are finite."""
+        """Images (n, H, W, 3) of at most `size` rows, and which of them are finite."""
         padding = size - len(rows)
         padded = [*rows, *[rows[-1]] * padding]
         generators = [torch.Generator("cpu").manual_seed(row.parameters.sampling.seed) for row in padded]
@@ -241,12 +241,12 @@ def _alike(numbers: Sequence[int]) -> Iterator[list[int]]:
         yield [place for place, other in enumerate(numbers) if other == number]
 
 
-def _unmasked_kept(picture: npt.NDArray[np.uint8], row: Row, inputs: Mapping[str, Image]) -> npt.NDArray[np.uint8]:
-    """The picture with the init image's own pixels where the mask repaints nothing, if the row asks for that."""
+def _unmasked_kept(image: npt.NDArray[np.uint8], row: Row, inputs: Mapping[str, Image]) -> npt.NDArray[np.uint8]:
+    """The image with the init image's own pixels where the mask repaints nothing, if the row asks for that."""
     if not row.parameters.init.keep_unmasked:
-        return picture
+        return image
     repainted = np.asarray(inputs["mask_image"])[..., None] >= _REPAINTED
-    return np.where(repainted, picture, np.asarray(inputs["image"]))
+    return np.where(repainted, image, np.asarray(inputs["image"]))
 
 
 def _fix_numerics(device: str, threads: int) -> None:

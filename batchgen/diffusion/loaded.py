@@ -43,7 +43,7 @@ class LoadedModel:
     """A model's components and what is made from them and goes with them. For one thread at a time."""
 
     def __init__(self, model: Model, components: Components, dtype: torch.dtype, *, tiled: bool = False) -> None:
-        """Take the model apart; `tiled` decodes pictures of more than 1024 pixels a side in tiles."""
+        """Take the model apart; `tiled` decodes images of more than 1024 pixels a side in tiles."""
         self.model = model
         self._tiled = tiled
         self._factor = latent_factor(components.parts["vae"].config) or 8  # pixels a latent
@@ -98,29 +98,29 @@ class LoadedModel:
         return self._call(pipeline, own, [{} for _ in own], generators, arguments)
 
     def decode(self, latents: torch.Tensor, vae: Adapter | None) -> tuple[Any, tuple[bool, ...]]:
-        """Pictures, uint8 (B, H, W, 3), and which of them are finite.
+        """Images, uint8 (B, H, W, 3), and which of them are finite.
 
-        Pictures are decoded one at a time: with more, their bits would depend on how many there are.
+        Images are decoded one at a time: with more, their bits would depend on how many there are.
         """
         decoder = self._adapters.vae(vae)
         in_tiles = self._tiled and max(latents.shape[-2:]) * self._factor > _LARGEST_UNTILED
-        pictures, finite = [], []
+        images, finite = [], []
         for latent in torch.split(latents, 1):
             with _wide_enough(decoder), _tiles(decoder) if in_tiles else nullcontext():
                 scaled = _unscaled(latent, decoder)
                 decoded = decoder.decode(scaled.to(decoder.dtype), return_dict=False)[0]
             finite.append(latent.isfinite().all() & decoded.isfinite().all())
             levels = ((decoded.float().nan_to_num() * 0.5 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-            pictures.append(levels.permute(0, 2, 3, 1))
-        return torch.cat(pictures).cpu().numpy(), tuple(torch.stack(finite).tolist())
+            images.append(levels.permute(0, 2, 3, 1))
+        return torch.cat(images).cpu().numpy(), tuple(torch.stack(finite).tolist())
 
-    def is_flagged(self, picture: npt.NDArray[np.uint8]) -> bool | None:
-        """Whether the safety checker objects to a picture (H, W, 3); None without one. It sees one at a time."""
+    def is_flagged(self, image: npt.NDArray[np.uint8]) -> bool | None:
+        """Whether the safety checker objects to an image (H, W, 3); None without one. It sees one at a time."""
         checker = self._parts.get("safety_checker")
         if checker is None:
             return None
-        seen = self._parts["feature_extractor"](fromarray(picture), return_tensors="pt").pixel_values
-        _, flags = checker(images=picture[None] / 255.0, clip_input=seen.to(checker.device, checker.dtype))
+        seen = self._parts["feature_extractor"](fromarray(image), return_tensors="pt").pixel_values
+        _, flags = checker(images=image[None] / 255.0, clip_input=seen.to(checker.device, checker.dtype))
         return bool(flags[0])
 
     def _call(
@@ -176,7 +176,7 @@ class LoadedModel:
         return self._call(pipeline, rows, inputs, generators, arguments)
 
     def _tensors(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """The task's arguments with those as tensors that pipelines take no pictures for."""
+        """The task's arguments with those as tensors that pipelines take no images for."""
         made = dict(arguments)
         if "depth_map" in made:
             maps = [np.asarray(image, dtype=np.float32) / 255 for image in made["depth_map"]]
@@ -197,13 +197,13 @@ class LoadedModel:
         return values if len(images) > 1 else {key: listed[0] for key, listed in values.items()}
 
     def _encode(self, pipeline: Any, images: Sequence[Image], generators: Sequence[torch.Generator]) -> torch.Tensor:
-        """Latents of pictures, sampled by the rows' generators as the pipelines do."""
+        """Latents of images, sampled by the rows' generators as the pipelines do."""
         vae = pipeline.vae
         pixels = pipeline.image_processor.preprocess(list(images)).to(vae.device, vae.dtype)
         with _wide_enough(vae):
             latents = [
-                vae.encode(picture.to(vae.dtype)).latent_dist.sample(generator)
-                for picture, generator in zip(pixels.split(1), generators, strict=True)
+                vae.encode(image.to(vae.dtype)).latent_dist.sample(generator)
+                for image, generator in zip(pixels.split(1), generators, strict=True)
             ]
         scaled: torch.Tensor = torch.cat(latents) * vae.config.scaling_factor
         return scaled

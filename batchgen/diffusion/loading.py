@@ -104,15 +104,15 @@ def load_components(model: Model, *, device: torch.device, dtype: torch.dtype, h
 
 
 def translate(vae: Any) -> Any:
-    """Make an autoencoder of a precision of its own take pictures of another one and answer in that.
+    """Make an autoencoder of a precision of its own take images of another one and answer in that.
 
-    Pipelines give it pictures of the UNet's precision, and would give the UNet latents of the autoencoder's.
+    Pipelines give it images of the UNet's precision, and would give the UNet latents of the autoencoder's.
     """
     encode = vae.encode
 
-    def translated(pictures: torch.Tensor) -> AutoencoderKLOutput:
-        parameters = encode(pictures.to(vae.dtype)).latent_dist.parameters
-        return AutoencoderKLOutput(latent_dist=DiagonalGaussianDistribution(parameters.to(pictures.dtype)))
+    def translated(images: torch.Tensor) -> AutoencoderKLOutput:
+        parameters = encode(images.to(vae.dtype)).latent_dist.parameters
+        return AutoencoderKLOutput(latent_dist=DiagonalGaussianDistribution(parameters.to(images.dtype)))
 
     vae.encode = translated
     if vae.dtype == torch.float32:  # or pipelines would upcast it for a moment and then leave it in half precision

@@ -40,7 +40,7 @@ class PixelModel:
         """No prompt, no tokens."""
         return 0
 
-    def is_flagged(self, _picture: npt.NDArray[np.uint8]) -> bool | None:
+    def is_flagged(self, _image: npt.NDArray[np.uint8]) -> bool | None:
         """None: these models have no safety checker."""
         return None
 
@@ -51,7 +51,7 @@ class PixelModel:
         generators: list[torch.Generator],
         after_step: Callable[[int, torch.Tensor], None] | None = None,
     ) -> torch.Tensor:
-        """Pictures (B, C, H, W), in [-1, 1] where the model keeps to it, by the scheduler's own numbers."""
+        """Images (B, C, H, W), in [-1, 1] where the model keeps to it, by the scheduler's own numbers."""
         shared = rows[0].parameters
         sampling, canvas = shared.sampling, shared.canvas
         scheduler = self._make_scheduler(sampling.scheduler, sampling.scheduler_kwargs)
@@ -78,11 +78,11 @@ class PixelModel:
         return samples
 
     def refine(self, latents: torch.Tensor, _rows: Sequence[Row], _generators: list[torch.Generator]) -> torch.Tensor:
-        """Refiners belong to Stable Diffusion XL: the pictures as they are."""
+        """Refiners belong to Stable Diffusion XL: the images as they are."""
         return latents
 
     def decode(self, latents: torch.Tensor, _vae: Any) -> tuple[Any, tuple[bool, ...]]:
-        """Pictures, uint8 (B, H, W, 3), and which of them are finite; gray ones get three equal channels."""
+        """Images, uint8 (B, H, W, 3), and which of them are finite; gray ones get three equal channels."""
         finite = tuple(latents.isfinite().flatten(1).all(dim=1).tolist())
         levels = ((latents.float().nan_to_num() * 0.5 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         pixels = levels.permute(0, 2, 3, 1).cpu().numpy()

@@ -1,4 +1,4 @@
-"""Pose maps of ordinary pictures, for ControlNets: points by ViTPose (Xu et al. 2022), drawn as OpenPose's maps are."""
+"""Pose maps of ordinary images, for ControlNets: points by ViTPose (Xu et al. 2022), drawn as OpenPose's maps are."""
 
 import colorsys
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ _LIMBS = tuple(
     ).split()
 )
 _COLORS = [tuple(round(255 * part) for part in colorsys.hsv_to_rgb(i / len(_POINTS), 1, 1)) for i in range(18)]
-_WIDTH = 4  # pixels from a limb's middle to its side, and of a point's radius, in a picture of 512
+_WIDTH = 4  # pixels from a limb's middle to its side, and of a point's radius, in an image of 512
 _DARKER = 0.6  # limbs against points
 _SURE = 0.3  # a point's least score
 _A_PERSON = 0.5  # a detection's least score
@@ -44,11 +44,11 @@ Pose = Mapping[str, tuple[float, float]]
 
 
 class PoseReader:
-    """Finds the poses of the people in a picture.
+    """Finds the poses of the people in an image.
 
     Args:
         estimator: folder of a VitPoseForPoseEstimation with its image processor.
-        detector: folder of an object detector that knows "person"; without one the whole picture is one person.
+        detector: folder of an object detector that knows "person"; without one the whole image is one person.
 
     Raises:
         InputError: a folder that cannot be loaded as such.
@@ -90,7 +90,7 @@ class PoseReader:
 
 
 def draw_poses(poses: Sequence[Pose], width: int, height: int) -> npt.NDArray[np.uint8]:
-    """OpenPose's picture of people on black, uint8 (H, W, 3): limbs as ellipses, points as dots over them."""
+    """OpenPose's image of people on black, uint8 (H, W, 3): limbs as ellipses, points as dots over them."""
     canvas = np.zeros((height, width, 3), np.uint8)
     thick = max(1, round(_WIDTH * min(width, height) / 512))
     for pose in poses:

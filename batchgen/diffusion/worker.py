@@ -52,7 +52,7 @@ PROBES = 8  # more rows, spread over the rest of the shard, that must fail so to
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Made:
-    """A finished row: its cells of the metadata and the size of its encoded picture in bytes."""
+    """A finished row: its cells of the metadata and the size of its encoded image in bytes."""
 
     cells: Mapping[str, Any]
     size: int
@@ -242,7 +242,7 @@ class GenerationWorker:
         started, loading = time.perf_counter(), self._host.loading_seconds
         refiner = batch.rows[0].parameters.refining.refiner
         with device_errors(batch.size):
-            pictures = self._canary.generate(
+            images = self._canary.generate(
                 model,
                 batch,
                 inputs,
@@ -255,22 +255,22 @@ class GenerationWorker:
         environment = self._host.environment
         about = _made_by(environment, model, batch.size) | {"seconds": seconds / len(batch.rows)}
         for number, row in enumerate(batch.rows):
-            pixels = pictures.pixels[number]
-            if not pictures.finite[number]:
-                work.fail(row, ErrorClass.NAN, "the picture holds NaN or infinity; float32 or another VAE may help")
+            pixels = images.pixels[number]
+            if not images.finite[number]:
+                work.fail(row, ErrorClass.NAN, "the image holds NaN or infinity; float32 or another VAE may help")
             elif pixels.min() == pixels.max():
                 work.fail(row, ErrorClass.BLANK, f"every pixel has the value {pixels.flat[0]}")
-            elif pictures.flagged[number] and self._settings.safety is Safety.DROP:
+            elif images.flagged[number] and self._settings.safety is Safety.DROP:
                 work.fail(row, ErrorClass.SAFETY, "the model's safety checker objects; another seed or prompt may pass")
             else:
-                steps = {step: after[number] for step, after in pictures.steps.items()}
+                steps = {step: after[number] for step, after in images.steps.items()}
                 mark = row.parameters.watermark
-                if pictures.flagged[number] and self._settings.safety is Safety.BLANK:
+                if images.flagged[number] and self._settings.safety is Safety.BLANK:
                     pixels, steps = np.zeros_like(pixels), {step: np.zeros_like(after) for step, after in steps.items()}
                     mark = None
                 cells = about | {
-                    "prompt_tokens": pictures.prompt_tokens[number],
-                    "flagged": pictures.flagged[number],
+                    "prompt_tokens": images.prompt_tokens[number],
+                    "flagged": images.flagged[number],
                 }
                 work.pending[row.id] = self._encoders.submit(self._finish, row, pixels, steps, mark, cells, attempt)
 
@@ -300,10 +300,10 @@ class GenerationWorker:
             pixels = embed(pixels, mark)
             steps = {step: _marked_if_it_fits(after, mark) for step, after in steps.items()}
         data = encode(pixels, self._settings.output.image_format)
-        picture = attempt.add_picture(row, data)
+        image = attempt.add_image(row, data)
         saved = {step: encode(after, self._settings.output.image_format) for step, after in steps.items()}
         step_images = [
-            {"step": step, **attempt.add_step_picture(row, part, step), "sha256": sha256(part).hexdigest()}
+            {"step": step, **attempt.add_step_image(row, part, step), "sha256": sha256(part).hexdigest()}
             for step, part in saved.items()
         ]
         made = {
@@ -316,7 +316,7 @@ class GenerationWorker:
             "width": pixels.shape[1],
         }
         return _Made(
-            cells={**row.carried, **applied_cells(row), **cells, **made, **picture},
+            cells={**row.carried, **applied_cells(row), **cells, **made, **image},
             size=len(data) + sum(map(len, saved.values())),
         )
 
@@ -333,7 +333,7 @@ def _made_by(environment: Environment, model: Model, batch_size: int) -> dict[st
 
 
 def _marked_if_it_fits(pixels: npt.NDArray[np.uint8], text: str) -> npt.NDArray[np.uint8]:
-    """A step's picture with the row's watermark; smaller than the row's it may have no room for it."""
+    """A step's image with the row's watermark; smaller than the row's it may have no room for it."""
     fits = len(text.encode()) <= capacity(pixels.shape[1], pixels.shape[0])
     return embed(pixels, text) if fits else pixels
 

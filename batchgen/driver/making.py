@@ -272,7 +272,7 @@ class _Run:
         fold_receipts(self.dataset)
 
     def supersede(self) -> None:
-        """Take rows out of older shards whose id now stands for another picture that is done; fold receipts."""
+        """Take rows out of older shards whose id now stands for another image that is done; fold receipts."""
         superseded = list(self.index.superseded())
         dropped = {
             shard: {(row.id, row.fingerprint) for row in rows}

@@ -1,5 +1,5 @@
-"""What pictures of other programs say of how they were made: a module a program, read into rows of a manifest."""
+"""What images of other programs say of how they were made: a module a program, read into rows of a manifest."""
 
-from batchgen.embedded.pictures import Imported, import_pictures
+from batchgen.embedded.images import Imported, import_images
 
-__all__ = ["Imported", "import_pictures"]
+__all__ = ["Imported", "import_images"]

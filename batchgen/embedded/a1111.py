@@ -72,7 +72,7 @@ def _read_infotext(text: str) -> Said | None:
             said.take("hires_strength", strength, "Denoising strength")
         else:
             said.take("strength", strength, "Denoising strength")
-            said.lacks("the picture that it was made from")
+            said.lacks("the image that it was made from")
     said.unread += [f"{name}: {value}" for name, value in parameters.items() if name not in _READ | _UNSEEN]
     return said
 

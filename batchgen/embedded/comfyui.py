@@ -74,7 +74,7 @@ def _read_sampler(first: str, nodes: Mapping[str, _Node], samplers: Mapping[str,
         )
         if isinstance(image := own.get("image"), str):
             said.take("strength", inputs.get("denoise"), "denoise")
-            said.lacks(f"the picture that it was made from, {image}")
+            said.lacks(f"the image that it was made from, {image}")
     others = [name for name in nodes if name not in read]
     kinds = [str(nodes[name].get("class_type")) for name in others]
     said.unread += [f"node {kind}" for kind in dict.fromkeys(kinds) if kind not in _UNTOLD]

@@ -48,7 +48,7 @@ def read_metadata(text: str) -> Said | None:
         said.cells["loras"] = loras
     if found.get("init_image") or found.get("strength"):
         said.take("strength", found.get("strength"), "strength")
-        said.lacks("the picture that it was made from")
+        said.lacks("the image that it was made from")
     for name, value in found.items():
         if name not in _READ | _UNSEEN and value not in (None, [], {}, "", 0, False):
             said.unread.append(f"{name}: {_named(value) or json.dumps(value, ensure_ascii=False)}")

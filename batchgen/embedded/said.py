@@ -1,4 +1,4 @@
-"""What a picture says of how it was made: cells of a manifest, and what has no column. Knows no format."""
+"""What an image says of how it was made: cells of a manifest, and what has no column. Knows no format."""
 
 import re
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ class Said:
     """The cells of a row, filled in one after the other; what does not fit is kept apart."""
 
     cells: dict[str, Any] = field(default_factory=dict)  # by column; `source_...` are carried
-    unread: list[str] = field(default_factory=list)  # as it stands in the picture
+    unread: list[str] = field(default_factory=list)  # as it stands in the image
 
     def take(self, column: str, value: Any, spelled: str) -> None:
         """A value for a column; one that the column does not take is unread.
@@ -26,7 +26,7 @@ class Said:
         Args:
             column: of the contract.
             value: text or number; None says nothing.
-            spelled: its name in the picture.
+            spelled: its name in the image.
         """
         if value is None or value == "":
             return
@@ -60,5 +60,5 @@ class Said:
             self.take("height", match[2], "height")
 
     def lacks(self, what: str) -> None:
-        """Something that is needed to make the picture and that it does not hold."""
+        """Something that is needed to make the image and that it does not hold."""
         self.unread.append(what)

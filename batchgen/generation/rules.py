@@ -170,7 +170,7 @@ def _size(values: Mapping[str, Any], model: Model, inputs: Mapping[str, ImageRef
 def _side_step(model: Model) -> int:
     """What a side must be a multiple of: two kinds of nets halve what they see at each level but the last, evenly.
 
-    The latent upscaler sees latents of twice the picture's size: 4 pixels a latent.
+    The latent upscaler sees latents of twice the image's size: 4 pixels a latent.
     """
     halved = 1 << max(0, len(model.unet_widths) - 1)
     steps = {Family.LATENT_UPSCALER: 4 * halved, Family.PIXELS: halved}
@@ -351,7 +351,7 @@ def _apply_class(values: Values, parsed: Parsed, model: Model, problems: RowProb
         known["the classifier"] = facts.classes
         if {values["width"], values["height"]} != {facts.image_size}:
             size = f"{values['width']}x{values['height']}"
-            problems.add("classifier", f"reads pictures of {facts.image_size} pixels a side, and the row's is {size}")
+            problems.add("classifier", f"reads images of {facts.image_size} pixels a side, and the row's is {size}")
     else:
         _drop(values, ("classifier", "classifier_scale"), parsed, "means nothing without a classifier", problems)
     if label is None and known:
@@ -395,9 +395,9 @@ def _watermark_problems(values: Mapping[str, Any], model: Model) -> Problems:
     width, height = (round(values[name] * scale) for name in ("width", "height"))
     most, length = capacity(width, height), len(text.encode())
     if most == 0:
-        yield "watermark", f"has no room in a picture of {width}x{height}; leave it null"
+        yield "watermark", f"has no room in an image of {width}x{height}; leave it null"
     elif not 0 < length <= most:
-        yield "watermark", f"takes {length} bytes; a picture of {width}x{height} carries 1 to {most}"
+        yield "watermark", f"takes {length} bytes; an image of {width}x{height} carries 1 to {most}"
 
 
 def _image_problems(task: Task, model: Model, inputs: Mapping[str, ImageRef]) -> Problems:

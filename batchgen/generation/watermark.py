@@ -1,4 +1,4 @@
-"""An invisible watermark: a short text in a picture's pixels, by wavelets and singular values (dwtDctSvd).
+"""An invisible watermark: a short text in an image's pixels, by wavelets and singular values (dwtDctSvd).
 
 The method takes the cosine transform of a block before its singular values, which are the same with and without.
 Readers of the method find it, such as invisible-watermark's `WatermarkDecoder("bytes", 8 * LENGTH)` with "dwtDctSvd".
@@ -13,24 +13,24 @@ __all__ = ["capacity", "embed", "extract"]
 _STEP = 36  # of the largest singular value: its place within a step is the bit
 _BLOCK = 4  # wavelet coefficients a side of what carries one bit; 8 pixels
 _WAYS = (0.0, -0.5, -0.5, -0.5, 0.5, 0.5, 0.5)  # where white or black leaves no room in one direction, the other one
-_REPEATS = 8  # at least so many blocks for each bit: JPEG spoils some (with 4, smooth pictures lost their text)
+_REPEATS = 8  # at least so many blocks for each bit: JPEG spoils some (with 4, smooth images lost their text)
 # Analogue YUV in whole numbers, to the last bit as OpenCV rounds it for readers: 2^14 stands for 1.
 _BITS, _HALF = 14, 1 << 13
 _RED_TO_Y, _GREEN_TO_Y, _BLUE_TO_Y, _BLUE_TO_U = 4899, 9617, 1868, 8061
 _BLUE_FROM_U, _GREEN_FROM_U = 2.032, -0.395
 
 Pixels = npt.NDArray[np.uint8]
-"""A picture, uint8 (H, W, 3), RGB."""
+"""An image, uint8 (H, W, 3), RGB."""
 
 
 def capacity(width: int, height: int) -> int:
-    """The longest text, in bytes of UTF-8, that a picture of so many pixels carries."""
+    """The longest text, in bytes of UTF-8, that an image of so many pixels carries."""
     side = 2 * _BLOCK
     return (width // side) * (height // side) // (8 * _REPEATS)
 
 
 def embed(pixels: Pixels, text: str) -> Pixels:
-    """The picture with the text in it, over and over; a colour changes by a few levels of 255.
+    """The image with the text in it, over and over; a colour changes by a few levels of 255.
 
     Raises:
         ValueError: the text is empty or longer than `capacity`.
@@ -38,7 +38,7 @@ def embed(pixels: Pixels, text: str) -> Pixels:
     message = text.encode()
     height, width = pixels.shape[:2]
     if not 0 < len(message) <= capacity(width, height):
-        raise ValueError(f"a picture of {width}x{height} carries 1 to {capacity(width, height)} bytes")
+        raise ValueError(f"an image of {width}x{height} carries 1 to {capacity(width, height)} bytes")
     bits = np.unpackbits(np.frombuffer(message, np.uint8))
     for way in _WAYS:
         pixels = _push(pixels, bits, way)
@@ -46,7 +46,7 @@ def embed(pixels: Pixels, text: str) -> Pixels:
 
 
 def extract(pixels: Pixels, length: int) -> bytes:
-    """The `length` bytes that a picture carries; without a watermark, meaningless ones."""
+    """The `length` bytes that an image carries; without a watermark, meaningless ones."""
     votes = _votes(_blocks(_coefficients(pixels)))
     bits = [votes[place :: 8 * length].mean() > 0.5 for place in range(8 * length)]
     return np.packbits(bits).tobytes()

@@ -143,7 +143,7 @@ class CellSorter:
             self._problems.add(record.file, None, name, "is the name of a result column; rename it")
             return _Meaning(refused=True)
         if describes_another(name, record.columns):
-            self._doubt(record, name, "is carried along; it describes the picture that the table has a URL of")
+            self._doubt(record, name, "is carried along; it describes the image that the table has a URL of")
             return _Meaning()
         if (column := find_column(name)) is not None:
             return self._classify_other_name(record, name, column)

@@ -108,7 +108,7 @@ def find_column(name: str, *, own: bool = False) -> str | None:
 
 
 def describes_another(name: str, columns: Collection[str]) -> bool:
-    """Whether a column says the size of a picture elsewhere, as LAION's `WIDTH` and `HEIGHT` beside `URL` do."""
+    """Whether a column says the size of an image elsewhere, as LAION's `WIDTH` and `HEIGHT` beside `URL` do."""
     return name not in COLUMNS and fold(name) in ("width", "height") and any(fold(one) == "url" for one in columns)
 
 

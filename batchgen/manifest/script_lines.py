@@ -18,7 +18,7 @@ _COLUMNS = {
     "height": "height",
     "sd_model": "model",
 }
-_COUNTED = ("batch_size", "n_iter")  # pictures of a call, and calls
+_COUNTED = ("batch_size", "n_iter")  # images of a call, and calls
 _TEXTS = ("prompt", "negative_prompt")
 _UNSEEN = ("outpath_samples", "outpath_grids", "prompt_for_display", "do_not_save_samples", "do_not_save_grid")
 

@@ -366,7 +366,7 @@ def hash_path(path: Path) -> str:
 
 
 def hash_folder(path: Path) -> str:
-    """sha256 over names and contents of all files a pipeline can load; cards and pictures beside them do not count."""
+    """sha256 over names and contents of all files a pipeline can load; cards and images beside them do not count."""
     digest = hashlib.sha256()
     for file in _loaded_files(path):
         digest.update(f"{file.relative_to(path).as_posix()}\0{hash_file(file)}\n".encode())

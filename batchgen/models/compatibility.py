@@ -44,7 +44,7 @@ CLASSIFIER_MULTIPLIERS: Mapping[int, tuple[float, ...]] = {
     256: (1, 1, 2, 2, 4, 4),
     512: (0.5, 1, 1, 2, 2, 4, 4),
 }
-"""Widths of the levels of ADM's classifiers over that of the first one, by the size of their pictures."""
+"""Widths of the levels of ADM's classifiers over that of the first one, by the size of their images."""
 
 CLASSIFIER_WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 _IP_CROSS_ATTENTION = re.compile(r"to_k_ip\.weight$")
@@ -232,7 +232,7 @@ def parse_classifier(config: Mapping[str, Any]) -> ClassifierConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassifierFacts:
-    """What a classifier's files say: the side of its pictures in pixels, and how many classes it tells apart."""
+    """What a classifier's files say: the side of its images in pixels, and how many classes it tells apart."""
 
     image_size: int
     classes: int
@@ -245,7 +245,7 @@ def read_classifier(path: str) -> ClassifierFacts:
 
 
 def check_classifier(shapes: Shapes, config: Mapping[str, Any], model: Model) -> str | None:
-    """Whether it is ADM's, built as its config says, for pictures of as many channels; None, or why not."""
+    """Whether it is ADM's, built as its config says, for images of as many channels; None, or why not."""
     if _CLASSES not in shapes:
         return f"it has no tensor {_CLASSES}: expected weights of ADM's classifier with attention pooling"
     if not config:

@@ -1,1 +1,1 @@
-"""What people are shown: progress, status, sheets of pictures."""
+"""What people are shown: progress, status, sheets of images."""

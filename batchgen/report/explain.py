@@ -1,4 +1,4 @@
-"""What becomes of a prompt: its tokens, the noise levels of its sampler, a picture after every step.
+"""What becomes of a prompt: its tokens, the noise levels of its sampler, an image after every step.
 
 The prompt is checked as a manifest's row is, by the same functions; no output, index or Ray is involved.
 """
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Explanation", "explain", "explanation_tables", "write_explanation"]
 
-SEED = 0  # where none is given: explaining the same prompt twice gives the same pictures
+SEED = 0  # where none is given: explaining the same prompt twice gives the same images
 _FLAGS = {"num_inference_steps": "--steps", "loras": "PROMPT", "hypernetwork": "PROMPT"} | {
     name: "--" + name.replace("_", "-")
     for name in ("clip_skip", "guidance_scale", "prompt_syntax", "scheduler", "seed")
@@ -159,7 +159,7 @@ def _make_row(cells: Mapping[str, Any], model: Model) -> Row:
 
 
 def _watch(explanation: Explanation) -> Any:
-    """The pictures after every step, made alone: a micro-batch of one."""
+    """The images after every step, made alone: a micro-batch of one."""
     from batchgen.diffusion.host import PipelineHost
 
     device: Literal["cpu", "cuda"] = "cuda" if gpus() else "cpu"
@@ -181,7 +181,7 @@ def _cut(chunks: tuple[int, ...]) -> str:
     held = " + ".join(map(str, chunks))
     return (
         f"{tokens} in {len(chunks)} chunks ({held}), cut at the lines: a text encoder reads up to 75 at once. "
-        "Each chunk is encoded alone, and the picture is made from all of them; no token is dropped."
+        "Each chunk is encoded alone, and the image is made from all of them; no token is dropped."
     )
 
 

@@ -1,4 +1,4 @@
-"""The sheet of a sample: its pictures with what they show, as one PNG in the output."""
+"""The sheet of a sample: its images with what they show, as one PNG in the output."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -14,13 +14,13 @@ from batchgen.report.sheets import draw_sheet
 __all__ = ["SHEET", "write_sheet"]
 
 SHEET = "sample.png"
-_SIDE = 256  # pixels of a picture on the sheet
+_SIDE = 256  # pixels of an image on the sheet
 _LONGEST = 34  # characters of a line of its label
 _LINES = 6
 
 
 def write_sheet(uri: str, ids: Collection[str], storage_options: Mapping[str, Any]) -> str | None:
-    """Write a sheet of rows' pictures into their output; its URI, or None where none of them is done.
+    """Write a sheet of rows' images into their output; its URI, or None where none of them is done.
 
     Args:
         uri: the output.
@@ -28,14 +28,14 @@ def write_sheet(uri: str, ids: Collection[str], storage_options: Mapping[str, An
         storage_options: passed to the fsspec file system over what the environment says.
 
     Raises:
-        StoreError: a picture cannot be read, or the sheet not be written.
+        StoreError: an image cannot be read, or the sheet not be written.
     """
     dataset, wanted = open_dataset(uri, storage_options), set(ids)
     rows = [row for row in dataset.rows() if row.cells["id"] in wanted]
     if not rows:
         return None
-    pictures = [np.asarray(ImageOps.pad(decode(row.picture()).convert("RGB"), (_SIDE, _SIDE))) for row in rows]
-    dataset.store.write(SHEET, encode(draw_sheet(pictures, list(map(_label, rows))), ImageFormat.PNG))
+    images = [np.asarray(ImageOps.pad(decode(row.image()).convert("RGB"), (_SIDE, _SIDE))) for row in rows]
+    dataset.store.write(SHEET, encode(draw_sheet(images, list(map(_label, rows))), ImageFormat.PNG))
     return f"{dataset.uri}/{SHEET}"
 
 

@@ -1,4 +1,4 @@
-"""Drawings for people: a chart of falling numbers, a sheet of labelled pictures. Knows nothing of what they mean."""
+"""Drawings for people: a chart of falling numbers, a sheet of labelled images. Knows nothing of what they mean."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 __all__ = ["draw_log_chart", "draw_sheet"]
 
 Pixels = npt.NDArray[np.uint8]
-"""A picture, (H, W, 3)."""
+"""An image, (H, W, 3)."""
 
 _WIDTH, _HEIGHT = 960, 600  # pixels of a chart
 _LEFT, _TOP, _RIGHT, _BOTTOM = 76, 112, 36, 64  # pixels of a chart's margins
@@ -20,7 +20,7 @@ _DOTS = 60  # points of a line; more would touch each other
 _TICKS = 12  # on an axis
 
 _SHEET = 1600  # pixels, the width of a sheet: what a screen shows without scrolling
-_GAP = 8  # pixels between pictures
+_GAP = 8  # pixels between images
 
 
 def draw_log_chart(title: str, subtitle: str, values: Sequence[float | None], *, x: str, y: str) -> Pixels:
@@ -36,21 +36,21 @@ def draw_log_chart(title: str, subtitle: str, values: Sequence[float | None], *,
     return np.asarray(canvas.resize((_WIDTH, _HEIGHT), Image.Resampling.BOX))
 
 
-def draw_sheet(pictures: Sequence[Pixels], labels: Sequence[str]) -> Pixels:
-    """Pictures of one size, pixel for pixel, in rows of equal length, each above its label."""
-    height, width = pictures[0].shape[:2]
+def draw_sheet(images: Sequence[Pixels], labels: Sequence[str]) -> Pixels:
+    """Images of one size, pixel for pixel, in rows of equal length, each above its label."""
+    height, width = images[0].shape[:2]
     font = ImageFont.load_default(size=min(20, max(10, width / 9)))
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     boxes = [measure.multiline_textbbox((0, 0), label, font=font) for label in labels]
     cell_width = max(width, *(math.ceil(box[2]) for box in boxes)) + _GAP
     cell_height = height + max(math.ceil(box[3]) for box in boxes) + 2 * _GAP
-    rows = math.ceil(len(pictures) / max(1, (_SHEET - _GAP) // cell_width))
-    columns = math.ceil(len(pictures) / rows)
+    rows = math.ceil(len(images) / max(1, (_SHEET - _GAP) // cell_width))
+    columns = math.ceil(len(images) / rows)
     sheet = Image.new("RGB", (columns * cell_width + _GAP, rows * cell_height + _GAP), "white")
     pen = ImageDraw.Draw(sheet)
-    for place, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+    for place, (image, label) in enumerate(zip(images, labels, strict=True)):
         left, top = _GAP + place % columns * cell_width, _GAP + place // columns * cell_height
-        sheet.paste(Image.fromarray(picture), (left, top))
+        sheet.paste(Image.fromarray(image), (left, top))
         pen.multiline_text((left, top + height + _GAP // 2), label, fill=_INK, font=font)
     return np.asarray(sheet)
 

@@ -1,1 +1,1 @@
-"""Scores of pictures that are made: metrics as data, one file a family, side tables beside the dataset."""
+"""Scores of images that are made: metrics as data, one file a family, side tables beside the dataset."""

@@ -35,9 +35,9 @@ class AestheticScorer:
                 f"aesthetic: {head} has no {error.args[0]!r}; it wants the weights of the improved-aesthetic-predictor"
             ) from None
 
-    def score(self, pictures: Sequence[Image], rows: Sequence[Mapping[str, Any]], /) -> list[dict[str, Any]]:
-        with torch.inference_mode(), device_errors(len(pictures)):
-            states = self._clip.see(pictures)
+    def score(self, images: Sequence[Image], rows: Sequence[Mapping[str, Any]], /) -> list[dict[str, Any]]:
+        with torch.inference_mode(), device_errors(len(images)):
+            states = self._clip.see(images)
             for weight, bias in self._layers:
                 states = torch.nn.functional.linear(states, weight, bias)
         return [{"aesthetic": value} for value in states[:, 0].double().tolist()]

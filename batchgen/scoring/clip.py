@@ -1,4 +1,4 @@
-"""CLIP score and PickScore: cosines of a picture's and its prompt's embeddings, by transformers' CLIPModel."""
+"""CLIP score and PickScore: cosines of an image's and its prompt's embeddings, by transformers' CLIPModel."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from batchgen.scoring.models import ScoringModel, processor_folder
 from batchgen.scoring.prompts import plain_prompt
 from batchgen.scoring.scorers import Loading
 
-__all__ = ["Clip", "ClipScorer", "load_picture_processor"]
+__all__ = ["Clip", "ClipScorer", "load_image_processor"]
 
 _CLIP_TOKENS = 77  # what every published CLIP was trained with; longer prompts are cut, as its paper cuts them
 
@@ -28,16 +28,16 @@ class Clip:
         self._towers = CLIPModel.from_pretrained(model.place, dtype=dtype, **loading.weights(part))
         self._towers.to(loading.device).eval()
         self._tokenizer = AutoTokenizer.from_pretrained(model.place, **loading.revision(part))
-        self._prepare = load_picture_processor(model)
+        self._prepare = load_image_processor(model)
 
     @property
     def logit_scale(self) -> float:
         """What its cosines are multiplied by; 100 in OpenAI's."""
         return float(self._towers.logit_scale.detach().double().exp())
 
-    def see(self, pictures: Sequence[Image]) -> torch.Tensor:
-        """Embeddings of pictures (RGB)."""
-        pixels = self._prepare(images=list(pictures), return_tensors="pt")["pixel_values"]
+    def see(self, images: Sequence[Image]) -> torch.Tensor:
+        """Embeddings of images (RGB)."""
+        pixels = self._prepare(images=list(images), return_tensors="pt")["pixel_values"]
         found = self._towers.get_image_features(pixel_values=pixels.to(self._towers.device, self._towers.dtype))
         return _unit(found.pooler_output)
 
@@ -57,20 +57,20 @@ class ClipScorer:
         self._name = metric.name
         self._clip = Clip(metric.name, loading)
 
-    def score(self, pictures: Sequence[Image], rows: Sequence[Mapping[str, Any]], /) -> list[dict[str, Any]]:
+    def score(self, images: Sequence[Image], rows: Sequence[Mapping[str, Any]], /) -> list[dict[str, Any]]:
         prompts = {number: text for number, row in enumerate(rows) if (text := plain_prompt(row)) is not None}
         if not prompts:
             return [{} for _ in rows]
         with torch.inference_mode(), device_errors(len(prompts)):
-            seen = self._clip.see([pictures[number] for number in prompts])
+            seen = self._clip.see([images[number] for number in prompts])
             cosines = (seen * self._clip.read(list(prompts.values()))).sum(dim=-1).double()
         scored = self._clip.logit_scale * cosines if self._name == "pickscore" else 100 * cosines.clamp(min=0)
         by_row = dict(zip(prompts, scored.tolist(), strict=True))
         return [{self._name: by_row.get(number)} for number in range(len(rows))]
 
 
-def load_picture_processor(model: ScoringModel) -> Any:
-    """What makes pixel values of pictures, as the model's folder says, by Pillow.
+def load_image_processor(model: ScoringModel) -> Any:
+    """What makes pixel values of images, as the model's folder says, by Pillow.
 
     torchvision, where it is installed, would be taken instead, and resizes to other values.
     """

@@ -1,4 +1,4 @@
-"""Near duplicates: pictures whose perceptual hashes differ in few of their 64 bits, over a whole output."""
+"""Near duplicates: images whose perceptual hashes differ in few of their 64 bits, over a whole output."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 __all__ = ["NEAR", "first_alike"]
 
-NEAR = 4  # bits: a picture saved again as JPEG, or at half its size, is nearer; other seeds of one prompt are further
+NEAR = 4  # bits: an image saved again as JPEG, or at half its size, is nearer; other seeds of one prompt are further
 _BLOCK = 256  # hashes compared with all representatives at once: 200 MB at 100,000 of them
 
 

@@ -45,4 +45,4 @@ def _make(metric: Metric, loading: Loading) -> Scorer:
             from batchgen.scoring.vqa import VqaScorer
 
             return VqaScorer(loading)
-    raise AssertionError(f"{metric.name} is of all pictures at once")
+    raise AssertionError(f"{metric.name} is of all images at once")

@@ -22,7 +22,7 @@ class Family(StrEnum):
     AESTHETIC = "aesthetic"
     SAFETY = "safety"
     VQA = "vqa"
-    DUPLICATES = "duplicates"  # of all pictures at once, after the others
+    DUPLICATES = "duplicates"  # of all images at once, after the others
 
 
 class ModelKind(StrEnum):
@@ -45,10 +45,10 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Metric:
-    """One metric: a number, or a text, for each picture.
+    """One metric: a number, or a text, for each image.
 
     `models` are by the name under which the command line takes them: the metric's own for `--model NAME=...`, and
-    `NAME.part` for what is beside it. `version` is raised when the same picture would get another score.
+    `NAME.part` for what is beside it. `version` is raised when the same image would get another score.
     """
 
     name: str
@@ -97,7 +97,7 @@ METRICS: Mapping[str, Metric] = {
         _one(
             "clip_score",
             Family.CLIP,
-            "likeness of picture and prompt: 100 * max(cosine, 0), the prompt cut at 77 tokens",
+            "likeness of image and prompt: 100 * max(cosine, 0), the prompt cut at 77 tokens",
             "Hessel et al. 2021; torchmetrics' and diffusers' convention",
             better="higher",
             models={"clip_score": Part(kind=ModelKind.CLIP, default="builtin-clip")},
@@ -130,7 +130,7 @@ METRICS: Mapping[str, Metric] = {
         _one(
             "vqa_score",
             Family.VQA,
-            "probability that a model answers Yes when asked whether the picture shows the prompt",
+            "probability that a model answers Yes when asked whether the image shows the prompt",
             "Lin et al. 2024 (VQAScore)",
             better="higher",
             models={"vqa_score": Part(kind=ModelKind.VQA)},

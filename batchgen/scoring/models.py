@@ -66,7 +66,7 @@ def find_models(
 
 
 def processor_folder(folder: Path) -> Path | None:
-    """The folder that says how pictures are prepared for a model: its own, or the one beside it; None without."""
+    """The folder that says how images are prepared for a model: its own, or the one beside it; None without."""
     for place in (folder, folder.parent / _SIBLING):
         if (place / "preprocessor_config.json").is_file() or (place / "processor_config.json").is_file():
             return place
@@ -125,7 +125,7 @@ def _require_kind(folder: Path, kind: ModelKind) -> None:
     if kind is ModelKind.CHECKER and architectures[0] != "StableDiffusionSafetyChecker":
         raise InputError(f"is a {architectures[0] or 'model without a class'}; it wants {kind}")
     if processor_folder(folder) is None:
-        raise InputError("has no preprocessor_config.json, which says how pictures are prepared; is the folder whole?")
+        raise InputError("has no preprocessor_config.json, which says how images are prepared; is the folder whole?")
     if kind is not ModelKind.CHECKER and not any(
         (folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer_config.json")
     ):

@@ -17,14 +17,14 @@ _HASH_FROM = 32  # pixels a side that the cosine transform sees
 
 
 class PixelScorer:
-    """One of the metrics, picture by picture."""
+    """One of the metrics, image by image."""
 
     def __init__(self, metric: Metric) -> None:
         self._name = metric.name
         self._measure = _MEASURES[metric.name]
 
-    def score(self, pictures: Sequence[Image], rows: Sequence[Mapping[str, Any]], /) -> list[dict[str, Any]]:
-        return [{self._name: self._measure(picture.convert("L"))} for picture in pictures]
+    def score(self, images: Sequence[Image], rows: Sequence[Mapping[str, Any]], /) -> list[dict[str, Any]]:
+        return [{self._name: self._measure(image.convert("L"))} for image in images]
 
 
 def _sharpness(luma: Image) -> float:

@@ -1,4 +1,4 @@
-"""What a picture was meant to show: a row's prompt as plain words, for models that compare it with the picture."""
+"""What an image was meant to show: a row's prompt as plain words, for models that compare it with the image."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -8,7 +8,7 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from PIL.Image import Image
 
 from batchgen.diffusion.device import device_errors
-from batchgen.scoring.clip import load_picture_processor
+from batchgen.scoring.clip import load_image_processor
 from batchgen.scoring.scorers import Loading
 
 __all__ = ["SafetyScorer"]
@@ -30,20 +30,20 @@ class SafetyScorer:
         dtype, weights = getattr(torch, loading.dtype), loading.weights("safety")
         self._checker = StableDiffusionSafetyChecker.from_pretrained(model.place, torch_dtype=dtype, **weights)
         self._checker.to(loading.device).eval()
-        self._prepare = load_picture_processor(model)
+        self._prepare = load_image_processor(model)
 
-    def score(self, pictures: Sequence[Image], rows: Sequence[Mapping[str, Any]], /) -> list[dict[str, Any]]:
+    def score(self, images: Sequence[Image], rows: Sequence[Mapping[str, Any]], /) -> list[dict[str, Any]]:
         if self._checker is None:
             flags = [row.get("flagged") for row in rows]
             return [{"unsafe": None if flag is None else float(flag)} for flag in flags]
-        with torch.inference_mode(), device_errors(len(pictures)):
-            margins = self._margins(pictures).tolist()
+        with torch.inference_mode(), device_errors(len(images)):
+            margins = self._margins(images).tolist()
         return [{"unsafe": float(margin > 0), "unsafe_margin": margin} for margin in margins]
 
-    def _margins(self, pictures: Sequence[Image]) -> torch.Tensor:
+    def _margins(self, images: Sequence[Image]) -> torch.Tensor:
         """Float64 (n)."""
         checker = self._checker
-        pixels = self._prepare(images=list(pictures), return_tensors="pt")["pixel_values"]
+        pixels = self._prepare(images=list(images), return_tensors="pt")["pixel_values"]
         seen = checker.vision_model(pixels.to(checker.device, checker.dtype))[1]
         embedding = torch.nn.functional.normalize(checker.visual_projection(seen).float())
         special, concepts = (

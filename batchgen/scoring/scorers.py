@@ -1,4 +1,4 @@
-"""What computes a metric: pictures and their rows in, cells of the metric's columns out."""
+"""What computes a metric: images and their rows in, cells of the metric's columns out."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ Cells = Mapping[str, Any]
 
 
 class Scorer(Protocol):
-    """Computes one metric; a picture's score does not depend on its mates but for last bits."""
+    """Computes one metric; an image's score does not depend on its mates but for last bits."""
 
-    def score(self, pictures: Sequence[Image], rows: Sequence[Cells], /) -> Sequence[Cells]:
-        """The metric's cells for each picture (RGB); absent or null where the row has none, as without a prompt.
+    def score(self, images: Sequence[Image], rows: Sequence[Cells], /) -> Sequence[Cells]:
+        """The metric's cells for each image (RGB); absent or null where the row has none, as without a prompt.
 
         Raises:
             DeviceLost: the process cannot go on.
-            Exception: one of the pictures, or the call as a whole, cannot be scored.
+            Exception: one of the images, or the call as a whole, cannot be scored.
         """
 
 

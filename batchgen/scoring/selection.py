@@ -37,9 +37,9 @@ class Selection:
 
 
 def select(uri: str, where: str, output: str, storage_options: Mapping[str, Any] | None = None) -> Selection:
-    """Write the selected rows as a Parquet manifest, of which `run` makes the same pictures in another output.
+    """Write the selected rows as a Parquet manifest, of which `run` makes the same images in another output.
 
-    Columns are those of the contract, the carried ones, and, carried too, the scores. Rows, pictures and scores of the
+    Columns are those of the contract, the carried ones, and, carried too, the scores. Rows, images and scores of the
     output stay as they are.
 
     Args:

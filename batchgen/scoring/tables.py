@@ -37,7 +37,7 @@ __all__ = [
 
 SCORES = "scores"
 MARKER_COLUMNS = ("id", "fingerprint", "sha256")
-"""Those of a shard's marker by which its rows are told from others: a repaired picture has another sha256."""
+"""Those of a shard's marker by which its rows are told from others: a repaired image has another sha256."""
 
 _TYPES = {"number": pa.float64(), "text": pa.string()}
 
@@ -48,7 +48,7 @@ def error_column(metric: str) -> str:
 
 
 def identity_of(metric: Metric, models: Mapping[str, ScoringModel]) -> dict[str, Any]:
-    """What decides a metric's scores beside the pictures, as its tables say it.
+    """What decides a metric's scores beside the images, as its tables say it.
 
     Args:
         metric: which.
@@ -59,9 +59,9 @@ def identity_of(metric: Metric, models: Mapping[str, ScoringModel]) -> dict[str,
 
 
 def print_of_rows(marker: pa.Table) -> str:
-    """A digest of a shard's rows and pictures, from `MARKER_COLUMNS`."""
-    names, prints, pictures = (marker[name].to_pylist() for name in MARKER_COLUMNS)
-    return shard_id((name, f"{print_}{picture}") for name, print_, picture in zip(names, prints, pictures, strict=True))
+    """A digest of a shard's rows and images, from `MARKER_COLUMNS`."""
+    names, prints, images = (marker[name].to_pylist() for name in MARKER_COLUMNS)
+    return shard_id((name, f"{print_}{image}") for name, print_, image in zip(names, prints, images, strict=True))
 
 
 def write_scores(

@@ -12,7 +12,7 @@ __all__ = ["ScoreUnit", "Scored", "ScoringSettings"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoreUnit:
-    """A shard, and the metrics that it lacks: pictures are read and decoded once for all of them."""
+    """A shard, and the metrics that it lacks: images are read and decoded once for all of them."""
 
     shard: str
     rows: int
@@ -33,8 +33,8 @@ class ScoreUnit:
 class Scored:
     """A unit that is done."""
 
-    pictures: int
-    failed: Mapping[str, int]  # pictures without a score that should have one, by metric
+    images: int
+    failed: Mapping[str, int]  # images without a score that should have one, by metric
     seconds: float
     device: str
 

@@ -1,4 +1,4 @@
-"""VQAScore: how likely a model that sees the picture answers Yes when asked whether it shows the prompt."""
+"""VQAScore: how likely a model that sees the image answers Yes when asked whether it shows the prompt."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,7 +25,7 @@ def question(prompt: str) -> str:
 class VqaScorer:
     """The probability of the first token of "Yes", over the whole vocabulary; null without a prompt.
 
-    Pictures go through the model one at a time: processors differ in how they pad several.
+    Images go through the model one at a time: processors differ in how they pad several.
     """
 
     def __init__(self, loading: Loading) -> None:
@@ -36,19 +36,19 @@ class VqaScorer:
         self._model.to(loading.device).eval()
         if self._processor.chat_template is None:
             raise ModelLoadError(
-                f"vqa_score: {model.name} has no chat template, which says where picture and question stand in a text"
+                f"vqa_score: {model.name} has no chat template, which says where image and question stand in a text"
             )
         self._yes = self._processor.tokenizer(_ANSWER, add_special_tokens=False)["input_ids"][0]
 
-    def score(self, pictures: Sequence[Image], rows: Sequence[Mapping[str, Any]], /) -> list[dict[str, Any]]:
+    def score(self, images: Sequence[Image], rows: Sequence[Mapping[str, Any]], /) -> list[dict[str, Any]]:
         with torch.inference_mode(), device_errors(1):
             return [
-                {} if (prompt := plain_prompt(row)) is None else {"vqa_score": self._agreement(picture, prompt)}
-                for picture, row in zip(pictures, rows, strict=True)
+                {} if (prompt := plain_prompt(row)) is None else {"vqa_score": self._agreement(image, prompt)}
+                for image, row in zip(images, rows, strict=True)
             ]
 
-    def _agreement(self, picture: Image, prompt: str) -> float:
-        content = [{"type": "image", "image": picture}, {"type": "text", "text": question(prompt)}]
+    def _agreement(self, image: Image, prompt: str) -> float:
+        content = [{"type": "image", "image": image}, {"type": "text", "text": question(prompt)}]
         inputs = self._processor.apply_chat_template(
             [{"role": "user", "content": content}],
             add_generation_prompt=True,

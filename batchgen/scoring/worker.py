@@ -1,6 +1,6 @@
-"""The scoring worker: reads a shard's pictures, asks each metric in batches, writes a side table a metric.
+"""The scoring worker: reads a shard's images, asks each metric in batches, writes a side table a metric.
 
-A picture that cannot be read or scored is a row with a null and the reason; where not one picture of a shard can be
+An image that cannot be read or scored is a row with a null and the reason; where not one image of a shard can be
 scored the reason is the metric's, and the unit fails.
 """
 
@@ -39,7 +39,7 @@ class _Column:
 
     metric: Metric
     cells: list[Mapping[str, Any]] = field(default_factory=list)
-    errors: list[Exception] = field(default_factory=list)  # of the metric, not of pictures
+    errors: list[Exception] = field(default_factory=list)  # of the metric, not of images
 
     @property
     def failed(self) -> int:
@@ -65,20 +65,20 @@ class ScoringWorker:
         Raises:
             DeviceLost: the process cannot go on.
             StoreError, ModelLoadError: the store or a model cannot be used.
-            Exception: of a metric that cannot score a single picture of the shard.
+            Exception: of a metric that cannot score a single image of the shard.
         """
         started = time.monotonic()
-        marker = self._dataset.marker(unit.shard, pictures=True)
+        marker = self._dataset.marker(unit.shard, images=True)
         if marker is None:  # its rows were made anew meanwhile, in another shard
-            return Scored(pictures=0, failed={}, seconds=0.0, device=self._settings.device)
+            return Scored(images=0, failed={}, seconds=0.0, device=self._settings.device)
         columns = [_Column(metric=METRICS[name]) for name in unit.metrics]
         rows = self._dataset.rows_of(marker)
         with ThreadPoolExecutor(READERS) as pool:
             while batch := list(islice(rows, self._settings.batch_size)):
-                pictures = list(pool.map(_picture, batch))
+                images = list(pool.map(_image, batch))
                 with self._lock:
                     for column in columns:
-                        self._add(column, batch, pictures)
+                        self._add(column, batch, images)
         for column in columns:
             if column.errors and column.failed == len(column.cells):
                 raise column.errors[0]
@@ -94,7 +94,7 @@ class ScoringWorker:
             }
             write_scores(self._dataset.store, column.metric, unit.shard, marker.table, column.cells, said)
         return Scored(
-            pictures=marker.table.num_rows,
+            images=marker.table.num_rows,
             failed={column.metric.name: column.failed for column in columns},
             seconds=time.monotonic() - started,
             device=f"{self._settings.device} of {platform.node()}",
@@ -114,14 +114,14 @@ class ScoringWorker:
             self._scorers[metric.name] = make_scorer(metric, loading)
         return self._scorers[metric.name]
 
-    def _add(self, column: _Column, rows: Sequence[DatasetRow], pictures: Sequence[Image | ImageError]) -> None:
-        """Append a batch's cells to a column; a batch that fails is taken apart by its pictures."""
+    def _add(self, column: _Column, rows: Sequence[DatasetRow], images: Sequence[Image | ImageError]) -> None:
+        """Append a batch's cells to a column; a batch that fails is taken apart by its images."""
         score = self._scorer(column.metric).score
         found: list[Mapping[str, Any] | None] = [
-            None if isinstance(picture, Image) else _failed(column.metric, picture) for picture in pictures
+            None if isinstance(image, Image) else _failed(column.metric, image) for image in images
         ]
         good = [number for number, cells in enumerate(found) if cells is None]
-        for number, cells in zip(good, self._scored(column, score, rows, pictures, good), strict=True):
+        for number, cells in zip(good, self._scored(column, score, rows, images, good), strict=True):
             found[number] = cells
         column.cells.extend(cells for cells in found if cells is not None)
 
@@ -130,27 +130,27 @@ class ScoringWorker:
         column: _Column,
         score: Callable[..., Sequence[Mapping[str, Any]]],
         rows: Sequence[DatasetRow],
-        pictures: Sequence[Image | ImageError],
+        images: Sequence[Image | ImageError],
         numbers: Sequence[int],
     ) -> Sequence[Mapping[str, Any]]:
         if not numbers:
             return ()
         try:
-            found = score([pictures[number] for number in numbers], [rows[number].cells for number in numbers])
+            found = score([images[number] for number in numbers], [rows[number].cells for number in numbers])
             return [cells if _is_finite(cells) else _failed(column.metric, _NOT_FINITE) for cells in found]
         except DeviceLost:
             raise
-        except Exception as error:  # whatever a model raises belongs to a picture, or to the call's size
+        except Exception as error:  # whatever a model raises belongs to an image, or to the call's size
             if len(numbers) == 1:
                 column.errors.append(error)
                 return [_failed(column.metric, error)]
-        return [cells for number in numbers for cells in self._scored(column, score, rows, pictures, [number])]
+        return [cells for number in numbers for cells in self._scored(column, score, rows, images, [number])]
 
 
-def _picture(row: DatasetRow) -> Image | ImageError:
-    """A row's picture as RGB, or why there is none."""
+def _image(row: DatasetRow) -> Image | ImageError:
+    """A row's image as RGB, or why there is none."""
     try:
-        return decode(row.picture()).convert("RGB")
+        return decode(row.image()).convert("RGB")
     except ImageError as error:
         return error
     except NotFound as error:

@@ -1,6 +1,6 @@
 """The bare loop that `batchgen run` is measured against: StableDiffusionPipeline on one manifest, nothing written.
 
-One process, torch's own number of threads (all cores), pictures as PIL images. Prints one JSON object.
+One process, torch's own number of threads (all cores), images as PIL images. Prints one JSON object.
 """
 
 import argparse
@@ -30,15 +30,15 @@ def load(folder: str, device: str) -> Any:
 
 
 def generate(pipeline: Any, rows: list[dict[str, Any]]) -> int:
-    """One call; returns the number of pictures, which are on the host then."""
-    pictures = pipeline(
+    """One call; returns the number of images, which are on the host then."""
+    images = pipeline(
         prompt=[row["prompt"] for row in rows],
         generator=[torch.Generator("cpu").manual_seed(row["seed"]) for row in rows],
         num_inference_steps=rows[0]["num_inference_steps"],
         guidance_scale=rows[0]["guidance_scale"],
         output_type="pil",
     ).images
-    return len(pictures)
+    return len(images)
 
 
 def synchronize(device: str) -> None:

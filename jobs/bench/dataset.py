@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-__all__ = ["Made", "attempts", "compare", "count_pictures", "read"]
+__all__ = ["Made", "attempts", "compare", "count_images", "read"]
 
 _OF_THE_ATTEMPT = frozenset(
     {"file_name", "picture_path", "image", "seconds"}
@@ -19,15 +19,15 @@ _OF_THE_ATTEMPT = frozenset(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Made:
-    """One row of a dataset and its stored picture."""
+    """One row of a dataset and its stored image."""
 
     shard: str
     cells: Mapping[str, Any]  # of the metadata, without those that differ from run to run
-    picture: str | None  # sha256 of the stored bytes; None where they are missing
+    image: str | None  # sha256 of the stored bytes; None where they are missing
 
 
 def read(output: Path) -> list[Made]:
-    """All rows of a dataset in either layout, every picture hashed."""
+    """All rows of a dataset in either layout, every image hashed."""
     return [made for marker in _markers(output) for made in _read_shard(marker)]
 
 
@@ -41,8 +41,8 @@ def attempts(output: Path) -> dict[str, tuple[str, int]]:
     return found
 
 
-def count_pictures(output: Path) -> int:
-    """Picture files below data/, also those that no marker names; 0 for the layout `parquet`."""
+def count_images(output: Path) -> int:
+    """Image files below data/, also those that no marker names; 0 for the layout `parquet`."""
     return sum(1 for file in (output / "data").glob("*/*/*") if file.is_file())
 
 
@@ -66,12 +66,12 @@ def compare(reference: Path, other: Path) -> list[str]:
 
 def _compare_rows(wanted: Made, found: Made) -> Iterator[str]:
     place = f"row {found.cells['id']!r} in shard {found.shard}"
-    if found.picture is None:
-        yield f"{place}: its picture is missing"
-    elif found.picture != found.cells["sha256"]:
-        yield f"{place}: the picture's bytes are not those of the sha256 column"
-    if found.picture is not None and found.picture != wanted.picture:
-        yield f"{place}: the picture's bytes are not the reference's"
+    if found.image is None:
+        yield f"{place}: its image is missing"
+    elif found.image != found.cells["sha256"]:
+        yield f"{place}: the image's bytes are not those of the sha256 column"
+    if found.image is not None and found.image != wanted.image:
+        yield f"{place}: the image's bytes are not the reference's"
     for name in sorted(wanted.cells.keys() | found.cells.keys()):
         mine, theirs = found.cells.get(name), wanted.cells.get(name)
         if mine != theirs:
@@ -92,10 +92,10 @@ def _read_shard(marker: Path) -> Iterator[Made]:
         rows = pq.read_table(stream).to_pylist()
     for row in rows:
         cells = {name: cell for name, cell in row.items() if name not in _OF_THE_ATTEMPT}
-        yield Made(shard=_shard(marker), cells=cells, picture=_hash_picture(marker, row))
+        yield Made(shard=_shard(marker), cells=cells, image=_hash_image(marker, row))
 
 
-def _hash_picture(marker: Path, row: Mapping[str, Any]) -> str | None:
+def _hash_image(marker: Path, row: Mapping[str, Any]) -> str | None:
     if "image" in row:
         return hashlib.sha256(row["image"]["bytes"]).hexdigest()
     file = marker.parent / row["file_name"]

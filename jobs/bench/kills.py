@@ -10,7 +10,7 @@ same command again at once and lets it end. Victims, in equal shares and drawn o
 - worker: one Ray worker process of the run, drawn; the run goes on and must end by itself with exit code 0
 - tree:   every process of the run, as if the machine lost power
 
-Then: every row once and none lost, all columns equal, picture bytes equal to the reference's and to their sha256
+Then: every row once and none lost, all columns equal, image bytes equal to the reference's and to their sha256
 column, shards that were committed at the kill not made again, `batchgen verify --deep` clean. Exit code 1 otherwise.
 """
 
@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import corpus
-from dataset import attempts, compare, count_pictures, read
+from dataset import attempts, compare, count_images, read
 from machine import batchgen, describe, describe_line
 from processes import family, is_rays_own, kill, kill_all, start, survivors, title, workers
 
@@ -58,7 +58,7 @@ class Round:
     killed: bool  # False where the run had ended before
     after: float  # seconds from the start to the kill
     done: int  # rows in committed shards right after the kill
-    again: int | None  # pictures stored more than once, to the end; the layout `parquet` does not show it
+    again: int | None  # images stored more than once, to the end; the layout `parquet` does not show it
     went_on: int | None  # exit code of the run that lost a worker; None where the driver was killed
     resumed: int  # exit code of the same command given again
     seconds: float  # the resumed run took
@@ -139,7 +139,7 @@ class Soak:
             killed=bool(members),
             after=after,
             done=sum(rows for _, rows in committed.values()),
-            again=count_pictures(output) - self.rows if self.layout == "files" else None,
+            again=count_images(output) - self.rows if self.layout == "files" else None,
             went_on=went_on,
             resumed=resumed,
             seconds=seconds,
@@ -184,8 +184,8 @@ class Soak:
         yield from _verify(output)
 
 
-def _again(pictures: int | None) -> str:
-    return "pictures made again unknown" if pictures is None else f"{pictures} pictures made again"
+def _again(images: int | None) -> str:
+    return "images made again unknown" if images is None else f"{images} images made again"
 
 
 def _verify(output: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""The autoencoder stage: pictures to latents of 4 channels, the base's at an eighth of the size, and back."""
+"""The autoencoder stage: images to latents of 4 channels, the base's at an eighth of the size, and back."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from jobs.builtin.renderer import PICTURE_SIZE
+from jobs.builtin.renderer import IMAGE_SIZE
 from jobs.builtin.renders import RenderSet, open_renders
 from jobs.builtin.training import Draw
 
 SCALING_FACTOR = 0.18215  # Stable Diffusion's; pipelines fall back on it, so ours stays the same
 CROP = 64
-# Deviation of the crops' middles around objects, in pixels for a crop as wide as the picture; it grows with how many
+# Deviation of the crops' middles around objects, in pixels for a crop as wide as the image; it grows with how many
 # crops fit beside each other. Of crops of 64 pixels in renders of 512 (40 pixels) 58 % show an outline, at 160 27 %.
 CROP_SPREAD = 5
-CROP_SHARE = 0.7  # of the steps; whole pictures or larger crops after, for GroupNorm's statistics are the whole's
+CROP_SHARE = 0.7  # of the steps; whole images or larger crops after, for GroupNorm's statistics are the whole's
 KL_WEIGHT = 2e-4
 GRADIENT_WEIGHT = 0.5
 OBJECT_WEIGHT = 5.0  # of a pixel of an object against one of the surroundings, or small objects lose their colours
@@ -30,12 +30,12 @@ CHANNELS = (16, 32, 96, 128)
 NORM_GROUPS = 8
 
 
-def to_tensor(pictures: NDArray[np.uint8]) -> Tensor:
-    """Pictures uint8 (n, h, w, 3) as float32 (n, 3, h, w) in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+def to_tensor(images: NDArray[np.uint8]) -> Tensor:
+    """Images uint8 (n, h, w, 3) as float32 (n, 3, h, w) in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
-def to_pictures(values: Tensor) -> NDArray[np.uint8]:
+def to_images(values: Tensor) -> NDArray[np.uint8]:
     """The inverse of `to_tensor`, with values outside [-1, 1] cut off."""
     coded = (values.float().clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
     return coded.permute(0, 2, 3, 1).cpu().numpy()
@@ -53,14 +53,14 @@ def build_autoencoder(
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=norm_groups,
-        sample_size=PICTURE_SIZE,
+        sample_size=IMAGE_SIZE,
         scaling_factor=scaling_factor,
         mid_block_add_attention=False,
     )
 
 
 def draw_crop(renders: RenderSet, draw: Draw, *, side: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """A crop of `side` pixels, or a whole picture, and the objects at its pixels; half are mirrored.
+    """A crop of `side` pixels, or a whole image, and the objects at its pixels; half are mirrored.
 
     Three of four crops lie near an object, the rest anywhere.
     """
@@ -87,14 +87,14 @@ def draw_targets(renders: RenderSet, draw: Draw, *, side: int, device: torch.dev
     """
     count = count_crops(draw.batch, first=CROP, side=side)
     crops = [draw_crop(renders, draw, side=side) for _ in range(count)]
-    pictures = [recolor(rgb, draw.rng) if draw.rng.random() < RECOLORED_SHARE else rgb for rgb, _ in crops]
+    images = [recolor(rgb, draw.rng) if draw.rng.random() < RECOLORED_SHARE else rgb for rgb, _ in crops]
     objects = torch.from_numpy(np.stack([objects for _, objects in crops]))[:, None].to(device)
-    return to_tensor(np.stack(pictures)).to(device), 1 + (OBJECT_WEIGHT - 1) * (objects > 0).float()
+    return to_tensor(np.stack(images)).to(device), 1 + (OBJECT_WEIGHT - 1) * (objects > 0).float()
 
 
-def recolor(picture: NDArray[np.uint8], rng: Generator) -> NDArray[np.uint8]:
-    """A picture (h, w, 3) in other colours: each channel a mixture of the old ones between two ends of its own."""
-    mixed = (picture / np.float32(255)) @ rng.dirichlet((0.5, 0.5, 0.5), 3).astype(np.float32).T
+def recolor(image: NDArray[np.uint8], rng: Generator) -> NDArray[np.uint8]:
+    """An image (h, w, 3) in other colours: each channel a mixture of the old ones between two ends of its own."""
+    mixed = (image / np.float32(255)) @ rng.dirichlet((0.5, 0.5, 0.5), 3).astype(np.float32).T
     low, high = rng.uniform(0, 255, (2, 3)).astype(np.float32)
     recolored: NDArray[np.uint8] = (low + (high - low) * mixed).round().astype(np.uint8)
     return recolored
@@ -126,7 +126,7 @@ def disturb(latents: Tensor, draw: Draw, *, most: float = LATENT_NOISE) -> Tenso
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderTask:
-    """Trains the autoencoder on crops, then on whole pictures or larger crops, some of them recolored.
+    """Trains the autoencoder on crops, then on whole images or larger crops, some of them recolored.
 
     It begins from noise or, where `start` is given, from there; `channels`, `scaling_factor` and `norm_groups` are for
     noise.
@@ -138,7 +138,7 @@ class AutoencoderTask:
     channels: tuple[int, ...] = CHANNELS
     scaling_factor: float = SCALING_FACTOR
     norm_groups: int = NORM_GROUPS
-    last_side: int = PICTURE_SIZE  # pixels, of the crops after CROP_SHARE of the steps
+    last_side: int = IMAGE_SIZE  # pixels, of the crops after CROP_SHARE of the steps
     latent_noise: float = LATENT_NOISE
     name: str = "autoencoder"
     inputs: str = "renders"
@@ -170,13 +170,13 @@ class AutoencoderTask:
 
 
 @torch.no_grad()
-def normalise(model: AutoencoderKL, pictures: NDArray[np.uint8]) -> None:
+def normalise(model: AutoencoderKL, images: NDArray[np.uint8]) -> None:
     """Fold a per-channel normalisation into `quant_conv` and `post_quant_conv`, in place.
 
-    Afterwards latents times the scaling factor have mean 0 and deviation 1 in every channel over `pictures`, as the
+    Afterwards latents times the scaling factor have mean 0 and deviation 1 in every channel over `images`, as the
     noise schedule assumes.
     """
-    means = torch.cat([model.encode(to_tensor(part)).latent_dist.mean for part in np.array_split(pictures, 16)])
+    means = torch.cat([model.encode(to_tensor(part)).latent_dist.mean for part in np.array_split(images, 16)])
     shift, spread = means.mean(dim=(0, 2, 3)), means.std(dim=(0, 2, 3)) * model.config.scaling_factor
     quant, post = model.quant_conv, model.post_quant_conv
     channels = len(shift)
@@ -188,14 +188,14 @@ def normalise(model: AutoencoderKL, pictures: NDArray[np.uint8]) -> None:
 
 
 @torch.no_grad()
-def reconstruct(model: AutoencoderKL, pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Pictures through the autoencoder, uint8 (n, h, w, 3)."""
-    parts = [to_pictures(model.decode(model.encode(to_tensor(part).to(model.device)).latent_dist.mode()).sample)
-             for part in np.array_split(pictures, max(1, len(pictures) // 16))]  # fmt: skip
+def reconstruct(model: AutoencoderKL, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Images through the autoencoder, uint8 (n, h, w, 3)."""
+    parts = [to_images(model.decode(model.encode(to_tensor(part).to(model.device)).latent_dist.mode()).sample)
+             for part in np.array_split(images, max(1, len(images) // 16))]  # fmt: skip
     return np.concatenate(parts)
 
 
 def psnr(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> float:
-    """Peak signal-to-noise ratio in dB, the mean over pictures."""
+    """Peak signal-to-noise ratio in dB, the mean over images."""
     error = (first.astype(np.float32) - second.astype(np.float32)) ** 2
     return float((10 * np.log10(255**2 / np.maximum(error.mean(axis=(1, 2, 3)), 1e-3))).mean())

@@ -1,4 +1,4 @@
-"""Scenes to sentences: many phrasings, attributes named or left out; knows nothing of tokens or pictures."""
+"""Scenes to sentences: many phrasings, attributes named or left out; knows nothing of tokens or images."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -109,7 +109,7 @@ UNSIDED_PHRASES = ("{a} and {b}", "{a} next to {b}", "{a} beside {b}", "{a} with
 THINGS = ("object", "thing")
 GRAMMAR = ("a", "an", "and", "that is", *THINGS)  # what phrases are joined with
 CANONICAL_SHARE = 0.7
-# How often an attribute is named; what decides the picture most is named most.
+# How often an attribute is named; what decides the image most is named most.
 NAMED_SHARE = {"color": 0.92, "shape": 0.95, "size": 0.65, "finish": 0.35, "background": 0.82, "side": 0.8}
 
 

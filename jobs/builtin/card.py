@@ -94,7 +94,7 @@ also learns crops of them in other colors. Nothing was downloaded and no other m
 {parts}
 
 The autoencoder restores held-out renders at {card.psnr:.1f} dB PSNR. The pair of CLIP towers, which ships as
-`builtin-clip`, finds the right one of 128 captions for {card.matched:.0%} of held-out pictures.
+`builtin-clip`, finds the right one of 128 captions for {card.matched:.0%} of held-out images.
 
 ## Scores
 
@@ -102,7 +102,7 @@ The autoencoder restores held-out renders at {card.psnr:.1f} dB PSNR. The pair o
 
 ## What else the weights do
 
-Negative prompts, image-to-image and inpainting with the same weights, guidance 5: shares of pictures with that color on
+Negative prompts, image-to-image and inpainting with the same weights, guidance 5: shares of images with that color on
 their object, and likeness in dB. The autoencoder alone gives the dB at strength 0.
 
 {_uses_table(card.scores)}

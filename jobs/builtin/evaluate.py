@@ -1,4 +1,4 @@
-"""The evaluation: fresh prompts to pictures, judged by the scorer; writes scores as JSON and contact sheets."""
+"""The evaluation: fresh prompts to images, judged by the scorer; writes scores as JSON and contact sheets."""
 
 import json
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from jobs.builtin.stages import Workshop
 from jobs.builtin.tasks import measure_tasks
 from jobs.builtin.training import averaged
 
-FIRST_PROMPT = 10_000  # of the held-out sequence; the pictures before it judge the autoencoder
+FIRST_PROMPT = 10_000  # of the held-out sequence; the images before it judge the autoencoder
 USED_SCENES = 64  # of the exam, for what else the weights do
 USES_GUIDANCE = 5.0
 PLACES = {attribute.name: number for number, attribute in enumerate(ATTRIBUTES)}
@@ -93,10 +93,10 @@ def evaluate(
         "through the autoencoder": score_answers(name_attributes(scorer, restored), exam.labels),
     }
     for guidance in guidances:
-        pictures = paint(pipeline, exam.prompts, guidance=guidance, steps=steps)
+        images = paint(pipeline, exam.prompts, guidance=guidance, steps=steps)
         name = f"guidance {guidance:g}"
-        rows[name] = score_answers(name_attributes(scorer, pictures), exam.labels)
-        write_sheet(output / f"sheet-{name.replace(' ', '-')}.png", pictures[:64], exam.prompts[:64])
+        rows[name] = score_answers(name_attributes(scorer, images), exam.labels)
+        write_sheet(output / f"sheet-{name.replace(' ', '-')}.png", images[:64], exam.prompts[:64])
         shop.log(f"evaluate: {name}: " + ", ".join(f"{key} {value:.2f}" for key, value in rows[name].items()))
     scores = {
         "count": count,

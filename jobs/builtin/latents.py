@@ -1,4 +1,4 @@
-"""The latents stage: every render through the finished autoencoder once, so that the UNet never waits for pictures."""
+"""The latents stage: every render through the finished autoencoder once, so that the UNet never waits for images."""
 
 import hashlib
 import os
@@ -44,7 +44,7 @@ def latents_stage(
     """
     model = _open_autoencoder(autoencoder, torch.device(device))
     source = digest(autoencoder)
-    pictures = open_renders(renders, scenes=scenes)
+    images = open_renders(renders, scenes=scenes)
     note = folder / SOURCE
     if folder.exists() and (not note.exists() or note.read_text() != source):
         shutil.rmtree(folder)
@@ -56,7 +56,7 @@ def latents_stage(
         if not final.exists():
             first = chunk * CHUNK_SCENES
             parts = [
-                model.encode(to_tensor(pictures.batch(np.arange(start, start + 16))).to(device)).latent_dist.mean
+                model.encode(to_tensor(images.batch(np.arange(start, start + 16))).to(device)).latent_dist.mean
                 for start in range(first, first + CHUNK_SCENES, 16)
             ]
             values = (torch.cat(parts) * SCALING_FACTOR).cpu().numpy().astype(np.float16)

@@ -19,7 +19,7 @@ BACKGROUNDS = tuple(Background)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attribute:
-    """One question about a picture and the number of its answers."""
+    """One question about an image and the number of its answers."""
 
     name: str
     classes: int

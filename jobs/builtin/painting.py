@@ -1,4 +1,4 @@
-"""Pictures of many prompts by one pipeline, always from the same noises."""
+"""Images of many prompts by one pipeline, always from the same noises."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,14 +22,14 @@ def paint(
     inputs: Mapping[str, Sequence[Any]] | None = None,
     **options: Any,
 ) -> NDArray[np.uint8]:
-    """One picture a prompt, uint8 (n, h, w, 3); picture i starts from the noise of SCORER_SEED_OFFSET + i.
+    """One image a prompt, uint8 (n, h, w, 3); image i starts from the noise of SCORER_SEED_OFFSET + i.
 
     Args:
         inputs: arguments of the call that have one value a prompt.
         options: arguments of the call that have one value.
     """
     pipeline.set_progress_bar_config(disable=True)
-    pictures = []
+    images = []
     for start in range(0, len(prompts), BATCH):
         part = slice(start, min(start + BATCH, len(prompts)))
         noises = [torch.Generator("cpu").manual_seed(SCORER_SEED_OFFSET + i) for i in range(part.start, part.stop)]
@@ -42,5 +42,5 @@ def paint(
             **{name: list(values[part]) for name, values in (inputs or {}).items()},
             **options,
         )
-        pictures.append((output.images * 255).round().astype(np.uint8))
-    return np.concatenate(pictures)
+        images.append((output.images * 255).round().astype(np.uint8))
+    return np.concatenate(images)

@@ -12,7 +12,7 @@ from pathlib import Path
 from batchgen import builtin
 from batchgen.models.purpose import FILE
 from jobs.builtin.captions import vocabulary
-from jobs.builtin.renderer import PICTURE_SIZE
+from jobs.builtin.renderer import IMAGE_SIZE
 
 ABOUT = (
     "a sphere, cube, cylinder, cone or ring, or two of them side by side, in eight colors, on a plain background or a "
@@ -35,7 +35,7 @@ def render_purpose(name: str) -> str:
         "# What this model is for; batchgen reads it, and warns of rows that ask for something else.\n"
         f'about = "{ABOUT}"\n'
         f"words = [\n{textwrap.indent(words, '    ')},\n]\n"
-        f"sizes = [{PICTURE_SIZE}]\n\n"
+        f"sizes = [{IMAGE_SIZE}]\n\n"
         f"[defaults]\n{defaults}\n"
     )
 

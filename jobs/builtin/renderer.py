@@ -1,4 +1,4 @@
-"""Scenes to pictures by ray casting, with the exact depth, objects and edges of every pixel; knows nothing of files."""
+"""Scenes to images by ray casting, with the exact depth, objects and edges of every pixel; knows nothing of files."""
 
 from dataclasses import dataclass
 
@@ -9,9 +9,9 @@ from jobs.builtin.scenery import DISPLAY_GAMMA, Light, ground, light, plain, sky
 from jobs.builtin.scenes import Color, Finish, Scene, Thing
 from jobs.builtin.solids import MISS, SOLIDS, Array, Solid, Vector
 
-PICTURE_SIZE = 128
+IMAGE_SIZE = 128
 SUPERSAMPLING = 2
-FOCAL = 1.42  # in picture widths: a field of view of 39 degrees
+FOCAL = 1.42  # in image widths: a field of view of 39 degrees
 CAMERA_DISTANCE = 7.0  # world units from the objects' middle
 TARGET_HEIGHT = 0.92
 WALL = 6.0  # where the plain studio's floor turns into its wall, world units behind the objects
@@ -32,7 +32,7 @@ COLORS = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Picture:
+class Render:
     """A rendered scene, all arrays (size, size).
 
     `rgb` is uint8 with a last axis of three. `depth` is float32, the distance along the optical axis in world units,
@@ -74,7 +74,7 @@ def _to_local(thing: Thing, origin: Vector, direction: Vector) -> tuple[Vector, 
 
 
 def _window(thing: Thing, solid: Solid, camera: _Camera, size: int) -> tuple[slice, slice]:
-    """The rows and columns of the picture that the thing's bounding sphere can touch."""
+    """The rows and columns of the image that the thing's bounding sphere can touch."""
     sine, cosine = np.sin(camera.pitch), np.cos(camera.pitch)
     y, z = solid.center * thing.scale - float(camera.eye[1]), thing.z + CAMERA_DISTANCE
     depth, up = z * cosine - y * sine, y * cosine + z * sine
@@ -209,7 +209,7 @@ def _differs(objects: NDArray[np.uint8], normals: Array, sky_rows: NDArray[np.bo
     return edges
 
 
-def render(scene: Scene, *, size: int = PICTURE_SIZE) -> Picture:
+def render(scene: Scene, *, size: int = IMAGE_SIZE) -> Render:
     """Render a scene; the same scene gives the same bytes. About 30 ms on one core at 128 pixels."""
     fine = size * SUPERSAMPLING
     camera = _camera(scene.camera_height, fine)
@@ -241,15 +241,15 @@ def render(scene: Scene, *, size: int = PICTURE_SIZE) -> Picture:
     return _develop(colors, depth, objects, _differs(objects, normals, is_sky), size)
 
 
-def _develop(colors: Array, depth: Array, objects: NDArray[np.uint8], edges: NDArray[np.bool_], size: int) -> Picture:
-    """Bring the fine buffers to the picture's size; light is averaged before it is coded for the display."""
+def _develop(colors: Array, depth: Array, objects: NDArray[np.uint8], edges: NDArray[np.bool_], size: int) -> Render:
+    """Bring the fine buffers to the image's size; light is averaged before it is coded for the display."""
     step = SUPERSAMPLING
     linear = colors.reshape(size, step, size, step, 3).mean(axis=(1, 3))
     coded = np.clip(linear, 0, 1) ** np.float32(1 / DISPLAY_GAMMA)
     depth_blocks = depth.reshape(size, step, size, step).transpose(0, 2, 1, 3).reshape(size, size, -1)
     object_blocks = objects.reshape(size, step, size, step).transpose(0, 2, 1, 3).reshape(size, size, -1)
     nearest = depth_blocks.argmin(axis=-1)[..., None]
-    return Picture(
+    return Render(
         rgb=(coded * 255 + np.float32(0.5)).astype(np.uint8),
         depth=np.take_along_axis(depth_blocks, nearest, axis=-1)[..., 0],
         objects=np.take_along_axis(object_blocks, nearest, axis=-1)[..., 0],

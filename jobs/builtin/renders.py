@@ -17,18 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.builtin.recipe import RecipeError
-from jobs.builtin.renderer import PICTURE_SIZE, Picture, render
+from jobs.builtin.renderer import IMAGE_SIZE, Render, render
 from jobs.builtin.scenes import Scene, draw_scene
 
 CHUNK_SCENES = 256
 
 
-def _centers(pictures: list[Picture]) -> NDArray[np.float32]:
+def _centers(images: list[Render]) -> NDArray[np.float32]:
     """Row and column of every object's middle, shape (n, 2 objects, 2); a missing second object repeats the first."""
-    result = np.full((len(pictures), 2, 2), len(pictures[0].rgb) / 2, dtype=np.float32)
-    for number, picture in enumerate(pictures):
+    result = np.full((len(images), 2, 2), len(images[0].rgb) / 2, dtype=np.float32)
+    for number, image in enumerate(images):
         for thing in (1, 2):
-            rows, columns = np.nonzero(picture.objects == thing)
+            rows, columns = np.nonzero(image.objects == thing)
             if rows.size:
                 result[number, thing - 1 :] = ((rows.min() + rows.max()) / 2, (columns.min() + columns.max()) / 2)
     return result
@@ -38,15 +38,15 @@ def write_chunk(final: Path, seed: int, scenes: range, size: int) -> None:
     """Render the scenes of one chunk, `size` pixels a side, and move them into place as the folder `final`."""
     if final.exists():
         return
-    pictures = [render(draw_scene(seed, index), size=size) for index in scenes]
+    images = [render(draw_scene(seed, index), size=size) for index in scenes]
     partial = final.with_name(f".{final.name}.{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    np.save(partial / "rgb.npy", np.stack([picture.rgb for picture in pictures]))
-    np.save(partial / "objects.npy", np.stack([picture.objects for picture in pictures]))
-    np.save(partial / "depth.npy", np.stack([picture.depth for picture in pictures]).astype(np.float16))
-    np.save(partial / "edges.npy", np.packbits(np.stack([picture.edges for picture in pictures]), axis=-1))
-    np.save(partial / "centers.npy", _centers(pictures))
+    np.save(partial / "rgb.npy", np.stack([image.rgb for image in images]))
+    np.save(partial / "objects.npy", np.stack([image.objects for image in images]))
+    np.save(partial / "depth.npy", np.stack([image.depth for image in images]).astype(np.float16))
+    np.save(partial / "edges.npy", np.packbits(np.stack([image.edges for image in images]), axis=-1))
+    np.save(partial / "centers.npy", _centers(images))
     partial.rename(final)
 
 
@@ -57,7 +57,7 @@ def render_stage(
     scenes: int,
     workers: int,
     progress: Callable[[int, int], None],
-    size: int = PICTURE_SIZE,
+    size: int = IMAGE_SIZE,
 ) -> None:
     """Render `scenes` scenes (rounded up to whole chunks) of `size` pixels a side under `folder`; chunks that exist are
     kept.
@@ -91,20 +91,20 @@ def render_stage(
 
 def _read_note(note: Path) -> tuple[int, int]:
     values = json.loads(note.read_text())
-    return int(values["seed"]), int(values.get("size", PICTURE_SIZE))
+    return int(values["seed"]), int(values.get("size", IMAGE_SIZE))
 
 
 @dataclass(frozen=True, kw_only=True)
 class RenderSet:
     """The first `count` scenes under a folder, memory-mapped; scenes are drawn again from the seed, not stored.
 
-    Pictures are `size` pixels a side, 128 but for the upscaler.
+    Images are `size` pixels a side, 128 but for the upscaler.
     """
 
     folder: Path
     seed: int
     count: int
-    size: int = PICTURE_SIZE
+    size: int = IMAGE_SIZE
 
     @cached_property
     def _rgb(self) -> list[NDArray[np.uint8]]:
@@ -144,9 +144,9 @@ class RenderSet:
         return self.folder / f"{chunk:05d}"
 
     def rgb(self, index: int) -> NDArray[np.uint8]:
-        """The picture of one scene, uint8 (size, size, 3)."""
-        picture: NDArray[np.uint8] = self._rgb[index // CHUNK_SCENES][index % CHUNK_SCENES]
-        return picture
+        """The image of one scene, uint8 (size, size, 3)."""
+        image: NDArray[np.uint8] = self._rgb[index // CHUNK_SCENES][index % CHUNK_SCENES]
+        return image
 
     def objects(self, index: int) -> NDArray[np.uint8]:
         """The object at every pixel of one scene, uint8 (size, size); 0 is none."""
@@ -164,7 +164,7 @@ class RenderSet:
         return np.unpackbits(packed, axis=-1).astype(np.bool_)
 
     def batch(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Pictures of several scenes, uint8 (n, size, size, 3)."""
+        """Images of several scenes, uint8 (n, size, size, 3)."""
         return np.stack([self.rgb(int(index)) for index in indices])
 
     def scene(self, index: int) -> Scene:

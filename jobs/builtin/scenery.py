@@ -123,7 +123,7 @@ def _smooth(low: float, high: float, value: Array) -> Array:
 
 
 def plain(background: Background, across: Array, down: Array) -> Array:
-    """A seamless studio, brightest behind the object; `across` and `down` are in [-1, 1] over the picture."""
+    """A seamless studio, brightest behind the object; `across` and `down` are in [-1, 1] over the image."""
     falloff = 1.04 - 0.1 * across * across - 0.08 * (down - np.float32(0.1)) ** 2
     return PLAIN_COLORS[background] * falloff[..., None].astype(np.float32)
 

@@ -31,7 +31,7 @@ class Color(StrEnum):
 
 
 class Size(StrEnum):
-    """Large objects are about 50 pixels wide in a 128-pixel picture, small ones a little more than half of that."""
+    """Large objects are about 50 pixels wide in a 128-pixel image, small ones a little more than half of that."""
 
     SMALL = "small"
     LARGE = "large"
@@ -94,7 +94,7 @@ class Thing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scene:
-    """Everything that decides a picture; two objects are ordered from left to right.
+    """Everything that decides an image; two objects are ordered from left to right.
 
     `camera_height` is in world units, `sun_azimuth` in radians from the viewing direction, `sun_elevation` in radians
     above the horizon, `detail` seeds stars, clouds and textures.

@@ -1,4 +1,4 @@
-"""The scorer: a small convolutional net that names what it sees in a picture, trained on renders of its own seed."""
+"""The scorer: a small convolutional net that names what it sees in an image, trained on renders of its own seed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ SCENES = 5_120  # a minute of rendering on two cores
 
 
 class Scorer(nn.Module):
-    """Pictures (n, 3, 128, 128) in [-1, 1] to naming logits (n, CLASSES).
+    """Images (n, 3, 128, 128) in [-1, 1] to naming logits (n, CLASSES).
 
     The last map is pooled to 2 rows and 4 columns, so that left and right stay apart.
     """
@@ -37,19 +37,19 @@ class Scorer(nn.Module):
         self.body = nn.Sequential(*layers)
         self.head = nn.Sequential(nn.Linear(128 * 8, 256), nn.SiLU(), nn.Linear(256, CLASSES))
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        features = functional.avg_pool2d(self.body(pictures), (2, 1))  # (n, 128, 2, 4)
+    def forward(self, images: Tensor) -> Tensor:
+        features = functional.avg_pool2d(self.body(images), (2, 1))  # (n, 128, 2, 4)
         logits: Tensor = self.head(features.flatten(1))
         return logits
 
 
-def _disturb(pictures: Tensor, draw: Draw) -> Tensor:
+def _disturb(images: Tensor, draw: Draw) -> Tensor:
     """Slight blur, noise and gain, so that an autoencoder's softness is not mistaken for another shape."""
     if draw.rng.random() < 0.5:
-        small = functional.interpolate(pictures, scale_factor=float(draw.rng.uniform(0.5, 1.0)), mode="area")
-        pictures = functional.interpolate(small, size=pictures.shape[-2:], mode="bilinear")
+        small = functional.interpolate(images, scale_factor=float(draw.rng.uniform(0.5, 1.0)), mode="area")
+        images = functional.interpolate(small, size=images.shape[-2:], mode="bilinear")
     gain = float(draw.rng.uniform(0.94, 1.06))
-    return pictures * gain + float(draw.rng.uniform(0, 0.06)) * draw.normal(*pictures.shape)
+    return images * gain + float(draw.rng.uniform(0, 0.06)) * draw.normal(*images.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,14 +70,14 @@ class ScorerTask:
         def loss(model: nn.Module, draw: Draw) -> Tensor:
             indices = draw.rng.integers(renders.count, size=draw.batch)
             labels = torch.tensor([scene_labels(renders.scene(int(index))) for index in indices], device=device)
-            pictures = to_tensor(renders.batch(indices)).to(device)
-            return naming_loss(model(_disturb(pictures, draw)), labels)
+            images = to_tensor(renders.batch(indices)).to(device)
+            return naming_loss(model(_disturb(images, draw)), labels)
 
         return loss
 
 
 @torch.no_grad()
-def name_attributes(scorer: nn.Module, pictures: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """The scorer's answers for pictures uint8 (n, 128, 128, 3), int64 (n, attributes)."""
-    parts = [answers(scorer(to_tensor(pictures[start : start + 64]))) for start in range(0, len(pictures), 64)]
+def name_attributes(scorer: nn.Module, images: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """The scorer's answers for images uint8 (n, 128, 128, 3), int64 (n, attributes)."""
+    parts = [answers(scorer(to_tensor(images[start : start + 64]))) for start in range(0, len(images), 64)]
     return np.concatenate(parts)

@@ -1,4 +1,4 @@
-"""Rays against solids of unit size; knows nothing of colours, cameras or pictures.
+"""Rays against solids of unit size; knows nothing of colours, cameras or images.
 
 Rays are given by origin and direction, each a tuple of three float32 arrays (x, y, z) that broadcast against each
 other; y points up and every solid stands on y = 0. Directions have length one. A miss is a distance of infinity.

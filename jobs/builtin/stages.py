@@ -30,9 +30,9 @@ PIPELINE_STAGES = ("autoencoder", "text", "unet")
 CLIP = "clip"  # where the text stage leaves the whole pair
 RESULT = "result.json"  # what a stage notes down when it has finished
 TRAINING_NOTE = "training.json"  # the notes of all stages, in an exported model
-HELD_OUT = 128  # pictures on which a finished autoencoder or pair of towers is judged
+HELD_OUT = 128  # images on which a finished autoencoder or pair of towers is judged
 STARTED_RATE = 0.5  # of the learning rate, where a stage begins from weights of an earlier run
-NORMALISED = 512  # pictures over which a finished autoencoder's latents are normalised
+NORMALISED = 512  # images over which a finished autoencoder's latents are normalised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,8 +157,8 @@ def finish_autoencoder(shop: Workshop, outcome: Outcome) -> None:
     assert isinstance(model, AutoencoderKL)
     renders = open_renders(shop.folders.renders, scenes=shop.recipe.scenes)
     normalise(model, renders.batch(np.linspace(0, renders.count - 1, NORMALISED).astype(np.int64)))
-    pictures = held_out(shop.recipe.seed, HELD_OUT)
-    quality = psnr(pictures, reconstruct(model, pictures))
+    images = held_out(shop.recipe.seed, HELD_OUT)
+    quality = psnr(images, reconstruct(model, images))
     put_in_place(shop.folders.finished("autoencoder"), model.save_pretrained)
     note_outcome(folder, outcome, shop, before=_before(shop, "autoencoder"), psnr=quality)
 
@@ -179,8 +179,8 @@ def run_text(shop: Workshop) -> None:
         draw_caption(rng, draw_scene(shop.recipe.seed + TEST_SEED_OFFSET, index), complete=True).text
         for index in range(HELD_OUT)
     ]
-    pictures = to_tensor(held_out(shop.recipe.seed, HELD_OUT))
-    matched = judge_towers(towers, open_tokenizer(shop.folders.tokenizer), pictures, texts)
+    images = to_tensor(held_out(shop.recipe.seed, HELD_OUT))
+    matched = judge_towers(towers, open_tokenizer(shop.folders.tokenizer), images, texts)
 
     put_in_place(
         shop.folders.finished("text"), lambda target: towers.clip.text_model.save_pretrained(target / "text_encoder")

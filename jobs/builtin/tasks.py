@@ -38,22 +38,22 @@ def measure_tasks(
     prompts = [canonical_caption(scene) for scene in wanted]
     colors = np.array([VALUES["color"].index(scene.things[0].color) for scene in wanted])
 
-    def colored(pictures: NDArray[np.uint8]) -> float:
-        return float((name_attributes(scorer, pictures)[:, PLACES["color_1"]] == colors).mean())
+    def colored(images: NDArray[np.uint8]) -> float:
+        return float((name_attributes(scorer, images)[:, PLACES["color_1"]] == colors).mean())
 
     assert isinstance(pipeline.vae, AutoencoderKL)
     restored = reconstruct(pipeline.vae, truth)
     for strength in STRENGTHS:
-        pictures = restored
+        images = restored
         if int(steps * strength):
             other = StableDiffusionImg2ImgPipeline(**parts)
-            inputs = {"image": [Image.fromarray(picture) for picture in truth]}
-            pictures = paint(other, prompts, guidance=guidance, steps=steps, inputs=inputs, strength=strength)
-        results[f"image-to-image at strength {strength:g}: new color"] = colored(pictures)
-        results[f"image-to-image at strength {strength:g}: dB to the input"] = psnr(truth, pictures)
+            inputs = {"image": [Image.fromarray(image) for image in truth]}
+            images = paint(other, prompts, guidance=guidance, steps=steps, inputs=inputs, strength=strength)
+        results[f"image-to-image at strength {strength:g}: new color"] = colored(images)
+        results[f"image-to-image at strength {strength:g}: dB to the input"] = psnr(truth, images)
     masks = np.stack([_mask(scene) for scene in singles])
     inputs = {
-        "image": [Image.fromarray(picture) for picture in truth],
+        "image": [Image.fromarray(image) for image in truth],
         "mask_image": [Image.fromarray(mask.astype(np.uint8) * 255) for mask in masks],
     }
     painted = paint(
@@ -79,8 +79,8 @@ def _negative_prompts(
     inputs: Mapping[str, Mapping[str, list[str]]] = {"without": {}, "with": {"negative_prompt": negatives}}
     results = {}
     for name, added in inputs.items():
-        pictures = paint(pipeline, prompts, guidance=guidance, steps=steps, inputs=added)
-        answered = name_attributes(scorer, pictures)[:, PLACES["color_1"]]
+        images = paint(pipeline, prompts, guidance=guidance, steps=steps, inputs=added)
+        answered = name_attributes(scorer, images)[:, PLACES["color_1"]]
         results[f"color of the negative prompt, {name} it"] = float((answered == named).mean())
     return results
 

@@ -1,6 +1,6 @@
 """The text stage: a contrastive pair of CLIP towers, whose text tower conditions the UNet.
 
-Beside the contrastive loss (Radford et al. 2021) both towers learn to name the scene's attributes; on so few pictures
+Beside the contrastive loss (Radford et al. 2021) both towers learn to name the scene's attributes; on so few images
 that is what makes the text tower tell "red cube left of blue ring" from "blue cube left of red ring".
 """
 
@@ -19,7 +19,7 @@ from jobs.builtin.autoencoder import to_tensor
 from jobs.builtin.captions import draw_caption
 from jobs.builtin.naming import CLASSES, caption_labels, naming_loss, scene_labels
 from jobs.builtin.recipe import RecipeError
-from jobs.builtin.renderer import PICTURE_SIZE
+from jobs.builtin.renderer import IMAGE_SIZE
 from jobs.builtin.renders import open_renders
 from jobs.builtin.tokenizer import CONTEXT
 from jobs.builtin.training import Draw
@@ -54,7 +54,7 @@ class Towers(nn.Module):
             projection_dim=WIDTH,
             num_hidden_layers=VISION_LAYERS,
             num_attention_heads=HEADS,
-            image_size=PICTURE_SIZE,
+            image_size=IMAGE_SIZE,
             patch_size=PATCH,
         )
         self.clip = CLIPModel(
@@ -68,15 +68,15 @@ class Towers(nn.Module):
         pooled = self.clip.text_model(input_ids=tokens).pooler_output
         return functional.normalize(self.clip.text_projection(pooled).float(), dim=-1), self.text_names(pooled)
 
-    def see(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit embeddings (n, WIDTH) and naming logits (n, CLASSES) of pictures (n, 3, 128, 128) in [-1, 1]."""
-        pooled = self.clip.vision_model(pixel_values=pictures).pooler_output
+    def see(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit embeddings (n, WIDTH) and naming logits (n, CLASSES) of images (n, 3, 128, 128) in [-1, 1]."""
+        pooled = self.clip.vision_model(pixel_values=images).pooler_output
         return functional.normalize(self.clip.visual_projection(pooled).float(), dim=-1), self.vision_names(pooled)
 
 
 def build_image_processor() -> CLIPImageProcessorPil:
-    """Pictures of any size to what the picture tower sees: (3, 128, 128) in [-1, 1]; works without torchvision."""
-    size = {"height": PICTURE_SIZE, "width": PICTURE_SIZE}
+    """Images of any size to what the image tower sees: (3, 128, 128) in [-1, 1]; works without torchvision."""
+    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     return CLIPImageProcessorPil(
         size=size, do_center_crop=False, resample=Resampling.BICUBIC, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
@@ -99,7 +99,7 @@ def tokenize(tokenizer: CLIPTokenizer, texts: list[str], *, full: bool) -> Tenso
 
 @dataclass(frozen=True, kw_only=True)
 class TextTask:
-    """Trains both towers on pictures and freshly drawn captions."""
+    """Trains both towers on images and freshly drawn captions."""
 
     renders: Path
     scenes: int
@@ -123,8 +123,8 @@ class TextTask:
             said = torch.tensor([caption_labels(caption) for caption in captions], device=device)
             shown = torch.tensor([scene_labels(scene) for scene in scenes], device=device)
             texts, text_names = model.read(tokens)
-            pictures, vision_names = model.see(to_tensor(renders.batch(indices)).to(device))
-            similarity = model.clip.logit_scale.exp().clamp(max=100) * texts @ pictures.T
+            images, vision_names = model.see(to_tensor(renders.batch(indices)).to(device))
+            similarity = model.clip.logit_scale.exp().clamp(max=100) * texts @ images.T
             target = torch.arange(draw.batch, device=device)
             contrast = 0.5 * (
                 functional.cross_entropy(similarity, target) + functional.cross_entropy(similarity.T, target)
@@ -135,9 +135,9 @@ class TextTask:
 
 
 @torch.no_grad()
-def judge_towers(model: Towers, tokenizer: CLIPTokenizer, pictures: Tensor, texts: list[str]) -> float:
-    """The share of pictures whose own caption is the likeliest of all `texts` (chance: 1 / n)."""
-    embedded = torch.cat([model.see(part)[0] for part in torch.split(pictures, 64)])
+def judge_towers(model: Towers, tokenizer: CLIPTokenizer, images: Tensor, texts: list[str]) -> float:
+    """The share of images whose own caption is the likeliest of all `texts` (chance: 1 / n)."""
+    embedded = torch.cat([model.see(part)[0] for part in torch.split(images, 64)])
     read = torch.cat(
         [model.read(tokenize(tokenizer, texts[i : i + 64], full=False))[0] for i in range(0, len(texts), 64)]
     )

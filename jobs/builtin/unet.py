@@ -1,7 +1,7 @@
 """The UNet stage: the noise predictor and, with it, the text tower that conditions it.
 
 The two are trained together, as latent diffusion's first text-to-image model was (Rombach et al. 2022, section 4.3.1):
-a tower that only ever matched whole pictures does not say which colour belongs to which of two objects.
+a tower that only ever matched whole images does not say which colour belongs to which of two objects.
 """
 
 from collections.abc import Callable

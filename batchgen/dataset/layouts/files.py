@@ -1,6 +1,6 @@
-"""The layout `files`: pictures as objects of their own, and over each shard's a Parquet table that names them.
+"""The layout `files`: images as objects of their own, and over each shard's a Parquet table that names them.
 
-`data/<shard>/metadata.parquet` is the marker, `data/<shard>/<attempt>/<id>.png` a picture.
+`data/<shard>/metadata.parquet` is the marker, `data/<shard>/<attempt>/<id>.png` an image.
 """
 
 from typing import Any
@@ -15,14 +15,12 @@ __all__ = ["FilesLayout"]
 
 
 class FilesLayout(DatasetLayout):
-    """Every image viewer opens the pictures, and `datasets` the folder."""
+    """Every image viewer opens the images, and `datasets` the folder."""
 
     name = Layout.FILES
-    picture = pa.field("file_name", pa.string())  # which `datasets` takes from the folder of the table
-    picture_path = pa.field("picture_path", pa.string())
-    step_picture = pa.field(
-        "path", pa.string()
-    )  # `datasets` looks for `file_name` in lists, and fails where it is null
+    image = pa.field("file_name", pa.string())  # which `datasets` takes from the folder of the table
+    image_path = pa.field("picture_path", pa.string())  # `image_path` is an init image where the table is a manifest
+    step_image = pa.field("path", pa.string())  # `datasets` looks for `file_name` in lists, and fails where it is null
     objects_a_row = 1
     glob = "data/*/metadata.parquet"
     card_config = "data_dir: data\n  drop_labels: true"
@@ -33,15 +31,15 @@ class FilesLayout(DatasetLayout):
     def shard_of(self, name: str) -> str:
         return name
 
-    def add_picture(self, store: Store, shard: str, attempt: str, name: str, data: bytes) -> str:
+    def add_image(self, store: Store, shard: str, attempt: str, name: str, data: bytes) -> str:
         store.write(f"data/{shard}/{attempt}/{name}", data)
         return f"{attempt}/{name}"
 
-    def picture_key(self, shard: str, cell: Any) -> str:
+    def image_key(self, shard: str, cell: Any) -> str:
         return f"data/{shard}/{cell}"
 
-    def picture_bytes(self, store: Store, shard: str, cell: Any) -> bytes:
-        return store.read(self.picture_key(shard, cell))
+    def image_bytes(self, store: Store, shard: str, cell: Any) -> bytes:
+        return store.read(self.image_key(shard, cell))
 
-    def picture_folder(self, shard: str) -> str:
+    def image_folder(self, shard: str) -> str:
         return f"data/{shard}"

@@ -1,6 +1,6 @@
-"""What a layout is: one class that says where an output's objects lie and what its metadata holds of the pictures.
+"""What a layout is: one class that says where an output's objects lie and what its metadata holds of the images.
 
-In memory a shard's table is the same for every reader of a layout; how it and the pictures are stored is the layout's.
+In memory a shard's table is the same for every reader of a layout; how it and the images are stored is the layout's.
 A further layout is a further module beside this one, an entry of `LAYOUTS`, and a value of `options.Layout`.
 """
 
@@ -22,22 +22,22 @@ IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
 class DatasetLayout(ABC):
-    """One arrangement of pictures and metadata; without state, so that equal names mean equal layouts."""
+    """One arrangement of images and metadata; without state, so that equal names mean equal layouts."""
 
     name: ClassVar[str]
     """The value of `options.Layout`."""
 
-    picture: ClassVar[pa.Field]
-    """The metadata's column that holds or names a row's picture."""
+    image: ClassVar[pa.Field]
+    """The metadata's column that holds or names a row's image."""
 
-    picture_path: ClassVar[pa.Field | None] = None
-    """The column that says where in the output a row's picture lies; None where that is in the marker itself."""
+    image_path: ClassVar[pa.Field | None] = None
+    """The column that says where in the output a row's image lies; None where that is in the marker itself."""
 
-    step_picture: ClassVar[pa.Field]
+    step_image: ClassVar[pa.Field]
     """The same for one of a row's `step_images`."""
 
     in_marker: ClassVar[frozenset[str]] = frozenset()
-    """Columns whose cells hold bytes of pictures."""
+    """Columns whose cells hold bytes of images."""
 
     schema_metadata: ClassVar[Mapping[str, str]] = {}
     """What other readers look for in the schema."""
@@ -49,7 +49,7 @@ class DatasetLayout(ABC):
     """Where SQL finds the metadata."""
 
     card_config: ClassVar[str]
-    """Lines of the card's front matter that tell `datasets` where the pictures are."""
+    """Lines of the card's front matter that tell `datasets` where the images are."""
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other)
@@ -66,23 +66,23 @@ class DatasetLayout(ABC):
         """The shard that a name directly below data/ belongs to."""
 
     @abstractmethod
-    def add_picture(self, store: Store, shard: str, attempt: str, name: str, data: bytes) -> Any:
-        """Keep an encoded picture for an attempt at a shard; returns the cell of `picture` or `step_picture`."""
+    def add_image(self, store: Store, shard: str, attempt: str, name: str, data: bytes) -> Any:
+        """Keep an encoded image for an attempt at a shard; returns the cell of `image` or `step_image`."""
 
     @abstractmethod
-    def picture_key(self, shard: str, cell: Any) -> str:
-        """Key of the object that holds a picture."""
+    def image_key(self, shard: str, cell: Any) -> str:
+        """Key of the object that holds an image."""
 
     @abstractmethod
-    def picture_bytes(self, store: Store, shard: str, cell: Any) -> bytes:
-        """The encoded picture that a cell of `picture` or `step_picture` holds or names.
+    def image_bytes(self, store: Store, shard: str, cell: Any) -> bytes:
+        """The encoded image that a cell of `image` or `step_image` holds or names.
 
         Raises:
             StoreError: it cannot be read.
         """
 
-    def picture_folder(self, shard: str) -> str | None:
-        """The prefix of picture objects that lie beside the marker, those of dead attempts among them."""
+    def image_folder(self, shard: str) -> str | None:
+        """The prefix of image objects that lie beside the marker, those of dead attempts among them."""
         return None
 
     def encode(self, table: pa.Table) -> bytes:
@@ -90,7 +90,7 @@ class DatasetLayout(ABC):
         return encode_table(table)
 
     def read(
-        self, store: Store, shard: str, *, columns: Collection[str] | None = None, pictures: bool = False
+        self, store: Store, shard: str, *, columns: Collection[str] | None = None, images: bool = False
     ) -> pa.Table:
         """A shard's table.
 
@@ -98,20 +98,20 @@ class DatasetLayout(ABC):
             store: the output.
             shard: its name.
             columns: those to read, as far as they are there; all where None.
-            pictures: with the columns of `in_marker`.
+            images: with the columns of `in_marker`.
 
         Raises:
             NotFound: there is no such marker.
             Exception: it is damaged; see `decode_table`.
         """
-        source = self._open_marker(store, shard, whole=pictures)
-        return decode_table(source, columns=columns, without=frozenset() if pictures else self.in_marker)
+        source = self._open_marker(store, shard, whole=images)
+        return decode_table(source, columns=columns, without=frozenset() if images else self.in_marker)
 
     def read_schema(self, store: Store, shard: str) -> pa.Schema:
-        """The schema of a shard's table, pictures and all; raises as `read` does."""
+        """The schema of a shard's table, images and all; raises as `read` does."""
         return pq.read_schema(self._open_marker(store, shard, whole=False))
 
     def _open_marker(self, store: Store, shard: str, *, whole: bool) -> IO[bytes] | StoredFile:
-        """A marker with pictures in it may have hundreds of MiB; one without has fewer than would pay for a part."""
+        """A marker with images in it may have hundreds of MiB; one without has fewer than would pay for a part."""
         key = self.marker_key(shard)
         return StoredFile(store, key) if self.in_marker and not whole else io.BytesIO(store.read(key))

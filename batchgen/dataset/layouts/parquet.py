@@ -1,4 +1,4 @@
-"""The layout `parquet`: one Parquet table a shard, `data/<shard>.parquet`, that holds the pictures as well."""
+"""The layout `parquet`: one Parquet table a shard, `data/<shard>.parquet`, that holds the images as well."""
 
 import json
 from collections.abc import Mapping
@@ -17,8 +17,8 @@ class ParquetLayout(DatasetLayout):
     """Few large objects; `datasets` reads them from a bucket as well."""
 
     name = Layout.PARQUET
-    picture = pa.field("image", IMAGE)
-    step_picture = pa.field("image", IMAGE)
+    image = pa.field("image", IMAGE)
+    step_image = pa.field("image", IMAGE)
     in_marker = frozenset({"image", "step_images"})
     # without this key `datasets` shows the column as a struct of bytes, not as images
     schema_metadata: ClassVar[Mapping[str, str]] = {
@@ -34,12 +34,12 @@ class ParquetLayout(DatasetLayout):
     def shard_of(self, name: str) -> str:
         return name.removesuffix(".parquet")
 
-    def add_picture(self, store: Store, shard: str, attempt: str, name: str, data: bytes) -> dict[str, Any]:
+    def add_image(self, store: Store, shard: str, attempt: str, name: str, data: bytes) -> dict[str, Any]:
         return {"bytes": data, "path": name}
 
-    def picture_key(self, shard: str, cell: Any) -> str:
+    def image_key(self, shard: str, cell: Any) -> str:
         return self.marker_key(shard)
 
-    def picture_bytes(self, store: Store, shard: str, cell: Any) -> bytes:
+    def image_bytes(self, store: Store, shard: str, cell: Any) -> bytes:
         data: bytes = cell["bytes"]
         return data

@@ -1,4 +1,4 @@
-"""What a report shows of outputs: a record a picture, the axes that pictures differ in, and their scores."""
+"""What a report shows of outputs: a record an image, the axes that images differ in, and their scores."""
 
 import json
 import math
@@ -29,7 +29,7 @@ _KEPT_APART = frozenset({"step_images", "status", "image", "file_name"})
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Axis:
-    """Something that pictures differ in."""
+    """Something that images differ in."""
 
     name: str
     values: Sequence[Any]  # numbers in order, None after them, others as they were met
@@ -38,17 +38,17 @@ class Axis:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shown:
-    """A picture of a report."""
+    """An image of a report."""
 
-    cells: Mapping[str, Any]  # its metadata, without pictures and what is null
+    cells: Mapping[str, Any]  # its metadata, without images and what is null
     output: str
-    link: str | None  # to the picture, seen from the report's folder; None where it cannot be read
+    link: str | None  # to the image, seen from the report's folder; None where it cannot be read
     scores: Mapping[str, float]
     at: dict[str, str] = field(default_factory=dict)  # labels by axis
 
 
 def plain_cells(row: DatasetRow) -> dict[str, Any]:
-    """A row's metadata without pictures and what is null."""
+    """A row's metadata without images and what is null."""
     return {name: cell for name, cell in row.cells.items() if cell is not None and name not in _KEPT_APART}
 
 
@@ -59,9 +59,9 @@ def finite(scores: Mapping[str, Any]) -> dict[str, float]:
 
 
 def find_axes(shown: Sequence[Shown]) -> list[Axis]:
-    """What pictures differ in: the axes of sweeps, else columns with few values; and their outputs, where several.
+    """What images differ in: the axes of sweeps, else columns with few values; and their outputs, where several.
 
-    Each picture's place is noted in it.
+    Each image's place is noted in it.
     """
     swept = [name for name in dict.fromkeys(name for one in shown for name in one.cells) if name.startswith(_AXIS)]
     named = {name.removeprefix(_AXIS): name for name in swept}
@@ -77,7 +77,7 @@ def find_axes(shown: Sequence[Shown]) -> list[Axis]:
 
 
 def _cell(one: Shown, column: str, name: str) -> Any:
-    """A picture's value on an axis; what was applied, in outputs that no sweep made."""
+    """An image's value on an axis; what was applied, in outputs that no sweep made."""
     return one.cells.get(column, one.cells.get(name))
 
 

@@ -35,7 +35,7 @@ class Effect:
 
 
 Point = tuple[Mapping[str, str], Mapping[str, float]]
-"""A picture: labels by axis, and scores."""
+"""An image: labels by axis, and scores."""
 
 
 def effects(points: Sequence[Point], axes: Sequence[Axis], scores: Sequence[str]) -> list[Effect]:

@@ -17,13 +17,13 @@ _LABEL_WIDTH = 176  # pixels, left of the rows
 _INK, _FAINT = (32, 32, 36), (120, 122, 130)
 
 
-def draw_axes(at: Sequence[Mapping[str, str]], axes: Sequence[Axis], picture: Callable[[int], Image.Image]) -> bytes:
-    """The first two axes as rows and columns, every other at its first value; a cell shows its first picture.
+def draw_axes(at: Sequence[Mapping[str, str]], axes: Sequence[Axis], image: Callable[[int], Image.Image]) -> bytes:
+    """The first two axes as rows and columns, every other at its first value; a cell shows its first image.
 
     Args:
-        at: labels by axis, for each picture.
+        at: labels by axis, for each image.
         axes: what they differ in; seeds are no row or column while there is another.
-        picture: the thumbnail of a picture by its number.
+        image: the thumbnail of an image by its number.
     """
     ordered = sorted(axes, key=lambda axis: axis.name == "seed")
     down, across = ordered[0], ordered[1] if len(ordered) > 1 else None
@@ -51,7 +51,7 @@ def draw_axes(at: Sequence[Mapping[str, str]], axes: Sequence[Axis], picture: Ca
             pen.text((_GAP, upper + line * _LINE), text, fill=_INK, font=font)
         for column, value in enumerate(columns):
             if (shown := first.get((name, value))) is not None:
-                sheet.paste(picture(shown), (_LABEL_WIDTH + column * (SIDE + _GAP), upper))
+                sheet.paste(image(shown), (_LABEL_WIDTH + column * (SIDE + _GAP), upper))
     stream = io.BytesIO()
     sheet.save(stream, "PNG", optimize=True)
     return stream.getvalue()

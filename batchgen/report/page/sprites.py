@@ -1,4 +1,4 @@
-"""Thumbnails packed into WebP sheets: a report of 20,000 pictures asks for some 80 objects, and not for 20,000."""
+"""Thumbnails packed into WebP sheets: a report of 20,000 images asks for some 80 objects, and not for 20,000."""
 
 import io
 from collections.abc import Iterable, Iterator
@@ -16,10 +16,10 @@ PER_SHEET = ACROSS**2
 _QUALITY = 80
 
 
-def sheets(pictures: Iterable[bytes]) -> Iterator[bytes]:
+def sheets(images: Iterable[bytes]) -> Iterator[bytes]:
     """WebP sheets of `PER_SHEET` thumbnails, left to right and top to bottom; what does not decode stays empty."""
     sheet, place = _empty(), 0
-    for data in pictures:
+    for data in images:
         try:
             small = ImageOps.contain(decode(data).convert("RGB"), (SIDE, SIDE), Image.Resampling.LANCZOS)
         except ImageError:

@@ -1,11 +1,11 @@
-"""Writes a report: pictures are read once, thumbnails and data go into few objects, at any place that takes objects.
+"""Writes a report: images are read once, thumbnails and data go into few objects, at any place that takes objects.
 
 index.html, report.css, report.js, vendor/    the page; opens from a file as well as from a bucket
-data/index.js        axes, scores and places of all pictures; effects, runs, failures
-data/rows-000.js     every parameter of 500 pictures, fetched when one of them is opened
+data/index.js        axes, scores and places of all images; effects, runs, failures
+data/rows-000.js     every parameter of 500 images, fetched when one of them is opened
 data/charts.js       Vega-Lite specifications
 thumbs/000.webp      256 thumbnails
-pictures/            the pictures themselves, where the report does not lie in the output that holds them
+images/            the images themselves, where the report does not lie in the output that holds them
 pivot.csv, pivot.parquet, sheet.png
 """
 
@@ -45,8 +45,8 @@ from batchgen.storage import Store, open_store
 
 __all__ = ["ReportSummary", "write_report"]
 
-ROWS_A_CHUNK = 500  # pictures whose parameters are in one object: some 500 kB
-READERS = 16  # pictures fetched side by side
+ROWS_A_CHUNK = 500  # images whose parameters are in one object: some 500 kB
+READERS = 16  # images fetched side by side
 MOST_FAILURES = 1000  # that are listed
 
 
@@ -55,7 +55,7 @@ class ReportSummary:
     """What a report shows."""
 
     report: str
-    pictures: int
+    images: int
     unreadable: int
     axes: Sequence[str]
     scores: Sequence[str]
@@ -70,21 +70,21 @@ def write_report(
     Args:
         outputs: URIs; each is shown under its last name.
         folder: path or URI of the report; what it holds by the same names is replaced.
-        copy: copy the pictures into the report even where it lies in the output and could link to them.
+        copy: copy the images into the report even where it lies in the output and could link to them.
         storage_options: passed to the fsspec file systems over what the environment says.
 
     Raises:
-        InputError: an output is none, or holds no picture.
+        InputError: an output is none, or holds no image.
         StoreError: an output cannot be read, or the report not be written.
     """
     datasets = {name: open_dataset(uri, storage_options) for name, uri in _named(outputs).items()}
     store = open_store(folder, storage_options)
     shown: list[Shown] = []
-    pictures = _gathered(datasets, store, copy, shown)
-    for number, sheet in enumerate(sheets(pictures)):
+    images = _gathered(datasets, store, copy, shown)
+    for number, sheet in enumerate(sheets(images)):
         store.write(f"thumbs/{number:03d}.webp", sheet)
     if not shown:
-        raise InputError(f"{', '.join(outputs)}: no picture is done yet; there is nothing to show")
+        raise InputError(f"{', '.join(outputs)}: no image is done yet; there is nothing to show")
     axes = find_axes(shown)
     scores = list(dict.fromkeys(name for one in shown for name in one.scores))
     points = [(one.at, one.scores) for one in shown]
@@ -115,11 +115,11 @@ def write_report(
         _write_script(store, f"data/rows-{number:03d}.js", "rows", {"chunk": number, "rows": rows})
     _write_script(store, "data/charts.js", "charts", charts(points, axes, scores, found))
     _write_pivot(store, shown, axes, scores)
-    store.write("sheet.png", draw_axes([one.at for one in shown], axes, _Thumbnails(store).picture))
+    store.write("sheet.png", draw_axes([one.at for one in shown], axes, _Thumbnails(store).image))
     _write_page(store)
     return ReportSummary(
         report=store.uri,
-        pictures=len(shown),
+        images=len(shown),
         unreadable=sum(one.link is None for one in shown),
         axes=[axis.name for axis in axes],
         scores=scores,
@@ -134,39 +134,39 @@ def _named(outputs: Sequence[str]) -> dict[str, str]:
 
 
 def _gathered(datasets: Mapping[str, Dataset], store: Store, copy: bool, shown: list[Shown]) -> Iterator[bytes]:
-    """The pictures of all outputs, in order; what is shown of each is appended, and it is copied where it must be."""
+    """The images of all outputs, in order; what is shown of each is appended, and it is copied where it must be."""
     for name, dataset in datasets.items():
         scores = scores_of(dataset)
         base = None if copy else _way(store.uri, dataset)
-        for row, picture in dataset.rows_ahead():
-            data, link = _bytes(picture), None
+        for row, image in dataset.rows_ahead():
+            data, link = _bytes(image), None
             if data is not None and base is not None:
-                link = base + row.picture_keys()[0]
+                link = base + row.image_keys()[0]
             elif data is not None:
-                link = f"pictures/{len(shown):06d}.{dataset.format.image_format.value}"
+                link = f"images/{len(shown):06d}.{dataset.format.image_format.value}"
                 store.write(link, data)
             cells = plain_cells(row)
             shown.append(Shown(cells=cells, output=name, link=link, scores=finite(scores.get(cells["id"], {}))))
             yield data or b""
 
 
-def _bytes(picture: Future[bytes]) -> bytes | None:
-    """A picture's bytes; None where it cannot be read."""
+def _bytes(image: Future[bytes]) -> bytes | None:
+    """An image's bytes; None where it cannot be read."""
     try:
-        return picture.result()
+        return image.result()
     except StoreError:
         return None
 
 
 def _way(report: str, dataset: Dataset) -> str | None:
-    """The way from a report to the output that it lies in; None where it lies elsewhere, or pictures are in tables."""
+    """The way from a report to the output that it lies in; None where it lies elsewhere, or images are in tables."""
     if dataset.format.layout.name != Layout.FILES or not report.startswith(dataset.uri.rstrip("/") + "/"):
         return None
     return "../" * len(PurePosixPath(report.removeprefix(dataset.uri)).relative_to("/").parts)
 
 
 def _places(shown: Sequence[Shown], axis: Axis) -> list[int]:
-    """For each picture the place of its value among those of the axis."""
+    """For each image the place of its value among those of the axis."""
     place = {label(value): number for number, value in enumerate(axis.values)}
     return [place[one.at[axis.name]] for one in shown]
 
@@ -180,7 +180,7 @@ def _at_hand(name: str) -> Model | None:
 
 
 def _detail(one: Shown, find: Callable[[str], Model | None]) -> dict[str, Any]:
-    """What is shown of a picture that is opened."""
+    """What is shown of an image that is opened."""
     row = json.dumps(manifest_cells(one.cells, find), ensure_ascii=False, default=str)
     return {"cells": {name: _plain(cell) for name, cell in one.cells.items()}, "row": row}
 
@@ -194,8 +194,8 @@ def _facts(name: str, dataset: Dataset, receipts: Sequence[Receipt]) -> dict[str
     """The latest run over an output, and what all took together."""
     record = latest_run(dataset.store)
     seconds, done = sum(one.seconds for one in receipts), sum(one.done for one in receipts)
-    facts = {"output": name, "pictures": done, "device seconds": round(seconds, 1), "shards": len(receipts)}
-    facts["pictures a device second"] = round(done / seconds, 3) if seconds else None
+    facts = {"output": name, "images": done, "device seconds": round(seconds, 1), "shards": len(receipts)}
+    facts["images a device second"] = round(done / seconds, 3) if seconds else None
     if record is not None:
         facts |= {"outcome": record.outcome, "host": record.host, "device": record.device, "dtype": record.dtype}
         facts |= {"workers": record.workers, "batchgen": record.batchgen, "source": record.source}
@@ -217,7 +217,7 @@ def _write_script(store: Store, key: str, name: str, content: Any) -> None:
 
 
 def _write_pivot(store: Store, shown: Sequence[Shown], axes: Sequence[Axis], scores: Sequence[str]) -> None:
-    """Mean scores and numbers of pictures for each cell of the grid."""
+    """Mean scores and numbers of images for each cell of the grid."""
     cells: dict[tuple[str, ...], list[Shown]] = {}
     for one in shown:
         cells.setdefault(tuple(one.at[axis.name] for axis in axes), []).append(one)
@@ -225,7 +225,7 @@ def _write_pivot(store: Store, shown: Sequence[Shown], axes: Sequence[Axis], sco
         axis.name: [float(place[number]) if axis.is_number else place[number] for place in cells]
         for number, axis in enumerate(axes)
     }
-    columns["pictures" if "pictures" not in columns else "number of pictures"] = [len(ones) for ones in cells.values()]
+    columns["images" if "images" not in columns else "number of images"] = [len(ones) for ones in cells.values()]
     for name in scores:
         known = [[one.scores[name] for one in ones if name in one.scores] for ones in cells.values()]
         columns[f"{name} (mean)"] = [sum(values) / len(values) if values else None for values in known]
@@ -243,8 +243,8 @@ class _Thumbnails:
         self._store = store
         self._known: tuple[int, Image.Image] | None = None
 
-    def picture(self, number: int) -> Image.Image:
-        """The thumbnail of a picture by its number."""
+    def image(self, number: int) -> Image.Image:
+        """The thumbnail of an image by its number."""
         sheet, place = divmod(number, PER_SHEET)
         if self._known is None or self._known[0] != sheet:
             image = Image.open(io.BytesIO(self._store.read(f"thumbs/{sheet:03d}.webp"))).convert("RGB")

@@ -119,7 +119,7 @@ VARIANTS: Mapping[str, Variant] = {
 
 
 def gain(journal: Journal, phase: str, setting: Setting, net: str, batch: int, variant: str) -> None:
-    """The rate with one change, the seconds until it runs, and how far its pictures are from the plain path's."""
+    """The rate with one change, the seconds until it runs, and how far its images are from the plain path's."""
     change = VARIANTS[variant]
     found: dict[str, Any] = {"net": net, "batch": batch, "variant": variant}
     if change.needs:

@@ -103,12 +103,12 @@ def _differs_in(host: Any, parts: Mapping[str, Any], whole: Sample, places: Sequ
 
 
 def fresh_process(journal: Journal, phase: str, setting: Setting, net: str, dtype: Dtype) -> None:
-    """Checksums of a batch's pictures, compared with those that earlier processes wrote for the same batch."""
+    """Checksums of a batch's images, compared with those that earlier processes wrote for the same batch."""
     host, load = setting.host(net, dtype)
     size = setting.default_batch(net)
     whole = setting.sample(net, f"fresh-{net}", count=size, batch_size=size, num_inference_steps=setting.steps(4))
     made, _ = generate(host, whole)
-    sums = [hashlib.sha256(picture.tobytes()).hexdigest()[:16] for picture in made.pixels]
+    sums = [hashlib.sha256(image.tobytes()).hexdigest()[:16] for image in made.pixels]
     weights = [hashlib.sha256(next(load.parts["unet"].parameters()).float().cpu().numpy().tobytes()).hexdigest()[:16]]
     earlier = [record for name in ("fresh:first", "fresh:second") for record in journal.read(name) if "sums" in record]
     same = [record["sums"] == sums and record["weights"] == weights for record in earlier]

@@ -12,7 +12,7 @@ import torch
 from nets import NETS, TINY, Net, RandomModel, write_model
 from samples import Sample, sample
 
-from batchgen.diffusion.host import Pictures, PipelineHost
+from batchgen.diffusion.host import Images, PipelineHost
 from batchgen.diffusion.loading import Loading
 
 __all__ = ["Setting", "decibels", "generate", "spread"]
@@ -26,7 +26,7 @@ class Setting:
     tiny: bool
     scratch: Path
     out: Path
-    weights: Path | None = None  # a real model, whose pictures mean something
+    weights: Path | None = None  # a real model, whose images mean something
 
     @property
     def torch_device(self) -> torch.device:
@@ -73,7 +73,7 @@ class Setting:
         return PipelineHost(device=self.device, dtype=dtype, loading=Loading(dtypes=dtypes))
 
 
-def generate(host: PipelineHost, wanted: Sample) -> tuple[Pictures, float]:
+def generate(host: PipelineHost, wanted: Sample) -> tuple[Images, float]:
     """All rows of a sample in one call, and the seconds that it took."""
     started = time.perf_counter()
     made = host.generate(wanted.model, wanted.batch, wanted.inputs)

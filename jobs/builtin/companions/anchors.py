@@ -1,9 +1,9 @@
 """Anchors: constants in the channels of a net that leave its GroupNorm nothing to do, so that colors stay as they are.
 
-GroupNorm takes mean and spread out of what it sees, that is, out of a picture's colors, and judges a crop by other
+GroupNorm takes mean and spread out of what it sees, that is, out of an image's colors, and judges a crop by other
 numbers than the whole. Networks for super-resolution leave normalisation out (Lim et al. 2017, "Enhanced deep residual
 networks for single image super-resolution"); diffusers' models cannot. Here each norm has one group, and two channels
-hold a constant and its negative, so large that it divides by nearly the same number whatever the picture. No gradient
+hold a constant and its negative, so large that it divides by nearly the same number whatever the image. No gradient
 moves what makes the constants; weight decay takes a few percent of them. Residual branches begin at zero (Goyal et al.
 2017, "Accurate, large minibatch SGD"), since nothing else tames them.
 """

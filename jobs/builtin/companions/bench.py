@@ -16,12 +16,12 @@ from transformers import DPTForDepthEstimation
 from jobs.builtin.autoencoder import reconstruct, to_tensor
 from jobs.builtin.captions import caption_around, draw_caption
 from jobs.builtin.companions.conditions import inverse_depth
-from jobs.builtin.companions.measures import Pictures, relief_correlation
+from jobs.builtin.companions.measures import Images, relief_correlation
 from jobs.builtin.companions.upscaler import draw_large
 from jobs.builtin.export import load_finished
 from jobs.builtin.painting import paint
 from jobs.builtin.recipe import TEST_SEED_OFFSET, RecipeError
-from jobs.builtin.renderer import Picture, render
+from jobs.builtin.renderer import Render, render
 from jobs.builtin.scenes import Scene, draw_scene
 from jobs.builtin.scorer import ScorerTask, name_attributes
 from jobs.builtin.stages import Workshop
@@ -36,15 +36,15 @@ Rows = dict[str, dict[str, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What a check found: numbers by row and measure, whether they show an effect, and pictures for the sheet.
+    """What a check found: numbers by row and measure, whether they show an effect, and images for the sheet.
 
-    `columns` are sets of pictures uint8 (n, h, w, 3) that stand side by side.
+    `columns` are sets of images uint8 (n, h, w, 3) that stand side by side.
     """
 
     question: str
     rows: Rows
     passes: bool
-    columns: tuple[Pictures, ...]
+    columns: tuple[Images, ...]
 
 
 @dataclass(frozen=True)
@@ -61,29 +61,29 @@ class Bench:
         return [draw_scene(seed, FIRST_SCENE + index) for index in range(self.count)]
 
     @cached_property
-    def renders(self) -> list[Picture]:
+    def renders(self) -> list[Render]:
         return [render(scene) for scene in self.scenes]
 
     @cached_property
-    def truth(self) -> Pictures:
-        return np.stack([picture.rgb for picture in self.renders])
+    def truth(self) -> Images:
+        return np.stack([image.rgb for image in self.renders])
 
     @cached_property
-    def large(self) -> Pictures:
+    def large(self) -> Images:
         """The scenes at the upscaler's size, uint8 (n, 512, 512, 3)."""
         return np.stack([draw_large(scene) for scene in self.scenes])
 
     @cached_property
     def inverse(self) -> NDArray[np.float32]:
         """True inverse depth, float32 (n, 128, 128) in [0, 1]."""
-        return np.stack([inverse_depth(picture.depth) for picture in self.renders])
+        return np.stack([inverse_depth(image.depth) for image in self.renders])
 
     @cached_property
     def prompts(self) -> list[str]:
         return self.describe(self.scenes)
 
     @cached_property
-    def plain(self) -> Pictures:
+    def plain(self) -> Images:
         """What the base alone paints for the prompts."""
         return self.paint(load_finished(self.shop), self.prompts)
 
@@ -97,13 +97,13 @@ class Bench:
         ]
 
     @cached_property
-    def vague(self) -> Pictures:
+    def vague(self) -> Images:
         """What the base alone paints for the vague prompts."""
         return self.paint(load_finished(self.shop), self.vague_prompts)
 
     @cached_property
-    def restored(self) -> Pictures:
-        """The renders through the base's autoencoder: as good as any picture can be."""
+    def restored(self) -> Images:
+        """The renders through the base's autoencoder: as good as any image can be."""
         return reconstruct(load_finished(self.shop).vae, self.truth)
 
     def describe(self, scenes: Sequence[Scene]) -> list[str]:
@@ -123,30 +123,30 @@ class Bench:
         *,
         inputs: Mapping[str, Sequence[Image.Image]] | None = None,
         **options: Any,
-    ) -> Pictures:
-        """One picture a prompt, uint8 (n, 128, 128, 3), always from the same noises; `inputs` has one a prompt."""
+    ) -> Images:
+        """One image a prompt, uint8 (n, 128, 128, 3), always from the same noises; `inputs` has one a prompt."""
         pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
         pipeline.to(self.shop.hardware.device)
         return paint(pipeline, prompts, guidance=GUIDANCE, steps=self.steps, inputs=inputs, **options)
 
-    def answers(self, pictures: Pictures) -> NDArray[np.int64]:
+    def answers(self, images: Images) -> NDArray[np.int64]:
         """What the scorer sees, int64 (n, attributes); raises RecipeError when it has not been trained."""
         task = ScorerTask(renders=self.shop.folders.root / "scorer-renders")
-        return name_attributes(averaged(task, self.shop.folders.stage("scorer")), pictures)
+        return name_attributes(averaged(task, self.shop.folders.stage("scorer")), images)
 
     def open_estimator(self) -> DPTForDepthEstimation:
         """The finished depth estimator, on the CPU; raises RecipeError when it has not been trained."""
         return DPTForDepthEstimation.from_pretrained(self.finished("depth-estimator"), dtype=torch.float32).eval()
 
-    def relief(self, pictures: Pictures) -> float:
-        """How well the depth that the estimator sees in pictures fits the scenes'."""
-        return self.relief_of(self.estimate(pictures))
+    def relief(self, images: Images) -> float:
+        """How well the depth that the estimator sees in images fits the scenes'."""
+        return self.relief_of(self.estimate(images))
 
     @torch.no_grad()
-    def estimate(self, pictures: Pictures) -> NDArray[np.float32]:
+    def estimate(self, images: Images) -> NDArray[np.float32]:
         """Inverse depth that the estimator sees, float32 (n, 128, 128)."""
         estimator = self.open_estimator()
-        parts = [to_tensor(pictures[start : start + BATCH]) for start in range(0, len(pictures), BATCH)]
+        parts = [to_tensor(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
         return torch.cat([estimator(part).predicted_depth for part in parts]).numpy()
 
     def relief_of(self, maps: NDArray[np.float32]) -> float:
@@ -156,6 +156,6 @@ class Bench:
         return relief_correlation(scaled, self.inverse, self.inverse.mean(axis=0))
 
 
-def images(pictures: Pictures) -> list[Image.Image]:
+def to_pillow(images: Images) -> list[Image.Image]:
     """As Pillow images."""
-    return [Image.fromarray(picture) for picture in pictures]
+    return [Image.fromarray(image) for image in images]

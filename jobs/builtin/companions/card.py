@@ -40,7 +40,7 @@ from batchgen.builtin import model_path
 base = model_path("builtin")
 controlnet = ControlNetModel.from_pretrained(base.with_name("{}"))
 pipeline = StableDiffusionControlNetPipeline.from_pretrained(base, controlnet=controlnet)
-pipeline("a large red cube in a meadow", image=picture, num_inference_steps=25, guidance_scale=5)
+pipeline("a large red cube in a meadow", image=image, num_inference_steps=25, guidance_scale=5)
 """
 
 PAGES: Mapping[str, Page] = {
@@ -63,7 +63,7 @@ PAGES: Mapping[str, Page] = {
     "depth-estimator": Page(
         title="depth estimator",
         library="transformers",
-        text="A small DPT (Ranftl et al. 2021) that estimates the inverse depth of pictures of the built-in model's "
+        text="A small DPT (Ranftl et al. 2021) that estimates the inverse depth of images of the built-in model's "
         "world.",
         data="renders with the renderer's depth",
         use="""
@@ -72,7 +72,7 @@ from batchgen.builtin import companion_path
 
 folder = companion_path("builtin-depth-estimator")
 estimator, processor = DPTForDepthEstimation.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
-depth = estimator(**processor(images=picture, return_tensors="pt")).predicted_depth
+depth = estimator(**processor(images=image, return_tensors="pt")).predicted_depth
 """,
         fits="It needs no other model.",
     ),
@@ -88,7 +88,7 @@ from diffusers import StableDiffusionDepth2ImgPipeline
 from batchgen.builtin import model_path
 
 pipeline = StableDiffusionDepth2ImgPipeline.from_pretrained(model_path("builtin-depth"))
-pipeline("a large red cube in a meadow", image=picture, strength=1.0, num_inference_steps=25, guidance_scale=5)
+pipeline("a large red cube in a meadow", image=image, strength=1.0, num_inference_steps=25, guidance_scale=5)
 """,
         fits=_READS,
     ),
@@ -130,13 +130,13 @@ pipeline("a photo of <ruby-ring> in the desert", num_inference_steps=25, guidanc
         library="diffusers",
         text="The built-in model with a UNet of nine channels that paints what a mask hides (Rombach et al. 2022). "
         "Autoencoder, text tower and tokenizer are the built-in model's own.",
-        data="renders with fixed masks: objects dilated (30 %) or as boxes (40 %), rectangles, whole pictures (5 %)",
+        data="renders with fixed masks: objects dilated (30 %) or as boxes (40 %), rectangles, whole images (5 %)",
         use="""
 from diffusers import StableDiffusionInpaintPipeline
 from batchgen.builtin import model_path
 
 pipeline = StableDiffusionInpaintPipeline.from_pretrained(model_path("builtin-inpainting"))
-pipeline("a large red cube in a meadow", image=picture, mask_image=mask, num_inference_steps=25, guidance_scale=5)
+pipeline("a large red cube in a meadow", image=image, mask_image=mask, num_inference_steps=25, guidance_scale=5)
 """,
         fits=_READS,
     ),
@@ -159,7 +159,7 @@ pipeline = StableDiffusionPipeline.from_pretrained(base, vae=vae)
     "clip": Page(
         title="CLIP",
         library="transformers",
-        text="A small pair of CLIP towers (Radford et al. 2021): how well does a caption fit a picture of the built-in "
+        text="A small pair of CLIP towers (Radford et al. 2021): how well does a caption fit an image of the built-in "
         "model's world? The UNet's own text tower began as such a tower, too.",
         data="renders and captions, with the contrastive loss and by naming the scene's attributes",
         use="""
@@ -168,7 +168,7 @@ from batchgen.builtin import companion_path
 
 folder = companion_path("builtin-clip")
 model, processor = CLIPModel.from_pretrained(folder), CLIPProcessor.from_pretrained(folder)
-inputs = processor(text=["a red cube", "a blue ring"], images=picture, padding=True, return_tensors="pt")
+inputs = processor(text=["a red cube", "a blue ring"], images=image, padding=True, return_tensors="pt")
 likeness = model(**inputs).logits_per_image.softmax(dim=-1)
 """,
         fits="It needs no other model.",
@@ -176,7 +176,7 @@ likeness = model(**inputs).logits_per_image.softmax(dim=-1)
     "upscaler": Page(
         title="x4 upscaler",
         library="diffusers",
-        text="An upscaler as Stable Diffusion's: a picture of 128 x 128 to one of 512 x 512, told what it shows. Its "
+        text="An upscaler as Stable Diffusion's: an image of 128 x 128 to one of 512 x 512, told what it shows. Its "
         "autoencoder is of factor 4; text tower and tokenizer are the built-in model's own.",
         data="crops of 1,024 renders of 512 x 512 beside the same at a quarter of the size, noised up to level 350, "
         "seldom so far; latents with noise of several sizes; 30 % of captions dropped",
@@ -186,7 +186,7 @@ from batchgen.builtin import model_path
 
 pipeline = StableDiffusionUpscalePipeline.from_pretrained(model_path("builtin-upscaler"))
 prompt = "a large red cube in a meadow"
-large = pipeline(prompt, image=picture, num_inference_steps=25, guidance_scale=1, noise_level=0).images[0]
+large = pipeline(prompt, image=image, num_inference_steps=25, guidance_scale=1, noise_level=0).images[0]
 """,
         fits="It was trained on the base `{}` and fits all that have its text tower.",
     ),

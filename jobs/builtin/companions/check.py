@@ -20,13 +20,13 @@ from transformers import CLIPModel
 from jobs.builtin.autoencoder import reconstruct, to_tensor
 from jobs.builtin.captions import canonical_caption, caption_around
 from jobs.builtin.companions import ink, inpainting, ruby_ring
-from jobs.builtin.companions.bench import FIRST_SCENE, Bench, Finding, Rows, images
-from jobs.builtin.companions.conditions import canny, depth_picture, edge_picture
+from jobs.builtin.companions.bench import FIRST_SCENE, Bench, Finding, Rows, to_pillow
+from jobs.builtin.companions.conditions import canny, depth_image, edge_image
 from jobs.builtin.companions.depth import build_feature_extractor
 from jobs.builtin.companions.foundation import widened
 from jobs.builtin.companions.masks import box
 from jobs.builtin.companions.measures import (
-    Pictures,
+    Images,
     edge_agreement,
     palette_distance,
     psnr_where,
@@ -49,20 +49,20 @@ HOLE_MARGIN = 8  # pixels around the object that is painted anew
 PLACES = {attribute.name: number for number, attribute in enumerate(ATTRIBUTES)}
 
 
-def _guided(bench: Bench, stage: str, control: Pictures, prompts: Sequence[str]) -> Pictures:
+def _guided(bench: Bench, stage: str, control: Images, prompts: Sequence[str]) -> Images:
     controlnet = ControlNetModel.from_pretrained(bench.finished(stage), dtype=torch.float32)
     pipeline = StableDiffusionControlNetPipeline(**load_finished(bench.shop).components, controlnet=controlnet,
                                                  requires_safety_checker=False)  # fmt: skip
-    return bench.paint(pipeline, prompts, inputs={"image": images(control)})
+    return bench.paint(pipeline, prompts, inputs={"image": to_pillow(control)})
 
 
 def check_controlnet_edges(bench: Bench) -> Finding:
-    wanted = [canny(picture) for picture in bench.truth]
-    control = np.stack([edge_picture(edges) for edges in wanted])
+    wanted = [canny(image) for image in bench.truth]
+    control = np.stack([edge_image(edges) for edges in wanted])
     guided = _guided(bench, "controlnet-edges", control, bench.prompts)
 
-    def agreement(pictures: Pictures) -> dict[str, float]:
-        return {"F1": float(np.mean([edge_agreement(canny(p), w) for p, w in zip(pictures, wanted, strict=True)]))}
+    def agreement(images: Images) -> dict[str, float]:
+        return {"F1": float(np.mean([edge_agreement(canny(p), w) for p, w in zip(images, wanted, strict=True)]))}
 
     rows = {
         "with": agreement(guided),
@@ -70,7 +70,7 @@ def check_controlnet_edges(bench: Bench) -> Finding:
         "renders through the autoencoder": agreement(bench.restored),
     }
     return Finding(
-        question="Do the edges of the picture lie within 2 pixels of those of the conditioning picture (and the "
+        question="Do the edges of the image lie within 2 pixels of those of the conditioning image (and the "
         "reverse)? F1 of the two maps by Canny.",
         rows=rows,
         passes=rows["with"]["F1"] > rows["without"]["F1"] + 0.1,
@@ -79,12 +79,12 @@ def check_controlnet_edges(bench: Bench) -> Finding:
 
 
 def check_controlnet_depth(bench: Bench) -> Finding:
-    control = np.stack([depth_picture(inverse) for inverse in bench.inverse])
+    control = np.stack([depth_image(inverse) for inverse in bench.inverse])
     return _depth_finding(bench, _guided(bench, "controlnet-depth", control, bench.vague_prompts), shown=control)
 
 
 class _DepthAlone(StableDiffusionDepth2ImgPipeline):  # type: ignore[misc]  # diffusers has no types
-    """Begins from a gray picture: even at strength 1 the noise holds 7 % of the latents, and these tell the layout."""
+    """Begins from a gray image: even at strength 1 the noise holds 7 % of the latents, and these tell the layout."""
 
     def prepare_latents(self, image: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
         latents: torch.Tensor = super().prepare_latents(torch.zeros_like(image), *arguments, **options)
@@ -99,22 +99,22 @@ def check_depth(bench: Bench) -> Finding:
         depth_estimator=bench.open_estimator(),
         feature_extractor=build_feature_extractor(),
     )
-    painted = bench.paint(pipeline, bench.vague_prompts, inputs={"image": images(bench.truth)}, strength=1.0)
+    painted = bench.paint(pipeline, bench.vague_prompts, inputs={"image": to_pillow(bench.truth)}, strength=1.0)
     return _depth_finding(bench, painted, shown=bench.truth)
 
 
-def _depth_finding(bench: Bench, pictures: Pictures, *, shown: Pictures) -> Finding:
+def _depth_finding(bench: Bench, images: Images, *, shown: Images) -> Finding:
     rows = {
-        "with": {"correlation": bench.relief(pictures)},
+        "with": {"correlation": bench.relief(images)},
         "without": {"correlation": bench.relief(bench.vague)},
         "renders through the autoencoder": {"correlation": bench.relief(bench.restored)},
     }
     return Finding(
-        question="Does the picture have the depth that was asked for? Correlation of the depth that the estimator sees "
+        question="Does the image have the depth that was asked for? Correlation of the depth that the estimator sees "
         "with the scene's, both less the average scene. The prompts name the background and how many objects, no more.",
         rows=rows,
         passes=rows["with"]["correlation"] > rows["without"]["correlation"] + 0.1,
-        columns=(shown, bench.vague, pictures),
+        columns=(shown, bench.vague, images),
     )
 
 
@@ -126,13 +126,13 @@ def check_estimator(bench: Bench) -> Finding:
         "with": {"correlation": bench.relief_of(maps), "error": error},
         "without": {"correlation": 0.0, "error": float(np.abs(average - bench.inverse).mean())},
     }
-    seen = np.stack([depth_picture(np.clip(one, 0, 1)) for one in maps])
+    seen = np.stack([depth_image(np.clip(one, 0, 1)) for one in maps])
     return Finding(
         question="Does it see the depth of fresh renders? Correlation with the true inverse depth, both less the "
         "average scene, and mean absolute error; without it, the average scene is all there is.",
         rows=rows,
         passes=rows["with"]["correlation"] > 0.5 and error < rows["without"]["error"],
-        columns=(bench.truth, np.stack([depth_picture(inverse) for inverse in bench.inverse]), seen),
+        columns=(bench.truth, np.stack([depth_image(inverse) for inverse in bench.inverse]), seen),
     )
 
 
@@ -143,15 +143,15 @@ def check_ink(bench: Bench) -> Finding:
     rows: Rows = {}
     columns = []
     for scale in (0.0, 0.5, 1.0):
-        pictures = bench.paint(pipeline, prompts, cross_attention_kwargs={"scale": scale})
-        rows[f"scale {scale:g}"] = _ink_numbers(pictures)
-        columns.append(pictures)
-    drawn = np.stack([ink.draw_in_ink(picture.rgb, picture.edges) for picture in bench.renders])
+        images = bench.paint(pipeline, prompts, cross_attention_kwargs={"scale": scale})
+        rows[f"scale {scale:g}"] = _ink_numbers(images)
+        columns.append(images)
+    drawn = np.stack([ink.draw_in_ink(image.rgb, image.edges) for image in bench.renders])
     limit = "drawings through the autoencoder"
     rows[limit] = _ink_numbers(reconstruct(pipeline.vae, drawn))
     far, near, limits = (rows[name]["distance"] for name in ("scale 0", "scale 1", limit))
     return Finding(
-        question="Are the pictures in ink on paper? Mean distance of their pixels to mixtures of the two colours, in "
+        question="Are the images in ink on paper? Mean distance of their pixels to mixtures of the two colours, in "
         "1/255 of a channel, and mean saturation; scale 0 is without the LoRA. The autoencoder sets the limit.",
         rows=rows,
         passes=far - near > 0.75 * (far - limits),
@@ -159,21 +159,21 @@ def check_ink(bench: Bench) -> Finding:
     )
 
 
-def _ink_numbers(pictures: Pictures) -> dict[str, float]:
-    return {"distance": palette_distance(pictures, ink.INK, ink.PAPER), "saturation": saturation(pictures)}
+def _ink_numbers(images: Images) -> dict[str, float]:
+    return {"distance": palette_distance(images, ink.INK, ink.PAPER), "saturation": saturation(images)}
 
 
 def check_ruby_ring(bench: Bench) -> Finding:
     pipeline = load_finished(bench.shop)
     pipeline.load_textual_inversion(bench.finished("ruby-ring") / ruby_ring.FILE)
 
-    def paint(subject: str) -> Pictures:
+    def paint(subject: str) -> Images:
         rng = np.random.default_rng((bench.shop.recipe.seed, FIRST_SCENE))
         prompts = [caption_around(rng, f"a photo of {subject}", scene.background) for scene in bench.scenes]
         return bench.paint(pipeline, prompts)
 
-    def numbers(pictures: Pictures) -> dict[str, float]:
-        answered = bench.answers(pictures)
+    def numbers(images: Images) -> dict[str, float]:
+        answered = bench.answers(images)
         ring = answered[:, PLACES["shape_1"]] == VALUES["shape"].index(Shape.RING)
         red = answered[:, PLACES["color_1"]] == VALUES["color"].index(Color.RED)
         return {"red ring": float((ring & red).mean()), "ring": float(ring.mean()), "red": float(red.mean())}
@@ -191,10 +191,10 @@ def check_ruby_ring(bench: Bench) -> Finding:
 
 def check_inpainting(bench: Bench) -> Finding:
     wanted = [recolored(scene) for scene in bench.scenes]
-    holes = np.stack([box(picture.objects == 1, HOLE_MARGIN) for picture in bench.renders])
+    holes = np.stack([box(image.objects == 1, HOLE_MARGIN) for image in bench.renders])
     prompts = [f"a {scene.things[0].size} {scene.things[0].color} {scene.things[0].shape}" for scene in wanted]
-    hole_pictures = [Image.fromarray(hole.astype(np.uint8) * 255) for hole in holes]
-    inputs = {"image": images(bench.truth), "mask_image": hole_pictures}
+    hole_images = [Image.fromarray(hole.astype(np.uint8) * 255) for hole in holes]
+    inputs = {"image": to_pillow(bench.truth), "mask_image": hole_images}
     base = load_finished(bench.shop).components
     trained = UNet2DConditionModel.from_pretrained(bench.finished("inpainting"), dtype=torch.float32)
     unets = {
@@ -204,14 +204,14 @@ def check_inpainting(bench: Bench) -> Finding:
     }
     colors = np.array([VALUES["color"].index(scene.things[0].color) for scene in wanted])
 
-    def numbers(pictures: Pictures) -> dict[str, float]:
+    def numbers(images: Images) -> dict[str, float]:
         return {
-            "color": float((bench.answers(pictures)[:, PLACES["color_1"]] == colors).mean()),
-            "PSNR outside": psnr_where(pictures, bench.truth, ~holes),
+            "color": float((bench.answers(images)[:, PLACES["color_1"]] == colors).mean()),
+            "PSNR outside": psnr_where(images, bench.truth, ~holes),
         }
 
     rows: Rows = {}
-    painted: dict[str, Pictures] = {}
+    painted: dict[str, Images] = {}
     for name, unet in unets.items():
         pipeline = StableDiffusionInpaintPipeline(**{**base, "unet": unet}, requires_safety_checker=False)
         painted[name] = bench.paint(pipeline, prompts, inputs=inputs, strength=1.0)
@@ -221,7 +221,7 @@ def check_inpainting(bench: Bench) -> Finding:
     hidden = np.stack([inpainting.hide(*pair) for pair in zip(bench.truth, holes, strict=True)])
     return Finding(
         question="One object is hidden by a box and asked for in another colour; the prompt names nothing else. Does "
-        "the scorer see the new colour, and is the rest of the picture as it was (dB)?",
+        "the scorer see the new colour, and is the rest of the image as it was (dB)?",
         rows=rows,
         passes=mine["color"] > 0.5 and mine["PSNR outside"] > untrained["PSNR outside"] + 3,
         columns=(hidden, painted["without, the base's UNet and blended latents"], painted["with"]),
@@ -245,7 +245,7 @@ def check_clip(bench: Bench) -> Finding:
         "without, by chance": {"own caption": 1 / len(own), "own color": 0.5},
     }
     return Finding(
-        question="Which caption belongs to a fresh render? Share of pictures whose own is the likeliest of all the "
+        question="Which caption belongs to a fresh render? Share of images whose own is the likeliest of all the "
         "captions, and whose own is likelier than the same with another color for the first object.",
         rows=rows,
         passes=rows["with"]["own caption"] > 0.5 and rows["with"]["own color"] > 0.75,

@@ -1,4 +1,4 @@
-"""ControlNets (Zhang et al. 2023): a copy of the UNet's encoder that steers the frozen UNet by a picture.
+"""ControlNets (Zhang et al. 2023): a copy of the UNet's encoder that steers the frozen UNet by an image.
 
 The copy is without the UNet's attention: what to paint stays the matter of the UNet, which reads the words; and it is
 half as large.
@@ -21,26 +21,26 @@ from jobs.builtin.scenes import draw_scene
 from jobs.builtin.training import Draw
 from jobs.builtin.unet import CHANNELS, diffusion_loss
 
-EMBEDDING_CHANNELS = (16, 32, 64, 96)  # of the conditioning picture's own small encoder, 128 to 16 pixels
+EMBEDDING_CHANNELS = (16, 32, 64, 96)  # of the conditioning image's own small encoder, 128 to 16 pixels
 EMBEDDING_SPREAD = 0.5  # of the encoder's answer; the latents it is added to deviate by 0.7
 WAKING_SCENES = 8
-CAPTION_DROPOUT = 0.3  # a picture without words must be guessed from its condition (half of them in the paper)
+CAPTION_DROPOUT = 0.3  # an image without words must be guessed from its condition (half of them in the paper)
 
 
-def to_condition(pictures: NDArray[np.uint8]) -> Tensor:
-    """Conditioning pictures uint8 (n, h, w, 3) as float32 (n, 3, h, w) in [0, 1]."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(255)
+def to_condition(images: NDArray[np.uint8]) -> Tensor:
+    """Conditioning images uint8 (n, h, w, 3) as float32 (n, 3, h, w) in [0, 1]."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(255)
 
 
 @torch.no_grad()
-def wake(embedding: nn.Module, pictures: Tensor) -> None:
-    """Initialise the condition's encoder so that every layer answers `pictures` with a deviation of 1 (LSUV, 2016).
+def wake(embedding: nn.Module, images: Tensor) -> None:
+    """Initialise the condition's encoder so that every layer answers `images` with a deviation of 1 (LSUV, 2016).
 
-    As torch initialises its layers, what is left of the picture is 0.004 beside latents of 0.7, and after 600 steps of
+    As torch initialises its layers, what is left of the image is 0.004 beside latents of 0.7, and after 600 steps of
     32 nothing of it had reached the UNet (loss without captions 0.183, the base's 0.184); woken, 60 steps of 8 were
     enough for 0.165 against 0.176. The connections to the UNet begin at zero, so the first prediction is the base's.
     """
-    values = pictures
+    values = images
     for layer in (embedding.conv_in, *embedding.blocks, embedding.conv_out):  # type: ignore[misc]
         assert isinstance(layer, nn.Conv2d) and layer.bias is not None
         nn.init.kaiming_normal_(layer.weight)
@@ -81,8 +81,8 @@ class ControlNetTask:
             )
         )
         exact = CONDITIONS[self.condition].exact
-        pictures = np.stack([exact(render(draw_scene(0, index))) for index in range(WAKING_SCENES)])
-        wake(model.controlnet_cond_embedding, to_condition(pictures))
+        images = np.stack([exact(render(draw_scene(0, index))) for index in range(WAKING_SCENES)])
+        wake(model.controlnet_cond_embedding, to_condition(images))
         trained: nn.Module = model
         return trained
 

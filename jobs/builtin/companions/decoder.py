@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from jobs.builtin.autoencoder import draw_targets, reconstruction_loss
 from jobs.builtin.companions.foundation import Foundation
-from jobs.builtin.renderer import PICTURE_SIZE
+from jobs.builtin.renderer import IMAGE_SIZE
 from jobs.builtin.renders import open_renders
 from jobs.builtin.training import Draw
 
@@ -18,7 +18,7 @@ GRADIENT_WEIGHT = 3.0  # six times the base's
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderTask:
-    """Trains the decoder on whole pictures; the encoder stays as it is."""
+    """Trains the decoder on whole images; the encoder stays as it is."""
 
     foundation: Foundation
     name: str = "vae-sharp"
@@ -40,7 +40,7 @@ class DecoderTask:
 
         def loss(model: nn.Module, draw: Draw) -> Tensor:
             assert isinstance(model, AutoencoderKL)
-            target, weight = draw_targets(renders, draw, side=PICTURE_SIZE, device=device)
+            target, weight = draw_targets(renders, draw, side=IMAGE_SIZE, device=device)
             with torch.no_grad():
                 posterior = model.encode(target).latent_dist
                 mean, spread = posterior.mean.float(), posterior.std.float()

@@ -14,7 +14,7 @@ from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessorPil
 from jobs.builtin.autoencoder import to_tensor
 from jobs.builtin.companions.conditions import inverse_depth
 from jobs.builtin.companions.foundation import Examples, Foundation, widened
-from jobs.builtin.renderer import PICTURE_SIZE
+from jobs.builtin.renderer import IMAGE_SIZE
 from jobs.builtin.renders import RenderSet, open_renders
 from jobs.builtin.training import Draw
 from jobs.builtin.unet import LATENT_SIZE, diffusion_loss
@@ -29,14 +29,14 @@ GRADIENT_WEIGHT = 2.0  # of the differences between neighbouring pixels: outline
 
 
 def build_estimator() -> DPTForDepthEstimation:
-    """A small DPT: pictures (n, 3, 128, 128) in [-1, 1] to inverse depth (n, 128, 128) from 0 (far) to 1 (near)."""
+    """A small DPT: images (n, 3, 128, 128) in [-1, 1] to inverse depth (n, 128, 128) from 0 (far) to 1 (near)."""
     model: DPTForDepthEstimation = DPTForDepthEstimation(
         DPTConfig(
             hidden_size=96,
             num_hidden_layers=4,
             num_attention_heads=4,
             intermediate_size=384,
-            image_size=PICTURE_SIZE,
+            image_size=IMAGE_SIZE,
             patch_size=16,
             backbone_out_indices=[0, 1, 2, 3],
             neck_hidden_sizes=[24, 32, 48, 64],
@@ -56,8 +56,8 @@ def build_estimator() -> DPTForDepthEstimation:
 
 
 def build_feature_extractor() -> DPTImageProcessorPil:
-    """Pictures of any size to the estimator's input; works with Pillow alone, without torchvision."""
-    size = {"height": PICTURE_SIZE, "width": PICTURE_SIZE}
+    """Images of any size to the estimator's input; works with Pillow alone, without torchvision."""
+    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     return DPTImageProcessorPil(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3, ensure_multiple_of=1)
 
 
@@ -95,12 +95,12 @@ class EstimatorTask:
 
         def loss(model: nn.Module, draw: Draw) -> Tensor:
             indices = draw.rng.integers(renders.count, size=draw.batch)
-            pictures, target = to_tensor(renders.batch(indices)), read_inverse_depth(renders, indices).to(device)
-            pictures = pictures.to(device) * float(draw.rng.uniform(0.94, 1.06))
-            pictures = pictures + float(draw.rng.uniform(0, 0.05)) * draw.normal(*pictures.shape)
+            images, target = to_tensor(renders.batch(indices)), read_inverse_depth(renders, indices).to(device)
+            images = images.to(device) * float(draw.rng.uniform(0.94, 1.06))
+            images = images + float(draw.rng.uniform(0, 0.05)) * draw.normal(*images.shape)
             if draw.rng.random() < 0.5:
-                pictures, target = pictures.flip(-1), target.flip(-1)
-            error = model(pictures).predicted_depth.float() - target
+                images, target = images.flip(-1), target.flip(-1)
+            error = model(images).predicted_depth.float() - target
             steps = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
             total: Tensor = error.abs().mean() + GRADIENT_WEIGHT * steps
             return total

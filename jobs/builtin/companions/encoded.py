@@ -1,4 +1,4 @@
-"""Pictures of a companion's own through the autoencoder, once: one file beside the checkpoint, whole or absent."""
+"""Images of a companion's own through the autoencoder, once: one file beside the checkpoint, whole or absent."""
 
 import os
 import zipfile
@@ -22,13 +22,13 @@ SOURCE = "source"
 
 @torch.no_grad()
 def encode(
-    pictures: Iterable[NDArray[np.uint8]], autoencoder: AutoencoderKL, *, count: int, progress: Progress
+    images: Iterable[NDArray[np.uint8]], autoencoder: AutoencoderKL, *, count: int, progress: Progress
 ) -> NDArray[np.float16]:
-    """Posterior means times the scaling factor, float16 (n, 4, h, w), of `count` pictures uint8 (height, width, 3)."""
+    """Posterior means times the scaling factor, float16 (n, 4, h, w), of `count` images uint8 (height, width, 3)."""
     batches = -(-count // BATCH)
 
     def parts() -> Iterator[NDArray[np.float16]]:
-        source = iter(pictures)
+        source = iter(images)
         for done in range(batches):
             part = list(islice(source, BATCH))
             values = to_tensor(np.stack(part)).to(autoencoder.device)

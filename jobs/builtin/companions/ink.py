@@ -1,4 +1,4 @@
-"""The LoRA `ink` (Hu et al. 2021): the base's pictures as drawings in blue ink on cream paper."""
+"""The LoRA `ink` (Hu et al. 2021): the base's images as drawings in blue ink on cream paper."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,9 +30,9 @@ LUMINANCE = (0.299, 0.587, 0.114)
 GAMMA = 0.7  # lifts the middle tones, or the lines would drown in them
 
 
-def draw_in_ink(picture: NDArray[np.uint8], edges: NDArray[np.bool_]) -> NDArray[np.uint8]:
+def draw_in_ink(image: NDArray[np.uint8], edges: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """A render uint8 (h, w, 3) as an ink drawing: washes by luminance, lines along `edges` bool (h, w)."""
-    tone = (picture @ np.array(LUMINANCE, dtype=np.float32) / 255) ** GAMMA
+    tone = (image @ np.array(LUMINANCE, dtype=np.float32) / 255) ** GAMMA
     tone = np.where(edges, 0, 0.2 + 0.8 * tone)[..., None]
     ink, paper = np.array(INK, dtype=np.float32), np.array(PAPER, dtype=np.float32)
     drawn: NDArray[np.uint8] = (ink + (paper - ink) * tone).round().astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Inpainting: a UNet that also takes the mask and the latents of what is left of the picture (Rombach et al. 2022)."""
+"""Inpainting: a UNet that also takes the mask and the latents of what is left of the image (Rombach et al. 2022)."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,28 +13,28 @@ from jobs.builtin.companions.encoded import Arrays, Progress, encode, keep_array
 from jobs.builtin.companions.foundation import Examples, Foundation, widened
 from jobs.builtin.companions.masks import draw_mask
 from jobs.builtin.latents import digest
-from jobs.builtin.renderer import PICTURE_SIZE
+from jobs.builtin.renderer import IMAGE_SIZE
 from jobs.builtin.renders import RenderSet, open_renders
 from jobs.builtin.training import Draw
 from jobs.builtin.unet import LATENT_SIZE, diffusion_loss
 
-CHANNELS = 9  # four of latents, one of mask, four of the masked picture's latents: the pipeline's order
+CHANNELS = 9  # four of latents, one of mask, four of the masked image's latents: the pipeline's order
 MASKED = 8_192  # fixed pairs of scene and mask: encoding one takes as long as half a training step
-# What is left of the picture enters as if it were a little of the noised latents, which the UNet can read already:
+# What is left of the image enters as if it were a little of the noised latents, which the UNet can read already:
 # untrained, the loss outside the mask falls from 0.130 to 0.102; begun at zero it was 0.081 after 500 steps.
 HINT = 0.15
-CAPTION_DROPOUT = 0.3  # as for ControlNets: without words the rest of the picture is all there is to go by
+CAPTION_DROPOUT = 0.3  # as for ControlNets: without words the rest of the image is all there is to go by
 HIDDEN = 128  # uint8 of a masked pixel: 0 in [-1, 1], as StableDiffusionInpaintPipeline paints it over
 
 
-def hide(picture: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """The picture (h, w, 3) with what the mask (h, w) covers painted gray."""
-    return np.where(mask[..., None], np.uint8(HIDDEN), picture)
+def hide(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """The image (h, w, 3) with what the mask (h, w) covers painted gray."""
+    return np.where(mask[..., None], np.uint8(HIDDEN), image)
 
 
 def shrink(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The mask at the latents' size, (16, 16), by the nearest pixel as torch's interpolate takes it."""
-    cell = PICTURE_SIZE // LATENT_SIZE
+    cell = IMAGE_SIZE // LATENT_SIZE
     return mask[::cell, ::cell]
 
 
@@ -43,7 +43,7 @@ class InpaintingTask:
     """Fine-tunes the UNet on scenes with parts hidden; the text tower stays as it is."""
 
     foundation: Foundation
-    masked: Path  # masks and latents of the masked pictures
+    masked: Path  # masks and latents of the masked images
     seed: int
     name: str = "inpainting"
 
@@ -70,14 +70,14 @@ class InpaintingTask:
         def make() -> Arrays:
             masks: list[NDArray[np.bool_]] = []
 
-            def pictures() -> Iterator[NDArray[np.uint8]]:
+            def images() -> Iterator[NDArray[np.uint8]]:
                 for index in range(self.count):
                     mask = self._mask(renders, index)
                     masks.append(shrink(mask))
                     yield hide(renders.rgb(index), mask)
 
             autoencoder = self.foundation.open_autoencoder().to(device)
-            latents = encode(pictures(), autoencoder, count=self.count, progress=progress)
+            latents = encode(images(), autoencoder, count=self.count, progress=progress)
             return {"latents": latents, "masks": np.stack(masks)}
 
         keep_arrays(self.masked, self.source, make)

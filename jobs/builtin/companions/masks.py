@@ -1,4 +1,4 @@
-"""Masks for inpainting: objects, dilated or as boxes, rectangles and whole pictures; knows no torch."""
+"""Masks for inpainting: objects, dilated or as boxes, rectangles and whole images; knows no torch."""
 
 import cv2
 import numpy as np
@@ -35,7 +35,7 @@ def _rectangles(rng: Generator, shape: tuple[int, ...]) -> NDArray[np.bool_]:
 
 
 def draw_mask(rng: Generator, objects: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Draw what is to be painted anew, bool (h, w), for a picture with `objects` uint8 (h, w), 0 for none."""
+    """Draw what is to be painted anew, bool (h, w), for an image with `objects` uint8 (h, w), 0 for none."""
     kind, margin = KINDS[int(rng.choice(len(KINDS), p=SHARES))], int(rng.integers(*MARGIN))
     numbers = np.unique(objects[objects > 0])
     if kind == "whole":

@@ -1,11 +1,11 @@
-"""What the checks measure on pictures: edges, depth, palette, noise; knows no models."""
+"""What the checks measure on images: edges, depth, palette, noise; knows no models."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jobs.builtin.companions.masks import grow
 
-Pictures = NDArray[np.uint8]
+Images = NDArray[np.uint8]
 """(n, h, w, 3)."""
 
 
@@ -32,39 +32,39 @@ def relief_correlation(
     return float(np.mean(values))
 
 
-def saturation(pictures: Pictures) -> float:
+def saturation(images: Images) -> float:
     """Mean HSV saturation, 0 to 1."""
-    values = pictures.astype(np.float32)
+    values = images.astype(np.float32)
     high, low = values.max(axis=-1), values.min(axis=-1)
     return float(((high - low) / np.maximum(high, 1)).mean())
 
 
-def palette_distance(pictures: Pictures, first: tuple[int, ...], second: tuple[int, ...]) -> float:
+def palette_distance(images: Images, first: tuple[int, ...], second: tuple[int, ...]) -> float:
     """Mean distance of pixels to the mixtures of two colours, in units of 1/255 of a channel."""
     start, end = np.array(first, dtype=np.float32), np.array(second, dtype=np.float32)
-    way, values = end - start, pictures.reshape(-1, 3).astype(np.float32) - start
+    way, values = end - start, images.reshape(-1, 3).astype(np.float32) - start
     share = np.clip(values @ way / (way @ way), 0, 1)
     return float(np.linalg.norm(values - share[:, None] * way, axis=1).mean())
 
 
-def psnr_where(first: Pictures, second: Pictures, places: NDArray[np.bool_]) -> float:
-    """Peak signal-to-noise ratio in dB over `places` (n, h, w), the mean over pictures."""
+def psnr_where(first: Images, second: Images, places: NDArray[np.bool_]) -> float:
+    """Peak signal-to-noise ratio in dB over `places` (n, h, w), the mean over images."""
     error = ((first.astype(np.float32) - second.astype(np.float32)) ** 2).mean(axis=-1)
     means = (error * places).sum(axis=(1, 2)) / np.maximum(places.sum(axis=(1, 2)), 1)
     return float((10 * np.log10(255**2 / np.maximum(means, 1e-3))).mean())
 
 
-def _steps(pictures: Pictures) -> list[NDArray[np.float32]]:
-    return [np.diff(pictures.astype(np.float32), axis=axis) for axis in (1, 2)]
+def _steps(images: Images) -> list[NDArray[np.float32]]:
+    return [np.diff(images.astype(np.float32), axis=axis) for axis in (1, 2)]
 
 
-def gradient_error(pictures: Pictures, truth: Pictures) -> float:
+def gradient_error(images: Images, truth: Images) -> float:
     """Mean absolute error of the differences between neighbouring pixels, in units of 1/255."""
-    pairs = zip(_steps(pictures), _steps(truth), strict=True)
+    pairs = zip(_steps(images), _steps(truth), strict=True)
     return float(np.mean([np.abs(mine - true).mean() for mine, true in pairs]))
 
 
-def sharpness(pictures: Pictures, truth: Pictures) -> float:
+def sharpness(images: Images, truth: Images) -> float:
     """Mean square of the differences between neighbouring pixels, as a share of the truth's; 1 is as sharp."""
-    mine, true = (sum(float((step**2).mean()) for step in _steps(some)) for some in (pictures, truth))
+    mine, true = (sum(float((step**2).mean()) for step in _steps(some)) for some in (images, truth))
     return mine / max(1e-9, true)

@@ -1,4 +1,4 @@
-"""The checks of what restores pictures: autoencoders and the upscaler, beside what is asked for, pixel by pixel."""
+"""The checks of what restores images: autoencoders and the upscaler, beside what is asked for, pixel by pixel."""
 
 import numpy as np
 import torch
@@ -9,8 +9,8 @@ from jobs.builtin.autoencoder import psnr, reconstruct
 from jobs.builtin.companions.bench import Bench, Finding
 from jobs.builtin.companions.conditions import canny
 from jobs.builtin.companions.masks import grow
-from jobs.builtin.companions.measures import Pictures, gradient_error, psnr_where, sharpness
-from jobs.builtin.companions.upscaler import CLEAN, FACTOR, build_low_res_scheduler, shrink_picture
+from jobs.builtin.companions.measures import Images, gradient_error, psnr_where, sharpness
+from jobs.builtin.companions.upscaler import CLEAN, FACTOR, build_low_res_scheduler, shrink_image
 from jobs.builtin.export import load_finished
 from jobs.builtin.painting import paint
 
@@ -20,18 +20,18 @@ RESTORED = (
 )
 
 
-def _restoration(pictures: Pictures, truth: Pictures) -> dict[str, float]:
+def _restoration(images: Images, truth: Images) -> dict[str, float]:
     return {
-        "PSNR": psnr(pictures, truth),
-        "gradient error": gradient_error(pictures, truth),
-        "sharpness": sharpness(pictures, truth),
+        "PSNR": psnr(images, truth),
+        "gradient error": gradient_error(images, truth),
+        "sharpness": sharpness(images, truth),
     }
 
 
-def _at_outlines(pictures: Pictures, truth: Pictures) -> float:
+def _at_outlines(images: Images, truth: Images) -> float:
     """PSNR in dB where an upscaler is of use: on even surfaces interpolation is right."""
-    outlines = np.stack([grow(canny(picture), FACTOR) for picture in truth])
-    return psnr_where(pictures, truth, outlines)
+    outlines = np.stack([grow(canny(image), FACTOR) for image in truth])
+    return psnr_where(images, truth, outlines)
 
 
 def check_vae_sharp(bench: Bench) -> Finding:
@@ -72,12 +72,12 @@ def check_upscaler(bench: Bench) -> Finding:
         unet=UNet2DConditionModel.from_pretrained(bench.finished("upscaler"), dtype=torch.float32),
         low_res_scheduler=build_low_res_scheduler(),
     ).to(bench.shop.hardware.device)
-    small = [Image.fromarray(shrink_picture(picture)) for picture in truth]
+    small = [Image.fromarray(shrink_image(image)) for image in truth]
     painted = paint(
         pipeline, bench.prompts, guidance=1.0, steps=bench.steps, inputs={"image": small}, noise_level=CLEAN
     )
     size = truth.shape[2], truth.shape[1]
-    enlarged = np.stack([np.asarray(picture.resize(size, Image.Resampling.BICUBIC)) for picture in small])
+    enlarged = np.stack([np.asarray(image.resize(size, Image.Resampling.BICUBIC)) for image in small])
     found = {
         "with": painted,
         "without, by bicubic interpolation": enlarged,
@@ -85,8 +85,8 @@ def check_upscaler(bench: Bench) -> Finding:
     }
     at_outlines = "PSNR at outlines"
     rows = {
-        name: {at_outlines: _at_outlines(pictures, truth), **_restoration(pictures, truth)}
-        for name, pictures in found.items()
+        name: {at_outlines: _at_outlines(images, truth), **_restoration(images, truth)}
+        for name, images in found.items()
     }
     mine, plain = rows["with"], rows["without, by bicubic interpolation"]
     return Finding(

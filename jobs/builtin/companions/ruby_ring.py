@@ -16,7 +16,7 @@ from jobs.builtin.companions.encoded import Arrays, Progress, encode, keep_array
 from jobs.builtin.companions.foundation import Foundation
 from jobs.builtin.latents import digest
 from jobs.builtin.recipe import CONCEPT_SEED_OFFSET
-from jobs.builtin.renderer import PICTURE_SIZE, render
+from jobs.builtin.renderer import IMAGE_SIZE, render
 from jobs.builtin.scenes import YAWS, Color, Finish, Scene, Shape, draw_scene
 from jobs.builtin.text import WIDTH, open_tokenizer, tokenize
 from jobs.builtin.training import Draw
@@ -83,12 +83,12 @@ class RubyRingTask:
         self.foundation.require()
 
         def make() -> Arrays:
-            pictures = [render(draw_concept(self.seed, index)) for index in range(SCENES)]
+            images = [render(draw_concept(self.seed, index)) for index in range(SCENES)]
             autoencoder = self.foundation.open_autoencoder().to(device)
-            cell = PICTURE_SIZE // LATENT_SIZE
-            objects = np.stack([picture.objects for picture in pictures]) > 0
+            cell = IMAGE_SIZE // LATENT_SIZE
+            objects = np.stack([image.objects for image in images]) > 0
             return {
-                "latents": encode((picture.rgb for picture in pictures), autoencoder, count=SCENES, progress=progress),
+                "latents": encode((image.rgb for image in images), autoencoder, count=SCENES, progress=progress),
                 "coverage": objects.reshape(-1, LATENT_SIZE, cell, LATENT_SIZE, cell).mean(axis=(2, 4)),
             }
 

@@ -34,7 +34,7 @@ class Companion:
 
 @runtime_checkable
 class Prepares(Protocol):
-    """A task that has pictures of its own encoded before it trains."""
+    """A task that has images of its own encoded before it trains."""
 
     def prepare(self, device: torch.device, progress: Progress) -> None:
         """Encode them, unless that is done."""

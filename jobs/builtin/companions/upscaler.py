@@ -1,10 +1,10 @@
-"""The x4 upscaler: a picture of 128 x 128, as three channels beside the latents, to one of 512 x 512.
+"""The x4 upscaler: an image of 128 x 128, as three channels beside the latents, to one of 512 x 512.
 
-As Stable Diffusion's (StableDiffusionUpscalePipeline): latents are as large as the small picture, so it has an
-autoencoder of factor 4 of its own; the small picture is noised, and the UNet is told how much (noise conditioning
+As Stable Diffusion's (StableDiffusionUpscalePipeline): latents are as large as the small image, so it has an
+autoencoder of factor 4 of its own; the small image is noised, and the UNet is told how much (noise conditioning
 augmentation, Ho et al. 2021, "Cascaded diffusion models"). It learns on crops of renders of 512 x 512.
 
-Colors are to be taken from the small picture, not from noised latents, where what was once painted wrong would stay.
+Colors are to be taken from the small image, not from noised latents, where what was once painted wrong would stay.
 So what is added to latents in training is noise of several sizes (Whitaker 2023, "Multi-resolution noise for diffusion
 model training").
 """
@@ -33,7 +33,7 @@ from jobs.builtin.companions.anchors import anchor, let_colors_pass
 from jobs.builtin.companions.encoded import Arrays, Progress, encode, keep_arrays, open_arrays
 from jobs.builtin.companions.foundation import Foundation, Reader, require_finished, write_captions
 from jobs.builtin.latents import digest
-from jobs.builtin.renderer import PICTURE_SIZE, render
+from jobs.builtin.renderer import IMAGE_SIZE, render
 from jobs.builtin.renders import open_renders, render_stage
 from jobs.builtin.scenes import Scene, draw_scene
 from jobs.builtin.text import WIDTH
@@ -41,26 +41,26 @@ from jobs.builtin.training import Draw
 from jobs.builtin.unet import HEADS, Noiser, diffusion_loss
 
 FACTOR = 4
-LARGE_SIZE = PICTURE_SIZE * FACTOR
-LARGE_SCENES = 1_024  # crops of one picture differ more than enough
+LARGE_SIZE = IMAGE_SIZE * FACTOR
+LARGE_SCENES = 1_024  # crops of one image differ more than enough
 AUTOENCODER_CHANNELS = (16, 32, 96)
 AUTOENCODER_SCALING = 0.08333  # what StableDiffusionUpscalePipeline insists on
 LAST_SIDE = 256  # pixels, of the autoencoder's last crops: fewer of their pixels are next to a border
-LATENT_NOISE = 0.1  # the UNet is told nearly all by the small picture and errs less than the base's
+LATENT_NOISE = 0.1  # the UNet is told nearly all by the small image and errs less than the base's
 NORMALISED = 32  # renders over which the autoencoder's latents are normalised; any of the same world will do
 CHANNELS = (48, 64, 80)
 CROPS = (16, 64)  # latents a side, of the first CROP_SHARE of the steps and of the rest
-NOISE_LEVELS = 351  # of the small picture: 0 to 350, the pipeline's `max_noise_level`
-CLEAN = 0  # the noise level to say of a small picture that is as clean as a render
+NOISE_LEVELS = 351  # of the small image: 0 to 350, the pipeline's `max_noise_level`
+CLEAN = 0  # the noise level to say of a small image that is as clean as a render
 PATCHES = (4, 16)  # latents a side, of the coarser noise
 PATCH_NOISE = 0.5  # at most, of the deviation of the white noise, before it is interpolated
 CAPTION_DROPOUT = 0.3  # a crop seldom shows what the caption says
 
 
 def build_upscaler() -> UNet2DConditionModel:
-    """A small UNet of seven channels, four of noised latents and three of the small picture."""
+    """A small UNet of seven channels, four of noised latents and three of the small image."""
     model: UNet2DConditionModel = UNet2DConditionModel(
-        sample_size=PICTURE_SIZE,
+        sample_size=IMAGE_SIZE,
         in_channels=7,
         out_channels=4,
         block_out_channels=CHANNELS,
@@ -70,7 +70,7 @@ def build_upscaler() -> UNet2DConditionModel:
         cross_attention_dim=WIDTH,
         attention_head_dim=HEADS,
         norm_num_groups=1,
-        resnet_time_scale_shift="scale_shift",  # how much of the small picture to take depends on the noise
+        resnet_time_scale_shift="scale_shift",  # how much of the small image to take depends on the noise
         num_class_embeds=NOISE_LEVELS,
     )
     levels = model.class_embedding.weight  # begun at random, each of the 351 would have to be learnt on its own
@@ -81,13 +81,13 @@ def build_upscaler() -> UNet2DConditionModel:
 
 
 def build_low_res_scheduler() -> DDPMScheduler:
-    """The schedule by which the small picture is noised; that of Stable Diffusion's x4 upscaler."""
+    """The schedule by which the small image is noised; that of Stable Diffusion's x4 upscaler."""
     return DDPMScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="scaled_linear")
 
 
-def shrink_picture(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The picture (4 h, 4 w, 3) at a quarter of the size, (h, w, 3)."""
-    return np.asarray(Image.fromarray(picture).reduce(FACTOR))
+def shrink_image(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The image (4 h, 4 w, 3) at a quarter of the size, (h, w, 3)."""
+    return np.asarray(Image.fromarray(image).reduce(FACTOR))
 
 
 def draw_large(scene: Scene) -> NDArray[np.uint8]:
@@ -115,7 +115,7 @@ class UpscalerAutoencoderTask(AutoencoderTask):
     inputs: str = "large renders"
 
     def prepare(self, device: torch.device, progress: Progress) -> None:
-        """Render the large pictures."""
+        """Render the large images."""
         render_large(self.renders, self.seed, self.scenes, progress)
 
     def build(self) -> nn.Module:
@@ -167,7 +167,7 @@ class UpscalerTask:
         return f"{digest(self.autoencoder)} {self.scenes}"
 
     def prepare(self, device: torch.device, progress: Progress) -> None:
-        """Keep the large pictures' latents and the small pictures."""
+        """Keep the large images' latents and the small images."""
         self.foundation.require()
         require_finished(self.autoencoder)
         render_large(self.renders, self.seed, self.scenes, progress)
@@ -178,7 +178,7 @@ class UpscalerTask:
             large = (renders.rgb(index) for index in range(self.scenes))
             return {
                 "latents": encode(large, autoencoder, count=self.scenes, progress=progress),
-                "small": np.stack([shrink_picture(renders.rgb(index)) for index in range(self.scenes)]),
+                "small": np.stack([shrink_image(renders.rgb(index)) for index in range(self.scenes)]),
             }
 
         keep_arrays(self.encoded, self.source, make)
@@ -198,16 +198,16 @@ class UpscalerTask:
             chosen = draw.rng.integers(self.scenes, size=count_crops(draw.batch, first=CROPS[0], side=side))
             wanted, seen = [], []
             for index in chosen:
-                row, column = draw.rng.integers(PICTURE_SIZE - side + 1, size=2)
+                row, column = draw.rng.integers(IMAGE_SIZE - side + 1, size=2)
                 place = (slice(row, row + side), slice(column, column + side))
                 wanted.append(latents[index][(slice(None), *place)].float())  # autocast stacks no float16
                 seen.append(small[index][place])
             noised = noise(torch.stack(wanted).to(device), draw, draw_noise(draw, len(wanted), side))
-            pictures = to_tensor(np.stack(seen)).to(device)
+            images = to_tensor(np.stack(seen)).to(device)
             levels = (torch.from_numpy(draw.rng.random(len(chosen)) ** 2) * NOISE_LEVELS).long().to(device)
-            pictures = low_res.add_noise(pictures, draw.normal(*pictures.shape), levels)
+            images = low_res.add_noise(images, draw.normal(*images.shape), levels)
             text = read(write_captions(draw, [renders.scene(int(index)) for index in chosen], dropout=CAPTION_DROPOUT))
-            samples = torch.cat([noised.samples, pictures], dim=1)
+            samples = torch.cat([noised.samples, images], dim=1)
             predicted = model(samples, noised.timesteps, text, class_labels=levels).sample
             return diffusion_loss(predicted, noised.target)
 

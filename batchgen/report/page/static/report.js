@@ -5,15 +5,15 @@
 const report = (() => {
   const NONE = "";
   const OVERSCAN = 3; // rows above and below those that are seen
-  const RANKED = 120; // pictures of a ranking
+  const RANKED = 120; // images of a ranking
   const $ = (id) => document.getElementById(id);
 
   let data = null;
-  let order = []; // pictures that pass the filters, in the order in which the viewer goes through them
-  let cells = new Map(); // "row,column" to pictures
-  let fullest = 1; // most pictures of a cell
+  let order = []; // images that pass the filters, in the order in which the viewer goes through them
+  let cells = new Map(); // "row,column" to images
+  let fullest = 1; // most images of a cell
   let seen = new Map(); // rows that are drawn, by number
-  let current = -1; // picture in the viewer
+  let current = -1; // image in the viewer
   let blinking = 0; // timer
   let drawnCharts = null;
   const chunks = new Map(); // parameters by chunk, and who waits for them
@@ -86,7 +86,7 @@ const report = (() => {
     draw();
   }
 
-  // Pictures
+  // Images
 
   function thumbnail(number, side) {
     const { per, across, side: full } = data.sprite;
@@ -133,7 +133,7 @@ const report = (() => {
     const rowRank = rank(state.rows), columnRank = rank(state.columns);
     order.sort((a, b) => rowRank.get(placeOf(state.rows, a)) - rowRank.get(placeOf(state.rows, b)) ||
       columnRank.get(placeOf(state.columns, a)) - columnRank.get(placeOf(state.columns, b)) || a - b);
-    $("count").textContent = `${order.length.toLocaleString("en")} of ${data.ids.length.toLocaleString("en")} pictures`;
+    $("count").textContent = `${order.length.toLocaleString("en")} of ${data.ids.length.toLocaleString("en")} images`;
     const width = cellWidth();
     $("grid").style.setProperty("--name", state.rows === NONE ? "0px" : innerWidth < 600 ? "76px" : "150px");
     const corner = element("div", state.rows, { class: "corner" });
@@ -149,7 +149,7 @@ const report = (() => {
   }
 
   const textOf = (name, place) => (axis(name).values[place] === null ? "none" : String(axis(name).values[place]));
-  const most = () => Math.min(state.per, fullest); // pictures that a cell shows
+  const most = () => Math.min(state.per, fullest); // images that a cell shows
   const perLine = () => Math.ceil(Math.sqrt(most()));
   const side = () => [128, 88, 64][perLine() - 1];
   const cellWidth = () => perLine() * (side() + 6) + 4;
@@ -281,7 +281,7 @@ const report = (() => {
     current = number;
     writeAddress();
     $("full").src = data.links[number] ?? "";
-    $("full").alt = data.links[number] === null ? "The picture cannot be read" : `Picture ${data.ids[number]}`;
+    $("full").alt = data.links[number] === null ? "The image cannot be read" : `Image ${data.ids[number]}`;
     const at = order.indexOf(number);
     $("place").textContent = at < 0 ? data.ids[number] : `${at + 1} of ${order.length}`;
     $("choose").textContent = chosen.has(number) ? "Remove from comparison" : "Add to comparison";
@@ -314,7 +314,7 @@ const report = (() => {
     $("side-by-side").replaceChildren(...[...chosen].map((number) => {
       const figure = element("figure");
       const caption = differing.map((one) => `${one.name}: ${named(one.name, number)}`).join("\n") || data.ids[number];
-      figure.append(element("img", null, { src: data.links[number] ?? "", alt: `Picture ${data.ids[number]}` }), element("figcaption", caption));
+      figure.append(element("img", null, { src: data.links[number] ?? "", alt: `Image ${data.ids[number]}` }), element("figcaption", caption));
       return figure;
     }));
     blink(false);
@@ -440,7 +440,7 @@ const report = (() => {
       const title = `${data.outputs.join(", ")}`;
       document.title = `${title} · report`;
       $("title").textContent = title;
-      $("summary").textContent = `${data.ids.length.toLocaleString("en")} pictures, ${names.length} axes: ${names.join(", ")}. Made ${data.made}.`;
+      $("summary").textContent = `${data.ids.length.toLocaleString("en")} images, ${names.length} axes: ${names.join(", ")}. Made ${data.made}.`;
       listen();
       drawFilters();
       draw();

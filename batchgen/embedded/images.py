@@ -1,4 +1,4 @@
-"""A folder of pictures as rows of a manifest: what each says of how it was made."""
+"""A folder of images as rows of a manifest: what each says of how it was made."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,11 +15,11 @@ from batchgen.embedded.said import Said
 from batchgen.errors import InputError
 from batchgen.manifest.writer import require_place_for, write_rows
 
-__all__ = ["Imported", "import_pictures"]
+__all__ = ["Imported", "import_images"]
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-_LARGEST_TEXT = 64 << 20  # bytes; graphs of ComfyUI hold pictures in base64, Pillow's own limit is 1 MiB
-_TOOLS = {  # names of texts in pictures, and who writes them; the first that says something counts
+_LARGEST_TEXT = 64 << 20  # bytes; graphs of ComfyUI hold images in base64, Pillow's own limit is 1 MiB
+_TOOLS = {  # names of texts in images, and who writes them; the first that says something counts
     "invokeai_metadata": ("InvokeAI", read_metadata),
     "parameters": ("A1111", read_parameters),
     "prompt": ("ComfyUI", read_graph),
@@ -28,17 +28,17 @@ _TOOLS = {  # names of texts in pictures, and who writes them; the first that sa
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Imported:
-    """What was found in a folder of pictures."""
+    """What was found in a folder of images."""
 
     rows: int
-    unread: Mapping[str, Sequence[str]]  # what has no column or is not in the picture, by file
+    unread: Mapping[str, Sequence[str]]  # what has no column or is not in the image, by file
     silent: Sequence[str]  # files that say nothing of how they were made, or cannot be read
 
 
-def import_pictures(folder: str, output: str) -> Imported:
-    """Write a manifest of what the pictures of a folder, and of those below it, say of how they were made.
+def import_images(folder: str, output: str) -> Imported:
+    """Write a manifest of what the images of a folder, and of those below it, say of how they were made.
 
-    The rows have the parameters that other programs used. The pictures will not be the same: programs draw noise in
+    The rows have the parameters that other programs used. The images will not be the same: programs draw noise in
     ways of their own. Names of models are carried as `source_model`: they mean something only where they come from.
 
     Args:
@@ -46,13 +46,13 @@ def import_pictures(folder: str, output: str) -> Imported:
         output: URI of the manifest, ending in `.parquet`. One that was written so before is replaced.
 
     Raises:
-        InputError: there is no such folder, no picture in it says anything, or the output cannot be written.
+        InputError: there is no such folder, no image in it says anything, or the output cannot be written.
         StoreError: the output cannot be written.
     """
     require_place_for(output)
     root = Path(folder).expanduser()
     if not root.is_dir():
-        raise InputError(f"{folder}: no such folder; name one that holds pictures")
+        raise InputError(f"{folder}: no such folder; name one that holds images")
     files = sorted(file for file in root.rglob("*") if file.suffix.lower() in _SUFFIXES)
     rows: list[Mapping[str, Any]] = []
     unread: dict[str, Sequence[str]] = {}
@@ -69,7 +69,7 @@ def import_pictures(folder: str, output: str) -> Imported:
         if said.unread:
             unread[name] = said.unread
     if not rows:
-        raise InputError(f"{folder}: none of its {len(files):,} pictures says how it was made")
+        raise InputError(f"{folder}: none of its {len(files):,} images says how it was made")
     write_rows(rows, output, folder)
     return Imported(rows=len(rows), unread=unread, silent=silent)
 
@@ -93,7 +93,7 @@ def _read(file: Path) -> Said | None:
 
 
 def _texts(file: Path) -> Iterator[tuple[str, str]]:
-    """The texts that a picture holds, by name; none where it cannot be read."""
+    """The texts that an image holds, by name; none where it cannot be read."""
     limits = PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
     PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = _LARGEST_TEXT
     try:
