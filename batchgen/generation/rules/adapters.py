@@ -1,0 +1,18 @@
+"""Adapters are looked up, and held against the model."""
+
+from batchgen.errors import CellError
+from batchgen.generation.rules.draft import Draft, Problems
+from batchgen.models.adapters import ADAPTERS, find_adapters
+
+__all__ = ["adapter_rule"]
+
+
+def adapter_rule(draft: Draft) -> Problems:
+    """What cells name by a path becomes what is applied and recorded: path, hash, scale, token."""
+    for column in ADAPTERS.keys() & draft.values.keys():
+        if draft.values[column] is None:
+            continue
+        try:
+            draft.values[column] = find_adapters(column, draft.values[column], draft.model, draft.defaults.adapters)
+        except CellError as error:
+            yield column, str(error)

@@ -1,0 +1,90 @@
+"""A row while the rules are applied: its cells, what they are held against, and what is wrong so far."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from batchgen.generation.parameters import ImageRef
+from batchgen.generation.tasks import Task
+from batchgen.manifest.cells import Parsed
+from batchgen.manifest.columns import COLUMNS, Kind
+from batchgen.models.adapters import Finder
+from batchgen.models.catalog import Model
+
+__all__ = ["Defaults", "Draft", "Problems", "RowProblems"]
+
+_NOT_APPLIED = frozenset({"id", "task", "num_images_per_prompt"})  # columns of a task that are no argument of it
+_IMAGE_COLUMNS = frozenset(column.name for column in COLUMNS.values() if column.kind is Kind.IMAGE)
+
+Problems = Iterator[tuple[str, str]]
+"""Columns and what is wrong with their cells."""
+
+
+class RowProblems(list[tuple[str, str]]):
+    """Columns and what is wrong with their cells in one row."""
+
+    def add(self, column: str, message: str) -> None:
+        self.append((column, message))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Defaults:
+    """What the job brings to every row: values of columns, where adapters are looked for, and how models are found.
+
+    `find_model` raises InputError when there is no such model.
+    """
+
+    values: Mapping[str, Any]
+    adapters: Finder
+    find_model: Callable[[str], Model]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Draft:
+    """What a rule reads, and completes: it fills in `values`, and yields what is wrong.
+
+    `values` are cells by column, null where the column is taken and nothing stands for it; columns that mean nothing to
+    the row are taken out.
+    """
+
+    parsed: Parsed
+    task: Task
+    model: Model
+    inputs: Mapping[str, ImageRef]
+    defaults: Defaults
+    problems: RowProblems  # of the rules before
+    values: dict[str, Any]
+
+    @classmethod
+    def begin(
+        cls,
+        parsed: Parsed,
+        task: Task,
+        model: Model,
+        inputs: Mapping[str, ImageRef],
+        defaults: Defaults,
+        problems: RowProblems,
+    ) -> Self:
+        """A row's cells, and the defaults of its null ones."""
+        values: dict[str, Any] = {"model": model.name}
+        for name in sorted(task.columns_for(model.family) - _NOT_APPLIED - _IMAGE_COLUMNS - {"model"}):
+            value = parsed.cells.get(name)
+            if value is None or (COLUMNS[name].kind is Kind.ADAPTER and value in ([], ())):
+                value = defaults.values.get(name, model.defaults.get(name, COLUMNS[name].default))
+            values[name] = value
+        return cls(
+            parsed=parsed,
+            task=task,
+            model=model,
+            inputs=inputs,
+            defaults=defaults,
+            problems=problems,
+            values=values,
+        )
+
+    def drop(self, names: Iterable[str], reason: str) -> Problems:
+        """Take out columns that mean nothing to this row; a cell that was given all the same is a problem."""
+        for name in names:
+            self.values.pop(name, None)
+            if name in self.parsed.cells:
+                yield name, f"{reason}; leave it null"
