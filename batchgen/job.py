@@ -3,14 +3,11 @@
 Paths in a job file resolve against the file's own folder; those on the command line against the current one.
 """
 
-import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
-from enum import StrEnum
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 from batchgen import builtin
 from batchgen.errors import InputError
@@ -21,6 +18,7 @@ from batchgen.manifest.values import parse_defaults
 from batchgen.models.adapters import anchored
 from batchgen.options import Device, Dtype, ImageFormat, Layout, Memory, Safety
 from batchgen.places import is_remote, join, local_path
+from batchgen.toml_tables import ZERO, read_fields, table_keys
 
 __all__ = ["DEFAULT_COLUMNS", "Job", "Limits", "WorkerResources", "load_job"]
 
@@ -53,7 +51,7 @@ class WorkerResources:
     """
 
     num_cpus: float | None = None
-    num_gpus: float | None = None
+    num_gpus: float | None = field(default=None, metadata=ZERO)
     memory_gib: float | None = None
     wait_minutes: float | None = None
 
@@ -131,7 +129,7 @@ def load_job(source: str, **settings: Any) -> Job:
 
 def _settings(table: Mapping[str, Any], wrong: list[str]) -> dict[str, Any]:
     """The keys of a job as arguments of `Job`; complaints go to `wrong`."""
-    settings = _checked(Job, table, "", wrong)
+    settings = read_fields(Job, table, wrong, elsewhere=_elsewhere)
     if "defaults" in table:
         settings["defaults"] = parse_defaults(table["defaults"], DEFAULT_COLUMNS, wrong)
     return settings
@@ -179,66 +177,9 @@ def _resolved(name: str, value: str, folder: Path) -> str:
     return join(str(folder), value)
 
 
-def _checked(kind: type, table: Mapping[str, Any], prefix: str, wrong: list[str]) -> dict[str, Any]:
-    """The table's entries as arguments of the dataclass `kind`; row_problems go to `wrong`."""
-    hints = get_type_hints(kind)
-    known = [f.name for f in fields(kind) if f.compare]
-    settings: dict[str, Any] = {}
-    for key, value in table.items():
-        if key not in known:
-            near = [prefix + one for one in get_close_matches(key, known, n=1)] + _elsewhere(key)
-            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known are {', '.join(known)}"
-            wrong.append(f"unknown key {prefix + key!r}; {hint}")
-            continue
-        try:
-            settings[key] = _typed(hints[key], value, f"{prefix}{key}", wrong)
-        except ValueError as error:
-            wrong.append(f"key {prefix + key!r} {error}")
-    return settings
-
-
 def _elsewhere(key: str) -> list[str]:
     """Where a key is known that stands in another table."""
     places = {"": Job, "limits.": Limits, "worker.": WorkerResources}
-    found = [place + key for place, kind in places.items() if key in [f.name for f in fields(kind) if f.compare]]
+    found = [place + key for place, kind in places.items() if key in table_keys(kind)]
     column = find_column(key)
     return [*found, *([f"defaults.{column}"] if column in DEFAULT_COLUMNS else [])]
-
-
-def _typed(hint: Any, value: Any, name: str, wrong: list[str]) -> Any:
-    """The value as the annotated type.
-
-    Raises:
-        ValueError: it is not of that type; the text says what is wanted.
-    """
-    if get_origin(hint) is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise ValueError("wants a list of whole numbers")
-        return tuple(_typed(get_args(hint)[0], one, name, wrong) for one in value)
-    accepted = [option for option in get_args(hint) if option is not type(None)] or [hint]
-    wanted = accepted[0]
-    if get_origin(hint) is not None and get_origin(hint) is get_origin(Mapping[str, Any]):
-        if not isinstance(value, dict):
-            raise ValueError("wants a table")
-        return value
-    if hasattr(wanted, "__dataclass_fields__"):
-        if not isinstance(value, dict):
-            raise ValueError(f"wants a table, [{name}]")
-        return wanted(**_checked(wanted, value, f"{name}.", wrong))
-    if isinstance(wanted, type) and issubclass(wanted, StrEnum):
-        if value not in list(wanted):
-            raise ValueError(f"is {value!r}; one of {', '.join(wanted)}")
-        return wanted(value)
-    if wanted is bool:
-        if not isinstance(value, bool):
-            raise ValueError(f"is {value!r}; wants true or false")
-        return value
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, wanted) or isinstance(value, bool):
-        raise ValueError(f"is {value!r}; wants {'text' if wanted is str else 'a number'}")
-    if wanted is float and not math.isfinite(value):
-        raise ValueError(f"is {value}; wants a finite number")
-    if wanted in (int, float) and (value < 0 or (value == 0 and name != "worker.num_gpus")):
-        raise ValueError(f"is {value}; wants more than 0")
-    return value

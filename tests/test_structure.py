@@ -107,7 +107,7 @@ ORDER = """
     identity images machine storage builtin
     places
     options
-    errors version
+    errors version toml_tables
 """.strip().splitlines()
 
 

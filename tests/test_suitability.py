@@ -133,8 +133,8 @@ def test_what_a_model_is_for_is_no_part_of_it(model: Path) -> None:
     ("text", "said"),
     [
         ("word = ['a']", "unknown key 'word'; did you mean 'words'"),
-        ("sizes = [1.5]", "key 'sizes' is .* wants a list of whole numbers"),
-        ("words = 'a'", "key 'words' is 'a'; wants a list of words"),
+        ("sizes = [1.5]", "key 'sizes' has a value that is 1.5; .*it wants a list of whole numbers"),
+        ("words = 'a'", "key 'words' is 'a'; wants a list of texts"),
         ("[defaults]\nprompt = 'a'", "takes no 'prompt'"),
         ("[defaults]\nguidance_scale = 900", r"guidance_scale is 900.*100"),
         ("sizes =", FILE),

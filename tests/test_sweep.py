@@ -311,7 +311,7 @@ WRONG = {
     "sweep.samples = 5\nsweep.axes.steps = [1, 2]": "have only 2 cells that differ",
     "sweep.samples = 2\nsweep.axes.steps = [1, 2]\nsweep.skip = [{steps = 1}]": "found only 1 cells that differ",
     "sweep.axes.steps = [1]\nsweep.axes.width = {by = 'steps', values = {1 = {uniform = [66, 70]}}}": "no multiple",
-    "sweep.axxes = {}": "takes no 'axxes'; did you mean 'axes'?",
+    "sweep.axxes = {}": "unknown key 'sweep.axxes'; did you mean 'sweep.axes'?",
     'sweep.cells.prompt = "${k} ${a}"\nsweep.axes = {a = ["x", "y"], k = {by = "a", values = {x = ["1"]}}}': (
         "has no values for a y"
     ),

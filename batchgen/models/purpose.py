@@ -13,14 +13,14 @@ again but rows that take another default.
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from batchgen.errors import InputError
 from batchgen.manifest.columns import COLUMNS, Kind
-from batchgen.manifest.names import near_or_known
 from batchgen.manifest.values import parse_defaults
+from batchgen.toml_tables import read_fields
 
 __all__ = ["FILE", "Purpose", "read_purpose"]
 
@@ -59,31 +59,10 @@ def read_purpose(folder: Path, name: str) -> Purpose:
         return Purpose()
     except (OSError, ValueError) as error:
         raise InputError(f"model {name!r}: {path}: {error}") from error
-    known = [one.name for one in fields(Purpose)]
-    wrong = [f"unknown key {key!r}; {near_or_known(key, known)}" for key in table.keys() - set(known)]
-    found = Purpose(
-        about=_typed(table, "about", str, "text", wrong) or "",
-        words=tuple(word.lower() for word in _listed(table, "words", str, "a list of words", wrong)),
-        sizes=tuple(_listed(table, "sizes", int, "a list of whole numbers of pixels", wrong)),
-        defaults=parse_defaults(_typed(table, "defaults", dict, "a table", wrong), _COLUMNS, wrong),
-    )
+    wrong: list[str] = []
+    said = read_fields(Purpose, table, wrong)
+    said["words"] = tuple(word.lower() for word in said.get("words", ()))
+    said["defaults"] = parse_defaults(said.get("defaults", {}), _COLUMNS, wrong)
     if wrong:
         raise InputError("\n".join(f"model {name!r}: {path}: {line}" for line in sorted(wrong)))
-    return found
-
-
-def _typed(table: Mapping[str, Any], key: str, kind: type, wanted: str, wrong: list[str]) -> Any:
-    """The key's value; None where it is absent, or of another type, which is a complaint."""
-    value = table.get(key)
-    if value is None or isinstance(value, kind):
-        return value
-    wrong.append(f"key {key!r} is {value!r}; wants {wanted}")
-    return None
-
-
-def _listed(table: Mapping[str, Any], key: str, kind: type, wanted: str, wrong: list[str]) -> list[Any]:
-    values: list[Any] = _typed(table, key, list, wanted, wrong) or []
-    if all(type(value) is kind and value for value in values):
-        return values
-    wrong.append(f"key {key!r} is {values!r}; wants {wanted}")
-    return []
+    return Purpose(**said)

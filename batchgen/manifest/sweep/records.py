@@ -8,7 +8,8 @@ from batchgen.errors import InputError
 from batchgen.manifest.problems import ProblemLog
 from batchgen.manifest.record import Record
 from batchgen.manifest.sweep.rows import sweep_rows
-from batchgen.manifest.sweep.spec import ReadColumn, Sweep, read_sweep
+from batchgen.manifest.sweep.spec import ReadColumn, read_sweep
+from batchgen.manifest.sweep.sweep import Sweep
 
 __all__ = ["parse_sweep", "sweep_records"]
 

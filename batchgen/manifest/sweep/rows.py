@@ -15,7 +15,7 @@ from typing import Any
 from batchgen.errors import InputError
 from batchgen.manifest.columns import COLUMNS, Kind
 from batchgen.manifest.sweep.axes import Axis, ByParent, Distribution, Fresh, Listed, Source, label, share
-from batchgen.manifest.sweep.spec import PART, Sweep, column_or_part, is_drawn, part_of, written
+from batchgen.manifest.sweep.sweep import PART, Sweep, column_or_part, is_drawn, part_of, written
 from batchgen.manifest.sweep.templates import draw
 
 __all__ = ["axis_lines", "count_cells", "require_fewer", "sweep_rows"]

@@ -28,6 +28,7 @@ class Variant:
     prepare: Callable[[Mapping[str, Any]], None] = lambda _parts: None
     cache: str = ""  # of compiled code: "save" it for other processes, or "load" what one saved
     needs: str = ""  # a module that may be missing
+    rehearsed: bool = True  # with small nets on a CPU, where compiling takes half a minute
 
 
 def _channels_last(parts: Mapping[str, Any]) -> None:
@@ -110,10 +111,10 @@ VARIANTS: Mapping[str, Variant] = {
     "compiled blocks": Variant(prepare=_compile_blocks_for_cache, cache="save"),
     "compiled blocks, from another process's cache": Variant(prepare=_compile_blocks_for_cache, cache="load"),
     "compiled blocks, deterministic Inductor": Variant(prepare=_compile_blocks_deterministically),
-    "channels_last and compiled blocks": Variant(prepare=_together),
+    "channels_last and compiled blocks": Variant(prepare=_together, rehearsed=False),
     "fp8 linears, compiled blocks": Variant(prepare=_quantize, needs="torchao"),
     "compiled UNet": Variant(prepare=_compile_whole),
-    "compiled UNet, autotuned": Variant(prepare=_compile_autotuned),
+    "compiled UNet, autotuned": Variant(prepare=_compile_autotuned, rehearsed=False),
 }
 """In the order of worth; attention by `sdpa_kernel`, since `set_attention_backend` does nothing for these UNets."""
 

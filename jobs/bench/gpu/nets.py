@@ -179,7 +179,7 @@ def _tiny(net: Net, unet: Mapping[str, Any], text: tuple[Mapping[str, Any], ...]
     return Net(
         name=net.name,
         pipeline=net.pipeline,
-        side=64,
+        side=32,
         unet=shrunk,
         vae={**net.vae, **_TINY_VAE},
         text=text,
