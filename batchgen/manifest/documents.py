@@ -170,16 +170,16 @@ class _Buffer:
                 wanted = 2 * (len(self._held) - self._place)  # so that a long value is not scanned again and again
                 if wanted > 2 * LONGEST:
                     raise ValueError(f"a value is longer than {LONGEST >> 20} MiB; {_WRITE_LINES}")
-            self._more()
+            self._more(max(CHUNK, wanted - len(self._held) + self._place))
 
-    def _more(self) -> bool:
-        more = self._text.read(CHUNK)
+    def _more(self, count: int = CHUNK) -> bool:
+        more = self._text.read(count)
         self._held, self._place = self._held[self._place :] + more, 0
         self._ended = not more
         return bool(more)
 
 
-_MARKS = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{}"]', re.DOTALL)
+_MARKS = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{}"]', re.DOTALL)
 _AFTER = re.compile(r"[,\]}\s]")
 
 
