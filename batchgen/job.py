@@ -36,10 +36,17 @@ DEFAULT_COLUMNS = frozenset().union(*(task.columns for task in TASKS.values())) 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """Bounds of one run; reaching one stops it cleanly, and the next run goes on from there."""
+    """Bounds of one run; reaching one stops it cleanly, and the next run goes on from there.
+
+    `grace_minutes` is how long shards in work are waited for after a signal or `max_hours`; what is not committed by
+    then is made by the next run. `max_failures` ends a run of which not one image could be made and so many rows failed
+    in one way; 0 is no bound.
+    """
 
     max_images: int | None = None
     max_hours: float | None = None
+    grace_minutes: float = field(default=5.0, metadata=ZERO)
+    max_failures: int = field(default=100, metadata=ZERO)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,13 +54,15 @@ class WorkerResources:
     """What Ray reserves for one worker; None means one CPU core, and one GPU where the device is CUDA.
 
     And how long a run waits while it has no worker, in minutes; None means an hour, and not at all where no node of the
-    cluster is large enough and nothing adds nodes.
+    cluster is large enough and nothing adds nodes. `hang_minutes` is how long a worker may get no further before it is
+    replaced; None has it follow from what was measured (20 times the longest step, 10 minutes at least, an hour first).
     """
 
     num_cpus: float | None = None
     num_gpus: float | None = field(default=None, metadata=ZERO)
     memory_gib: float | None = None
     wait_minutes: float | None = None
+    hang_minutes: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

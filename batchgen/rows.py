@@ -90,6 +90,11 @@ class Shard:
     batch_size: int
     rows: Sequence[Row]
 
+    @property
+    def needs(self) -> str:
+        """The model's name."""
+        return self.rows[0].parameters.model
+
     def micro_batches(self) -> list[MicroBatch]:
         """The rows in order, `batch_size` at a time."""
         size = self.batch_size
@@ -158,11 +163,14 @@ class Receipt:
 
 
 class ShardProgress(NamedTuple):
-    """How far a worker is with a shard that is not committed yet."""
+    """How far a worker is with a shard that is not committed yet; false until a row went through the device."""
 
     made: int  # images that are encoded and, where the layout has image objects, stored
     computed: int  # rows that went through the device
     seconds: float  # on the device, for those
+
+    def __bool__(self) -> bool:
+        return self.computed > 0
 
 
 def failed_row(row: Row, error_class: ErrorClass, error: str, attempts: int = 1) -> FailedRow:

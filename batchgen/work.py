@@ -5,8 +5,10 @@ The error model, in four rules:
 1. A failure that belongs to a thing inside a unit (a row) is data: the worker puts it into the receipt.
 2. A failure that leaves a worker as an exception belongs to the unit. What its class says decides: a permanent one is
    recorded at once, a transient one is tried again after a pause, and a bounded number of times.
-3. A unit whose worker is lost is tried again alone, and then cut, until what breaks workers stands by itself.
-4. Where trying on is pointless for every unit (a store, a model), the run ends.
+3. A unit whose worker is lost is tried again alone, and then cut, until what breaks workers stands by itself. While no
+   unit that needs the same model has shown progress, workers that are lost are the model's doing, and three are enough.
+4. Where trying on is pointless for every unit (a store), the run ends; where it is for those that need one model, it
+   ends after the others.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -42,6 +44,7 @@ class Failure:
     kind: FailureKind
     error_class: ErrorClass
     message: str
+    worker: str = ""  # names the worker that was lost, with all that it had in work
 
 
 _MEANING: Mapping[type[Exception], tuple[FailureKind, ErrorClass]] = {
@@ -62,9 +65,9 @@ def failure_of(error: Exception) -> Failure:
     return Failure(kind=FailureKind.TRANSIENT, error_class=ErrorClass.GENERATION, message=message)
 
 
-def lost(message: str) -> Failure:
-    """The failure of a unit whose worker died or is out of reach."""
-    return Failure(kind=FailureKind.LOST, error_class=ErrorClass.WORKER, message=message)
+def lost(message: str, worker: str = "") -> Failure:
+    """The failure of a unit whose worker died, hangs or is out of reach."""
+    return Failure(kind=FailureKind.LOST, error_class=ErrorClass.WORKER, message=message, worker=worker)
 
 
 class Unit(Protocol):
@@ -73,6 +76,14 @@ class Unit(Protocol):
     @property
     def id(self) -> str:
         """Names the unit by its content."""
+
+    @property
+    def needs(self) -> str:
+        """What a worker must have read before it can begin, such as a model: without it all who need it fail."""
+
+    @property
+    def key(self) -> str:
+        """Units of one key take about as long for their size."""
 
     def split(self) -> Sequence[Self]:
         """Smaller units that make up this one; none where it cannot be cut."""
@@ -90,7 +101,10 @@ class Worker(Protocol):
         """
 
     def progress(self) -> Mapping[str, Any]:
-        """How far each unit is that it has in work, by the unit's id: small, quickly said, called beside `run`."""
+        """How far each unit is that it has in work, by the unit's id: small, quickly said, called beside `run`.
+
+        What is said of a unit is false until it is on its way, and another thing whenever it is further.
+        """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -23,7 +23,7 @@ from batchgen.dataset.progress import fold_receipts, read_done, read_receipts
 from batchgen.dataset.receipts import RECEIPTS, write_books
 from batchgen.dataset.snapshots import list_snapshots
 from batchgen.driver import retry
-from batchgen.engine.queue import WorkQueue
+from batchgen.engine.queue import Fate, WorkQueue
 from batchgen.errors import ClusterError, ErrorClass, ImageError, InputError, OutOfDeviceMemory, OutputBusy
 from batchgen.images import decode, fit
 from batchgen.index import Committed, Index
@@ -119,9 +119,9 @@ def test_what_does_not_fit_on_the_device_is_not_cut() -> None:
     queue = WorkQueue(iter([shard]))
     failure = failure_of(OutOfDeviceMemory("does not fit"))
     first = queue.take(0.0)
-    assert first is not None and queue.failed(first, failure, 0.0) is None
+    assert first is not None and queue.failed(first, failure, 0.0) is Fate.AGAIN
     second = queue.take(3600.0)
-    assert second is not None and queue.failed(second, failure, 3600.0) == shard
+    assert second is not None and queue.failed(second, failure, 3600.0) is Fate.RECORD
     assert queue.empty
 
 

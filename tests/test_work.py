@@ -4,6 +4,7 @@ import ast
 import builtins
 import inspect
 import os
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +31,14 @@ class Numbers:
     def id(self) -> str:
         return "-".join(map(str, self.values))
 
+    @property
+    def needs(self) -> str:
+        return "arithmetic"
+
+    @property
+    def key(self) -> str:
+        return "squares"
+
     def split(self) -> Sequence["Numbers"]:
         if len(self.values) == 1:
             return ()
@@ -47,7 +56,9 @@ class Squares:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Squaring:
-    """The toy kind: 13 kills its process, 7 cannot be squared, 5 fails the first time, 3 loses the device once."""
+    """The toy kind: 13 kills its process, 7 cannot be squared, 17 never ends, some fail once: 5 by a store, 3 by a
+    device, 19 stops its process.
+    """
 
     folder: Path
 
@@ -70,6 +81,10 @@ class _Squarer:
             time.sleep(2.5)  # longer than the pool waits before it asks
         if 5 in unit.values and self._first("5"):
             raise StoreError("the store is busy")
+        if 17 in unit.values:
+            time.sleep(1000)
+        if 19 in unit.values and self._first("19"):
+            os.kill(os.getpid(), signal.SIGSTOP)
         if 3 in unit.values and self._first("3"):
             raise DeviceLost("a kernel failed")
         return Squares(squares=tuple((value, value**2) for value in unit.values), process=os.getpid())
@@ -87,14 +102,19 @@ class _Squarer:
 
 @pytest.mark.ray
 def test_another_kind_of_work_runs_on_the_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Permanent: once, whole. Transient: again. Lost: alone, cut, isolated. A lost device is a lost worker."""
+    """Permanent: once, whole. Transient: again. Lost: alone, cut, isolated. A lost device is a lost worker, as is a
+    process that is stopped, or gets no further.
+    """
     from batchgen.engine.cluster import cluster
     from batchgen.engine.pool import Pool
 
     monkeypatch.setattr("batchgen.engine.queue._FIRST_PAUSE", 0.01)
     # Ray's workers must find the class; a module of the tests is none of theirs
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
-    units = [Numbers(values=values) for values in ((1, 2, 3, 4), (5, 6), (7, 8), (11, 12, 13, 14), (20, 21), (30, 31))]
+    units = [
+        Numbers(values=values)
+        for values in ((1, 2, 3, 4), (5, 6), (7, 8), (11, 12, 13, 14), (20, 21), (30, 31), (17,), (19,))
+    ]
     done: dict[int, int] = {}
     failed: list[tuple[tuple[int, ...], ErrorClass]] = []
     retried: list[ErrorClass] = []
@@ -103,7 +123,12 @@ def test_another_kind_of_work_runs_on_the_pool(tmp_path: Path, monkeypatch: pyte
     said: set[int] = set()
     notices: list[str] = []
     with cluster(None, 2, placed.append) as _capacity:
-        pool = Pool(Work(make_worker=Squaring(folder=tmp_path).make_worker), 2, WorkerResources(), notices.append)
+        pool = Pool(
+            Work(make_worker=Squaring(folder=tmp_path).make_worker),
+            2,
+            WorkerResources(hang_minutes=0.06),
+            notices.append,
+        )
         try:
             drive(
                 WorkQueue(iter(units)),
@@ -119,11 +144,14 @@ def test_another_kind_of_work_runs_on_the_pool(tmp_path: Path, monkeypatch: pyte
             )
         finally:
             pool.close()
-    assert done == {n: n**2 for n in (1, 2, 3, 4, 5, 6, 11, 12, 14, 20, 21, 30, 31)}
+    assert done == {n: n**2 for n in (1, 2, 3, 4, 5, 6, 11, 12, 14, 19, 20, 21, 30, 31)}
     assert said == {2}
-    assert sorted(failed) == [((7, 8), ErrorClass.INPUT), ((13,), ErrorClass.WORKER)]
+    assert sorted(failed) == [((7, 8), ErrorClass.INPUT), ((13,), ErrorClass.WORKER), ((17,), ErrorClass.WORKER)]
     assert (tmp_path / "5").exists() and (tmp_path / "3").exists()  # both failed once
     assert retried
+    assert (
+        sum("got no further in 0.06 minutes; it is ended and replaced" in line for line in notices) >= 3
+    )  # 17 each time
     assert [line.endswith("Ray keeps them in /tmp/ray") for line in placed] == [True]
 
 

@@ -255,7 +255,16 @@ class Nodes:
         now = {node["NodeID"]: node for node in ray.nodes()}
         dead = {id_: now.get(id_, node) for id_, node in self.alive.items() if not now.get(id_, {}).get("Alive")}
         self.alive = {id_: node for id_, node in now.items() if node["Alive"]}
-        return {id_: f"node {node['NodeManagerAddress']} ({id_[:12]})" for id_, node in dead.items()}
+        return {id_: _name(node) for id_, node in dead.items()}
+
+    def name(self, id_: str) -> str:
+        """A node's name for people."""
+        node = self.alive.get(id_)
+        return f"node {id_[:12]}" if node is None else _name(node)
+
+    def draining(self) -> set[str]:
+        """Ids of nodes that are going away, such as spot machines that were given notice."""
+        return set(ray._private.state.state.get_draining_nodes())  # Ray has no public answer; its libraries ask so
 
     def places(self, wanted: Mapping[str, float]) -> int:
         """For how many such workers the nodes have room, used or not."""
@@ -270,3 +279,7 @@ class Nodes:
         node = self.alive.get(address["NodeID"])
         # before it is, there is no address, or that of a node's raylet with which it waits
         return node is not None and bool(address["IPAddress"]) and address["Port"] != node["NodeManagerPort"]
+
+
+def _name(node: Mapping[str, Any]) -> str:
+    return f"node {node['NodeManagerAddress']} ({node['NodeID'][:12]})"

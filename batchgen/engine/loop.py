@@ -3,15 +3,17 @@
 Knows a pool by what it does, not by what it is made of, and nothing of what the work is.
 """
 
+import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from types import FrameType
 from typing import Any, Protocol, TypeVar
 
-from batchgen.engine.queue import Finished, Try, WorkQueue
+from batchgen.engine.queue import Fate, Finished, Try, WorkQueue
 from batchgen.work import Failure, FailureKind, Unit
 
 __all__ = ["Control", "Workers", "drive", "signals"]
@@ -33,20 +35,35 @@ class Workers(Protocol):
 
 
 class Control:
-    """Whether a run should stop: after a signal, or when its time is over. Units in work are still finished."""
+    """Whether a run should stop: after a signal, when its time is over, or as it turns out to be pointless.
 
-    def __init__(self, deadline: float | None = None) -> None:
+    Units in work are still finished, for as long as the grace lasts.
+    """
+
+    def __init__(self, deadline: float | None = None, grace: float = math.inf) -> None:
         self.deadline = deadline  # of time.monotonic()
+        self.grace = grace  # seconds
         self.signal: str | None = None
+        self.pointless: str | None = None  # why
+        self._stopped = math.inf  # of time.monotonic()
 
     @property
     def reason(self) -> str | None:
         """Why to stop; None to go on."""
         if self.signal is not None:
             return self.signal
+        if self.pointless is not None:
+            return self.pointless
         if self.deadline is not None and time.monotonic() > self.deadline:
             return "the limit max_hours is reached"
         return None
+
+    def overdue(self) -> bool:
+        """Whether what is in work is not to be waited for any longer; to be asked again and again."""
+        if self.reason is None:
+            return False
+        self._stopped = min(self._stopped, time.monotonic())
+        return time.monotonic() - self._stopped > self.grace
 
 
 def drive(
@@ -60,7 +77,7 @@ def drive(
     retried: Callable[[_Unit, Failure], None],
     progressed: Callable[[Sequence[Sequence[tuple[_Unit, Any]]]], None],
 ) -> None:
-    """Run until nothing is left, or until `control` says stop and what is in work has come back.
+    """Run until nothing is left, or until `control` says stop and what is in work has come back, or is overdue.
 
     Args:
         queue: what to run; takes back what failed.
@@ -76,7 +93,7 @@ def drive(
     Raises:
         InfrastructureError: store, model or workers keep failing.
     """
-    while workers.in_work or not (queue.empty or control.reason):
+    while not control.overdue() and (workers.in_work or not (queue.empty or control.reason)):
         now = time.monotonic()
         while not control.reason and (tried := queue.peek(now)) is not None and workers.has_room(tried):
             queue.take(now)
@@ -87,12 +104,21 @@ def drive(
                 # a worker may have died between its commit and its answer
                 result = recovered(unit) or result
             if not isinstance(result, Failure):
+                queue.progressed(unit)
                 committed(unit, result)
-            elif (given_up := queue.failed(finished.tried, result, time.monotonic())) is None:
-                retried(unit, result)
-            else:
-                failed(given_up, result, sum(finished.tried.failures.values()) + 1)
-        progressed(workers.in_progress())
+                continue
+            match queue.failed(finished.tried, result, time.monotonic()):
+                case Fate.AGAIN:
+                    retried(unit, result)
+                case Fate.RECORD:
+                    failed(unit, result, sum(finished.tried.failures.values()) + 1)
+        held = workers.in_progress()
+        for unit, said in chain.from_iterable(held):
+            if said:
+                queue.progressed(unit)
+        progressed(held)
+    if not (control.reason or workers.in_work):
+        queue.close()
 
 
 @contextmanager
@@ -110,7 +136,8 @@ def signals(control: Control, notice: Callable[[str], None]) -> Iterator[None]:
         if control.signal is not None:
             raise KeyboardInterrupt
         control.signal = f"stopped by {signal.Signals(number).name}"
-        notice("finishing the shards in work; once more stops at once")
+        bound = "" if control.grace == math.inf else f" for at most {control.grace / 60:g} minutes"
+        notice(f"finishing the shards in work{bound}; once more stops at once")
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -15,6 +15,7 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from batchgen.engine.cluster import Nodes, autoscales, described, free, never_fits
+from batchgen.engine.patience import Patience
 from batchgen.engine.queue import Finished, Try
 from batchgen.errors import ClusterError, DeviceLost, printable
 from batchgen.job import WorkerResources
@@ -29,6 +30,9 @@ _LOOK = 3.0  # seconds between looks at the nodes, each of some milliseconds
 ASK_EVERY = 1.0  # seconds between questions to a worker how far it is
 _LATELY = 60.0  # seconds; a node is known to be dead a few after its workers are
 _NOTICE = 60.0  # seconds between lines about workers that are not up
+_SILENCE = (
+    300.0  # seconds without an answer: a process that is stopped, or swaps; reading a model may block it for some
+)
 
 
 class _Actor:
@@ -64,15 +68,17 @@ class _Place:
     starting: Any  # the reference that is ready when the actor is; None afterwards
     since: float  # of time.monotonic(); when it was asked for
     node: str = ""  # id of the node that the actor is up on
+    leaving: bool = False  # the node is going away: what is in work is finished, nothing more is taken
     running: dict[Any, Try[Any]] = field(default_factory=dict)
     at_once: int = 1
     asked: Any = None  # the reference of a question how far it is
     asked_at: float = 0.0  # of time.monotonic()
     said: Mapping[str, Any] = field(default_factory=dict)  # by unit
+    moved_at: float = 0.0  # of time.monotonic(); when a unit last got further, or the first one came
 
     def has_room(self, tried: Try[Any]) -> bool:
         """Whether the worker is up and free; one that runs a unit alone is not."""
-        if self.starting is not None or any(other.alone for other in self.running.values()):
+        if self.starting is not None or self.leaving or any(other.alone for other in self.running.values()):
             return False
         return len(self.running) < (1 if tried.alone else self.at_once)
 
@@ -111,6 +117,7 @@ class Pool:
         self._notice = notice
         self._wanted = reserved(work, resources)
         self._wait_minutes = resources.wait_minutes
+        self._patience = Patience(resources.hang_minutes)
         self._nodes = Nodes()
         self._nodes.look()
         if not self._nodes.places(self._wanted):
@@ -151,6 +158,8 @@ class Pool:
     def submit(self, tried: Try[Any]) -> None:
         """Give a unit to the worker with least in work; only when `has_room`."""
         place = min((p for p in self._places if p.has_room(tried)), key=lambda place: len(place.running))
+        if not place.running:
+            place.moved_at = time.monotonic()
         place.running[place.actor.run.remote(tried.unit)] = tried
 
     def in_progress(self) -> list[list[tuple[Any, Any]]]:
@@ -183,10 +192,12 @@ class Pool:
             results = [self._result(place, ref) for ref in list(place.running) if ref in ready]
             finished += [found for found in results if found is not None]
             if len(results) > sum(found is not None for found in results):
-                ray.kill(place.actor)  # it may only have been out of reach, and must not commit later
-                self._losses.append((time.monotonic(), place.node))
-                finished += [Finished(tried=tried, result=lost(_DEATH)) for tried in place.running.values()]
-                self._places[number] = self._start()
+                finished += self._replace(number, _DEATH)
+            elif (why := self._hangs(place)) is not None:
+                self._notice(f"a worker on {self._nodes.name(place.node)} {why}; it is ended and replaced")
+                finished += self._replace(number, f"the worker process {why}")
+            elif place.leaving and not place.running:
+                self._replace(number, "")
         return finished
 
     def close(self) -> None:
@@ -194,11 +205,39 @@ class Pool:
         for place in self._places:
             ray.kill(place.actor)
 
+    def _replace(self, number: int, why: str) -> list[Finished[Any]]:
+        """Put another worker in the place of one that is lost; returns what that had in work."""
+        place = self._places[number]
+        ray.kill(place.actor)  # it may only have been out of reach, and must not commit later
+        self._losses.append((time.monotonic(), place.node))
+        self._places[number] = self._start()
+        failure = lost(why, worker=f"{number} since {place.since}")
+        return [Finished(tried=tried, result=failure) for tried in place.running.values()]
+
+    def _hangs(self, place: _Place) -> str | None:
+        """Why a worker is to be given up; None while it answers, and gets further with what it has in work."""
+        now = time.monotonic()
+        if not place.running:
+            return None
+        if place.asked is not None and now - place.asked_at > _SILENCE:
+            return f"has not answered for {_SILENCE / 60:g} minutes"
+        patience = self._patience.seconds({tried.unit.key for tried in place.running.values()})
+        return f"got no further in {patience / 60:.3g} minutes" if now - place.moved_at > patience else None
+
+    def _moved(self, place: _Place, unit: Any) -> None:
+        now = time.monotonic()
+        self._patience.learn(unit.key, now - place.moved_at)
+        place.moved_at = now
+
     def _ask(self, place: _Place) -> None:
         """Take a worker's answer if it is there, and ask again where it is time; waits for nothing."""
         if place.asked is not None and ray.wait([place.asked], timeout=0)[0]:
             with suppress(RayError):  # a worker that died is found by its units
-                place.said = ray.get(place.asked)
+                said = ray.get(place.asked)
+                for unit in (tried.unit for tried in place.running.values()):
+                    if said.get(unit.id) and said[unit.id] != place.said.get(unit.id):
+                        self._moved(place, unit)
+                place.said = said
             place.asked = None
         if place.asked is None and place.running and time.monotonic() - place.asked_at >= ASK_EVERY:
             place.asked, place.asked_at = place.actor.progress.remote(), time.monotonic()
@@ -239,6 +278,12 @@ class Pool:
             held += [where for when, where in self._losses if now - when < _LATELY]
             count = held.count(node)
             self._notice(f"{name} died" + (f" with {count} worker{'s' * (count > 1)}, to be replaced" if count else ""))
+        draining = self._nodes.draining()
+        for place in self._places:
+            if place.starting is None and not place.leaving and place.node in draining:
+                place.leaving = True
+                name = self._nodes.name(place.node)
+                self._notice(f"{name} is going away: its worker finishes what it has in work, and is replaced")
         missing = [place.actor for place in self._places if place.starting is not None]
         if len(missing) < len(self._places) or any(map(self._nodes.holds, missing)):
             self._last_placed = now
@@ -272,4 +317,6 @@ class Pool:
             return None
         except RayError as error:  # the result could not be sent or stored
             result = lost(printable(f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"))
-        return Finished(tried=place.running.pop(reference), result=result)
+        tried = place.running.pop(reference)
+        self._moved(place, tried.unit)
+        return Finished(tried=tried, result=result)

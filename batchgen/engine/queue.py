@@ -3,12 +3,13 @@
 import heapq
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, Generic, TypeVar
 
 from batchgen.errors import ErrorClass, InfrastructureError, ModelLoadError, StoreError
 from batchgen.work import Failure, FailureKind, Unit
 
-__all__ = ["Finished", "Try", "WorkQueue"]
+__all__ = ["Fate", "Finished", "Try", "WorkQueue"]
 
 _Unit = TypeVar("_Unit", bound=Unit)
 
@@ -16,12 +17,17 @@ _Unit = TypeVar("_Unit", bound=Unit)
 # doing of the unit beside; from then on a unit runs alone, and is the cause.
 _TRIES: Mapping[ErrorClass, int] = {ErrorClass.WORKER: 3, ErrorClass.STORE: 5}
 _TRIES_ELSE = 2
-_ENDS_RUN: Mapping[ErrorClass, type[InfrastructureError]] = {
-    ErrorClass.STORE: StoreError,
-    ErrorClass.MODEL: ModelLoadError,
-}
+_DEATHS = 3  # workers that one model may take with it, by two units or more, before any has shown progress with it
 _FIRST_PAUSE = 1.0  # seconds before the second try, doubled for each further one
 _LONGEST_PAUSE = 30.0  # seconds
+
+
+class Fate(Enum):
+    """What becomes of a unit whose attempt failed."""
+
+    AGAIN = "all of it will be tried again"
+    RECORD = "it is to be recorded as failed"
+    LEFT = "it is left for another run, as all that need what it needs"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +37,7 @@ class Try(Generic[_Unit]):
     unit: _Unit
     failures: Mapping[ErrorClass, int] = field(default_factory=dict)
     alone: bool = False
+    within: frozenset[str] = frozenset()  # ids of the units that it was cut from
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,14 +48,29 @@ class Finished(Generic[_Unit]):
     result: Any
 
 
+@dataclass(kw_only=True, slots=True)
+class _Deaths:
+    """Workers that were lost with units that need one model, and those units; none of them is a part of another."""
+
+    workers: set[str] = field(default_factory=set)
+    units: set[str] = field(default_factory=set)
+
+
 class WorkQueue(Generic[_Unit]):
-    """Hands out units one at a time; those to be tried again come before new ones, once their pause is over."""
+    """Hands out units one at a time; those to be tried again come before new ones, once their pause is over.
+
+    Units that need what was given up (a model that cannot be loaded, or kills its workers) are passed over; `close`
+    says so, once the others are done.
+    """
 
     def __init__(self, units: Iterator[_Unit]) -> None:
         self._units = units
-        self._next = next(units, None)
+        self._given_up: dict[str, InfrastructureError] = {}  # by what units need
+        self._proved: set[str] = set()  # what some unit has shown progress with
+        self._deaths: dict[str, _Deaths] = {}
         self._again: list[tuple[float, int, Try[_Unit]]] = []
         self._serial = 0
+        self._next = next(units, None)
 
     def peek(self, now: float) -> Try[_Unit] | None:
         """What `take` would give at the time `now`; None where nothing is ready."""
@@ -60,7 +82,7 @@ class WorkQueue(Generic[_Unit]):
         """The next unit to run at the time `now` (seconds of any clock); None where nothing is ready."""
         if self._again and self._again[0][0] <= now:
             return heapq.heappop(self._again)[2]
-        unit, self._next = self._next, next(self._units, None)
+        unit, self._next = self._next, self._following()
         return None if unit is None else Try(unit=unit)
 
     @property
@@ -68,33 +90,76 @@ class WorkQueue(Generic[_Unit]):
         """Whether nothing is left to hand out, now or after a pause."""
         return self._next is None and not self._again
 
-    def failed(self, tried: Try[_Unit], failure: Failure, now: float) -> _Unit | None:
+    def progressed(self, unit: _Unit) -> None:
+        """Note that a worker has got somewhere with a unit: what it needs can be used."""
+        self._proved.add(unit.needs)
+
+    def failed(self, tried: Try[_Unit], failure: Failure, now: float) -> Fate:
         """Decide what becomes of a unit whose attempt failed.
 
-        Returns:
-            The unit, if it is to be recorded as failed; None where all of it will be tried again.
-
         Raises:
-            InfrastructureError: trying on is pointless.
+            InfrastructureError: trying on is pointless for every unit.
         """
         if failure.kind is FailureKind.PERMANENT:
-            return tried.unit
-        error_class = failure.error_class
+            return Fate.RECORD
+        unit, error_class = tried.unit, failure.error_class
+        if unit.needs in self._given_up:
+            return Fate.LEFT
         failures = {**tried.failures, error_class: tried.failures.get(error_class, 0) + 1}
-        alone = tried.alone or failure.kind is FailureKind.LOST
-        tries = _TRIES.get(error_class, _TRIES_ELSE)
-        if failures[error_class] < tries:
+        is_lost, tries = failure.kind is FailureKind.LOST, _TRIES.get(error_class, _TRIES_ELSE)
+        unproved = is_lost and unit.needs not in self._proved
+        if unproved and self._killed(tried, failure):
+            workers = len(self._deaths[unit.needs].workers)
+            said = f"{workers} workers were lost before one got anywhere with {unit.needs}: {failure.message}"
+            return self._give_up(unit.needs, ModelLoadError(said))
+        # two times each may be the model's doing or the rows': halves tell, and sooner than the same rows once more
+        parts = unit.split() if unproved and tried.alone else ()
+        if failures[error_class] < tries and not parts:
             pause = min(_FIRST_PAUSE * 2 ** (failures[error_class] - 1), _LONGEST_PAUSE)
-            self._put(Try(unit=tried.unit, failures=failures, alone=alone), now + pause)
-            return None
-        if error_class in _ENDS_RUN:
-            raise _ENDS_RUN[error_class](f"{failure.message} (tried {failures[error_class]} times)")
-        parts = tried.unit.split() if failure.kind is FailureKind.LOST else ()
+            again = Try(unit=unit, failures=failures, alone=tried.alone or is_lost, within=tried.within)
+            self._put(again, now + pause)
+            return Fate.AGAIN
+        if error_class is ErrorClass.STORE:
+            raise StoreError(f"{failure.message} (tried {failures[error_class]} times)")
+        if error_class is ErrorClass.MODEL:
+            said = f"{failure.message} (tried {failures[error_class]} times)"
+            return self._give_up(unit.needs, ModelLoadError(said))
+        parts = parts or (unit.split() if is_lost else ())
         for part in parts:
             # one try for a part that can be cut further, two for one that cannot: what is recorded failed twice alone
             left = 1 if part.split() else 2
-            self._put(Try(unit=part, failures={error_class: tries - left}, alone=alone), now)
-        return None if parts else tried.unit
+            within = tried.within | {unit.id}
+            self._put(Try(unit=part, failures={error_class: tries - left}, alone=True, within=within), now)
+        return Fate.AGAIN if parts else Fate.RECORD
+
+    def close(self) -> None:
+        """To be called when nothing is left.
+
+        Raises:
+            InfrastructureError: units were passed over; says why, of each thing that they need.
+        """
+        if self._given_up:
+            errors = list(self._given_up.values())
+            raise type(errors[0])("; ".join(map(str, errors)))
+
+    def _killed(self, tried: Try[_Unit], failure: Failure) -> bool:
+        """Whether what a unit needs is what kills workers."""
+        deaths = self._deaths.setdefault(tried.unit.needs, _Deaths())
+        self._serial += 1
+        deaths.workers.add(failure.worker or str(self._serial))
+        deaths.units = (deaths.units - tried.within) | {tried.unit.id}
+        return len(deaths.workers) >= _DEATHS and len(deaths.units) > 1
+
+    def _give_up(self, needs: str, error: InfrastructureError) -> Fate:
+        self._given_up[needs] = error
+        self._again = [again for again in self._again if again[2].unit.needs != needs]
+        heapq.heapify(self._again)
+        if self._next is not None and self._next.needs == needs:
+            self._next = self._following()
+        return Fate.LEFT
+
+    def _following(self) -> _Unit | None:
+        return next((unit for unit in self._units if unit.needs not in self._given_up), None)
 
     def _put(self, again: Try[_Unit], when: float) -> None:
         self._serial += 1

@@ -22,6 +22,14 @@ class ScoreUnit:
     def id(self) -> str:
         return f"{self.shard} ({', '.join(self.metrics)})"
 
+    @property
+    def needs(self) -> str:
+        return ", ".join(self.metrics)
+
+    @property
+    def key(self) -> str:
+        return self.needs
+
     def split(self) -> Sequence["ScoreUnit"]:
         """A unit for each metric: which of them breaks workers is not known."""
         if len(self.metrics) == 1:
