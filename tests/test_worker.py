@@ -70,8 +70,8 @@ def run(
     worker = GenerationWorker(settings)
     receipt = worker.run(shard)
     assert worker.progress() == {}
-    (ledger,) = (folder / "out" / "failures").glob("*.parquet")
-    return receipt, pq.read_table(ledger).to_pylist()
+    ledgers = list((folder / "out" / "failures").glob("*.parquet"))
+    return receipt, [row for ledger in ledgers for row in pq.read_table(ledger).to_pylist()]
 
 
 def test_an_error_of_the_key_is_found_out_with_few_calls(model: Path, calls: list[int], tmp_path: Path) -> None:
@@ -176,6 +176,40 @@ def test_what_the_device_raises_becomes_ours(raised: Exception, expected: type[E
     assert type(caught.value) is expected
     if expected is OutOfDeviceMemory:
         assert "a call of 16 images does not fit on the device; try --batch-size" in str(caught.value)
+
+
+def test_a_call_that_does_not_fit_is_made_in_halves(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Incident: a call too large cost the whole shard its rows, those that were made already among them.
+
+    Three images of 64 pixels are too much here, one of 128 is; what was learnt holds for the calls after.
+    """
+    original, sizes = PipelineHost.generate, list[tuple[int, int]]()
+
+    def small(self: PipelineHost, wanted: Any, batch: MicroBatch, *args: Any, **kwargs: Any) -> Images:
+        sizes.append((side := batch.rows[0].parameters.canvas.width, batch.size))
+        if batch.size * side**2 > 2 * 64**2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+        return original(self, wanted, batch, *args, **kwargs)
+
+    monkeypatch.setattr(PipelineHost, "generate", small)
+    receipt, ledger = run(tmp_path, model, [{"prompt": "a", "seed": n} for n in range(10)])
+    assert (receipt.done, receipt.failed, ledger) == (10, 0, [])
+    assert [size for _, size in sizes if size > 1][:2] == [4, 2] and sizes.count((64, 4)) == 1
+    table = pq.read_table(next((tmp_path / "out").rglob("metadata.parquet")))
+    assert set(table["batch_size"].to_pylist()) == {2}
+    large = tmp_path / "large"
+    large.mkdir()
+    receipt, ledger = run(large, model, [{"prompt": "a", "seed": n, "width": 128, "height": 128} for n in range(3)])
+    assert (receipt.done, receipt.failed) == (0, 3)
+    assert {(row["error_class"], row["error"]) for row in ledger} == {
+        (
+            "out-of-memory",
+            "a call of 1 images does not fit on the device; try --batch-size (CUDA out of memory. Tried to allocate "
+            "20 GiB)",
+        )
+    }
 
 
 def test_hires_fix_knows_the_size_of_a_latent(tmp_path: Path) -> None:

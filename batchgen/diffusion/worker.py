@@ -3,9 +3,10 @@
 Two shards may be in work at once: while one is on the device, the conditioning images of the next are fetched and
 those before are encoded and stored. One lock around the device makes that overlap, and its bound, plain to see.
 
-Where a call fails, its rows are tried alone: those that fail again are recorded, their mates are unharmed. Where rows
-in a row and a sample of the whole shard fail alike, the error is the batch key's (an adapter that does not load, an
-option that a scheduler refuses), and the rest of the shard is recorded without being tried.
+Where a call fails, its rows are tried alone: those that fail again are recorded, their mates are unharmed. Where what
+they ask for cannot be done (an adapter that does not load, an option that a scheduler refuses), and rows in a row and a
+sample of the whole shard say so alike, it is the batch key's error, and the rest of the shard is recorded with it. A
+call that does not fit on the device is made again with half as many images.
 """
 
 import threading
@@ -28,7 +29,7 @@ from batchgen.diffusion.device import device_errors
 from batchgen.diffusion.host import Environment, PipelineHost
 from batchgen.diffusion.loading import Loading
 from batchgen.diffusion.settings import WorkerSettings
-from batchgen.errors import ErrorClass, ImageError, InfrastructureError, NotFound, StoreError
+from batchgen.errors import ErrorClass, ImageError, InfrastructureError, NotFound, OutOfDeviceMemory, StoreError
 from batchgen.generation.parameters import ImageRef
 from batchgen.generation.tasks import TASKS
 from batchgen.generation.watermark import capacity, embed
@@ -40,7 +41,7 @@ from batchgen.options import Memory, Safety
 from batchgen.rows import FailedRow, MicroBatch, Receipt, Row, Shard, ShardProgress, Status, failed_row
 from batchgen.sharding import key_model
 from batchgen.storage import open_store, read_input
-from batchgen.work import Failure, failure_of
+from batchgen.work import Failure, FailureKind, failure_of
 
 __all__ = ["GenerationWorker"]
 
@@ -93,7 +94,8 @@ class _ShardWork:
     def fail_alone(self, row: Row, failure: Failure) -> None:
         """Record a row that failed in a call of its own."""
         self.fail(row, failure.error_class, failure.message)
-        self.alike = self.alike + 1 if failure == self.last_failure else 1
+        is_the_keys = failure.kind is FailureKind.PERMANENT  # of what nobody foresaw each row has a try of its own
+        self.alike = 0 if not is_the_keys else self.alike + 1 if failure == self.last_failure else 1
         self.last_failure = failure
 
 
@@ -115,6 +117,7 @@ class GenerationWorker:
         )
         self._canary = Canary(self._host)
         self._device = threading.Lock()
+        self._fits: dict[tuple[object, ...], int] = {}  # images of a call, where as many as were planned did not fit
         self._in_work: dict[str, _ShardWork] = {}
         self._encoders = ThreadPoolExecutor(ENCODERS, thread_name_prefix="encode")
         self._fetchers = ThreadPoolExecutor(FETCHERS, thread_name_prefix="fetch")
@@ -125,7 +128,6 @@ class GenerationWorker:
         Raises:
             StoreError: the output cannot be written, after the store's own retries.
             ModelLoadError: the model cannot be loaded.
-            OutOfDeviceMemory: a call does not fit on the device.
             CanaryDied: what this worker makes cannot be trusted; it read its model anew for the next attempt.
             DeviceLost: the process cannot use the device any more.
         """
@@ -196,8 +198,18 @@ class GenerationWorker:
         attempt: Attempt,
         work: _ShardWork,
     ) -> None:
-        """Make the rows of a micro-batch that are left; where that fails, each in a call padded to the same size."""
+        """Make the rows of a micro-batch that are left; where that fails, each in a call padded to the same size.
+
+        Where a call does not fit on the device, calls of half as many images take its place, and that of all further
+        ones of its model and size.
+        """
         rows = work.left(batch.rows)
+        fits = self._fits.get(_footprint(model, batch), batch.size)
+        if fits < batch.size:
+            for first in range(0, len(rows), fits):
+                part = MicroBatch(rows=rows[first : first + fits], size=fits)
+                self._generate_or_isolate(model, part, inputs, attempt, work)
+            return
         if work.key_failure is not None:
             for row in rows:
                 work.fail(row, work.key_failure.error_class, work.key_failure.message)
@@ -206,6 +218,8 @@ class GenerationWorker:
         failure: Failure | None = None
         try:
             self._generate(model, replace(batch, rows=rows), [inputs[row.id] for row in rows], attempt, work)
+        except OutOfDeviceMemory as error:
+            failure = failure_of(error)
         except InfrastructureError:
             raise
         except Exception as error:  # whatever a pipeline raises
@@ -213,6 +227,9 @@ class GenerationWorker:
         # the error ends above: its traceback holds the model that failed, and the next call reads another
         if failure is None:
             work.last_failure, work.alike = None, 0
+        elif failure.error_class is ErrorClass.MEMORY and batch.size > 1:
+            self._fits[_footprint(model, batch)] = batch.size // 2
+            self._generate_or_isolate(model, replace(batch, rows=rows), inputs, attempt, work)
         elif len(rows) > 1:
             for row in rows:
                 self._generate_or_isolate(model, replace(batch, rows=[row]), inputs, attempt, work)
@@ -319,6 +336,12 @@ class GenerationWorker:
             cells={**row.carried, **applied_cells(row), **cells, **made, **image},
             size=len(data) + sum(map(len, saved.values())),
         )
+
+
+def _footprint(model: Model, batch: MicroBatch) -> tuple[object, ...]:
+    """What the memory of a call depends on besides the number of its images."""
+    parameters = batch.rows[0].parameters
+    return model.name, parameters.canvas, parameters.hires
 
 
 def _made_by(environment: Environment, model: Model, batch_size: int) -> dict[str, Any]:
