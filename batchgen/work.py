@@ -81,6 +81,13 @@ class Unit(Protocol):
 class Worker(Protocol):
     """Turns units into receipts; may be called from as many threads as `Work.at_once` says."""
 
+    def ready(self, node: str, /) -> None:
+        """Make sure, before the first unit, that what the work needs is before this node, which has that id.
+
+        Raises:
+            InputError: it is not, and will not be.
+        """
+
     def run(self, unit: Any, /) -> Any:
         """Do a unit and commit it; returns its receipt, which is small.
 

@@ -60,6 +60,10 @@ class _Squarer:
         self._folder = folder
         self._in_work: dict[str, int] = {}
 
+    def ready(self, node: str, /) -> None:
+        if (self._folder / "elsewhere").exists():
+            raise InputError("what the work needs is elsewhere")
+
     def run(self, unit: Numbers, /) -> Squares:
         if 13 in unit.values:
             os._exit(1)
@@ -119,6 +123,12 @@ def test_another_kind_of_work_runs_on_the_pool(tmp_path: Path, monkeypatch: pyte
             )
         finally:
             pool.close()
+        (tmp_path / "elsewhere").touch()
+        pool = Pool(Work(make_worker=Squaring(folder=tmp_path).make_worker), 1, WorkerResources(), notices.append)
+        with pytest.raises(InputError, match=r"^node [\d.]+ \(\w+\): what the work needs is elsewhere$"):
+            while True:
+                pool.wait(1)
+        pool.close()
     assert done == {n: n**2 for n in (1, 2, 3, 4, 5, 6, 11, 12, 14, 20, 21, 30, 31)}
     assert said == {2}
     assert sorted(failed) == [((7, 8), ErrorClass.INPUT), ((13,), ErrorClass.WORKER)]

@@ -69,6 +69,10 @@ class Attempt:
             size: bytes of the encoded images.
             seconds: time on the device.
             device: its name.
+
+        Raises:
+            OutputGone: the output is not there any more.
+            StoreError: it cannot be written.
         """
         finished = time.time()
         receipt = Receipt(
@@ -84,6 +88,7 @@ class Attempt:
             images=len(done) * self._dataset.layout.objects_a_row,
             bytes=size,
         )
+        self._dataset.require_same()
         if not done:
             return _commit_without_marker(self._dataset, receipt)
         output = self._dataset.format
@@ -139,6 +144,7 @@ def commit_failures(dataset: Dataset, shard: Shard, run: str, failed: Sequence[F
         seconds=0.0,
         finished=time.time(),
     )
+    dataset.require_same()
     return _commit_without_marker(dataset, receipt)
 
 

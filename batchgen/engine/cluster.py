@@ -255,7 +255,11 @@ class Nodes:
         now = {node["NodeID"]: node for node in ray.nodes()}
         dead = {id_: now.get(id_, node) for id_, node in self.alive.items() if not now.get(id_, {}).get("Alive")}
         self.alive = {id_: node for id_, node in now.items() if node["Alive"]}
-        return {id_: f"node {node['NodeManagerAddress']} ({id_[:12]})" for id_, node in dead.items()}
+        return {id_: _said(id_, node) for id_, node in dead.items()}
+
+    def name(self, id_: str) -> str:
+        """A node's name, for people."""
+        return _said(id_, self.alive[id_]) if id_ in self.alive else f"node {id_[:12]}"
 
     def places(self, wanted: Mapping[str, float]) -> int:
         """For how many such workers the nodes have room, used or not."""
@@ -270,3 +274,7 @@ class Nodes:
         node = self.alive.get(address["NodeID"])
         # before it is, there is no address, or that of a node's raylet with which it waits
         return node is not None and bool(address["IPAddress"]) and address["Port"] != node["NodeManagerPort"]
+
+
+def _said(id_: str, node: Mapping[str, Any]) -> str:
+    return f"node {node['NodeManagerAddress']} ({id_[:12]})"

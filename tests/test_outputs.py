@@ -1,0 +1,185 @@
+"""An output is one place, and the one that was opened: what was moved, replaced, lost or is of one machine alone."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import RunCli, WriteManifest
+from test_commit import CARRIED, attempt, make_format, make_shard
+from test_kept_outputs import KEPT, contents, made_rows, numbers, verified
+
+from batchgen.dataset.dataset import RECORD, Dataset
+from batchgen.dataset.nodes import Meeting, require_files
+from batchgen.dataset.tracebacks import LONGEST, MOST, Tracebacks
+from batchgen.errors import InputError, OutputGone, StoreError
+from batchgen.options import Layout
+from batchgen.places import kept_by_ray
+from batchgen.storage import Store, open_store
+
+RAY = "session_2026-11-30_06-31-43_777237_15457"
+
+
+@pytest.mark.parametrize("away", ["moved", "removed", "replaced", "unmounted"])
+def test_an_output_that_is_gone_takes_nothing(tmp_path: Path, away: str) -> None:
+    """Incident: a store made a moved folder anew; here no write, commit or look does, and another output is told."""
+    root = tmp_path / "out"
+    begun = Dataset.begin(open_store(str(root)), make_format(), create=True)
+    dataset = replace(begun, store=open_store(str(root), anchor=RECORD))
+    attempt(dataset, make_shard(2, f"{1:016x}"))
+    root.rename(tmp_path / "moved") if away == "moved" else shutil.rmtree(root)
+    if away == "unmounted":
+        root.mkdir()
+    if away == "replaced":
+        Dataset.begin(open_store(str(root)), make_format(), create=True)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(OutputGone, match="another output" if away == "replaced" else "is gone"):
+        dataset.require_same()
+    with pytest.raises(OutputGone, match=str(root)):
+        attempt(dataset, make_shard(2, f"{2:016x}"))
+    if away != "replaced":
+        for write in (dataset.store.write, dataset.store.create):
+            with pytest.raises(OutputGone):
+                write("x", b"x")
+        assert sorted(tmp_path.rglob("*")) == before
+    else:
+        assert not list(root.glob("data/*/metadata.parquet"))
+
+
+@pytest.mark.parametrize("layout", list(Layout))
+def test_an_output_without_its_books_is_taken_up(store: Store, store_uri: str, layout: str) -> None:
+    """Its markers say what it is: readers go on, and a run begins its books anew with the same format."""
+    begun = Dataset.begin(store, make_format(layout), create=True)
+    shard = make_shard(2)
+    attempt(begun, shard)
+    store.write("data/0000/strays/x", b"x")
+    for entry in list(store.entries(".batchgen")):
+        store.delete(entry.key)
+    found = Dataset.open(store)
+    assert found.format == replace(begun.format, carried=dict(sorted(CARRIED.items())))
+    assert [row.cells["id"] for row in found.rows()] == [row.id for row in shard.rows]
+    assert list(store.entries(".batchgen")) == []
+    again = Dataset.begin(store, make_format(layout), create=True)
+    assert again.format == found.format and again.id not in (None, begun.id)
+    again.require_same()
+    with pytest.raises(InputError, match="begun with layout"):
+        Dataset.begin(store, make_format(next(one for one in Layout if one != layout)), create=True)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.parametrize("name", ["files", "parquet"])
+def test_a_run_goes_on_without_the_books(name: str, tmp_path: Path, batchgen: RunCli, ray_address: str) -> None:
+    """Nothing is made again; the row that failed has its place in the books alone, and is tried again."""
+    kept = Path(shutil.copytree(KEPT, tmp_path / "kept"))
+    output = kept / name
+    before, rows = contents(output), made_rows(output)
+    shutil.rmtree(output / ".batchgen")
+    assert batchgen("run", kept / f"{name}.toml", "--address", ray_address).returncode == 1
+    data = {path: content for path, content in before.items() if path.startswith("data/")}
+    assert {path: content for path, content in contents(output).items() if path.startswith("data/")} == data
+    assert made_rows(output) == rows
+    assert numbers(batchgen, output) == (6, 5, 1, 0)
+    assert verified(batchgen, output) == (5, 1)
+
+
+def test_a_folder_with_tables_of_others_is_no_output(tmp_path: Path) -> None:
+    """Not every data/ with Parquet in it was ours once."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for place in ("a.parquet", "b/metadata.parquet"):
+        (tmp_path / "data" / place).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"id": ["x"]}), tmp_path / "data" / place)
+    (tmp_path / "data" / "c.parquet").write_bytes(b"PAR1 no table")
+    for look in (Dataset.open, lambda store: Dataset.begin(store, make_format(), create=True)):
+        with pytest.raises(InputError, match=r"no batchgen output|no output of batchgen"):
+            look(open_store(str(tmp_path)))
+
+
+def test_two_runs_give_an_output_of_earlier_code_one_name(tmp_path: Path) -> None:
+    """It has none of its own, and both may meet it at one moment."""
+    store = open_store(str(shutil.copytree(KEPT / "files", tmp_path / "files")))
+    opened, record = Dataset.open(store), store.read(RECORD)
+    names = []
+    for _ in range(2):
+        store.write(RECORD, record)
+        names.append(Dataset.begin(store, opened.format, create=True).id)
+    assert names[0] == names[1] is not None and opened.id is None
+
+
+def test_a_word_is_read_and_written_back(tmp_path: Path) -> None:
+    """With a second real folder for what another machine has at the same path."""
+    here, there = open_store(str(tmp_path / "here")), open_store(str(tmp_path / "there"))
+    meeting = Meeting.call(here, "run")
+    with pytest.raises(InputError, match=r"there: .* on this node is not what the driver sees"):
+        meeting.answer(there, "node")
+    with pytest.raises(InputError, match=r"here: .* the driver does not see"):
+        meeting.require_answer(here, "node")
+    shutil.copytree(tmp_path / "here", tmp_path / "there", dirs_exist_ok=True)
+    meeting.answer(there, "node")  # as from a copy that is read alone
+    with pytest.raises(InputError):
+        meeting.require_answer(here, "node")
+    meeting.answer(here, "node")
+    meeting.require_answer(here, "node")
+    with pytest.raises(InputError):
+        Meeting.call(here, "run").require_answer(here, "node")
+
+
+def test_inputs_are_the_same_files(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"abc")
+    require_files([(str(tmp_path / "a.png"), 3), (str(tmp_path), None)])
+    for size, name, why in ((4, "a.png", "3 bytes"), (3, "b.png", "cannot be read"), (3, "a.png/b", "cannot be read")):
+        with pytest.raises(InputError, match=f"{name} .*{why}"):
+            require_files([(str(tmp_path / name), size)])
+
+
+@pytest.mark.parametrize(
+    ("path", "kept"),
+    [
+        (f"/tmp/ray/{RAY}/runtime_resources/working_dir_files/_ray_pkg_0123/out", True),
+        (f"/scratch/tmp/{RAY}/out", True),
+        ("/x/runtime_resources/working_dir_files/_ray_pkg_0123", True),
+        ("/data/ray/out", False),
+        ("/data/session_7/out", False),
+        (f"/data/{RAY}-copy/out", False),
+    ],
+)
+def test_what_ray_removes(path: str, kept: bool) -> None:
+    assert (kept_by_ray(Path(path)) is not None) is kept
+
+
+def test_an_output_below_rays_folders_is_refused(
+    tmp_path: Path, write_manifest: WriteManifest, model_configs: Path, batchgen: RunCli
+) -> None:
+    """Incident: a submitted job left its dataset in the working directory that Ray had unpacked, exit 0."""
+    manifest = write_manifest("m.jsonl", [{"prompt": "a"}])
+    folder = tmp_path / "ray" / RAY / "runtime_resources" / "working_dir_files" / "_ray_pkg_0123"
+    folder.mkdir(parents=True)
+    (tmp_path / "latest").symlink_to(folder)
+    for output, cwd in (("out", folder), (tmp_path / "latest" / "out", tmp_path)):
+        done = batchgen("run", manifest, "--model", model_configs, "--output", output, cwd=cwd)
+        assert done.returncode == 2
+        assert "which Ray removes with its session" in done.stderr and done.stderr.count("\n") == 1
+    assert list(folder.iterdir()) == []
+
+
+def test_tracebacks_are_kept_whole_and_are_few(tmp_path: Path) -> None:
+    kept = Tracebacks(open_store(str(tmp_path)), "run")
+
+    def fail(text: str) -> None:
+        try:
+            raise StoreError(text) from ValueError("\x1b[31mcause")
+        except StoreError as error:
+            kept.keep(error, "row x")
+
+    fail("short")
+    fail("short")
+    fail("y" * 10 * LONGEST)
+    found = {file.stat().st_size: file.read_text() for file in tmp_path.glob(".batchgen/runs/run/tracebacks/*.txt")}
+    assert len(found) == 2 and max(found) < LONGEST + 1000
+    short = found[min(found)]
+    assert short.startswith("row x\n\nValueError: \\x1b[31mcause") and "in fail" in short and short.endswith("short\n")
+    for number in range(2 * MOST):
+        fail(f"another {number}")
+    assert len(list(tmp_path.glob(".batchgen/runs/run/tracebacks/*.txt"))) == MOST
