@@ -1,6 +1,7 @@
 """An output is one place, and the one that was opened: what was moved, replaced, lost or is of one machine alone."""
 
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,13 +9,24 @@ import pytest
 from conftest import RunCli, WriteManifest
 from test_commit import CARRIED, attempt, make_format, make_shard
 from test_kept_outputs import KEPT, contents, made_rows, numbers, verified
+from test_plan import key_of, make_row
+from test_status import make_record
 
 from batchgen.dataset.dataset import RECORD, Dataset
 from batchgen.dataset.nodes import Meeting, require_files
+from batchgen.dataset.runs import latest_run
 from batchgen.dataset.tracebacks import LONGEST, MOST, Tracebacks
+from batchgen.dataset.verify import verify_output
+from batchgen.driver.inputs import local_inputs
+from batchgen.driver.record import OpenRecord
+from batchgen.engine.loop import Control
 from batchgen.errors import InputError, OutputGone, StoreError
+from batchgen.generation.parameters import ImageRef
+from batchgen.index import Index
 from batchgen.options import Layout
 from batchgen.places import kept_by_ray
+from batchgen.report.status import read_status
+from batchgen.resolve import Resolved
 from batchgen.storage import Store, open_store
 
 RAY = "session_2026-11-30_06-31-43_777237_15457"
@@ -183,3 +195,48 @@ def test_tracebacks_are_kept_whole_and_are_few(tmp_path: Path) -> None:
     for number in range(2 * MOST):
         fail(f"another {number}")
     assert len(list(tmp_path.glob(".batchgen/runs/run/tracebacks/*.txt"))) == MOST
+
+
+def test_which_inputs_nodes_are_asked_for(tmp_path: Path) -> None:
+    """One of each folder, however many it holds; a manifest where images lie in it; nothing from elsewhere."""
+    for number in range(600):
+        file = tmp_path / ("many" if number < 590 else f"few-{number}") / f"{number}.png"
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(bytes(number))
+    (tmp_path / "m.parquet").write_bytes(b"x")
+    read = {*map(str, tmp_path.glob("*/*.png")), str(tmp_path / "few-590"), "s3://bucket/x.png", str(tmp_path / "gone")}
+    resolved = Resolved(files=[str(tmp_path / "m.parquet")], models={}, carried={}, notices=[], read=read)
+    with Index() as index:
+        row = make_row(1)
+        index.add(key_of(row), row)
+        found = dict(local_inputs(resolved, index))
+        embedded = ImageRef(uri=str(tmp_path / "m.parquet"), sha256="", width=8, height=8, column="image", row=1)
+        other = replace(make_row(2), inputs={"image": embedded})
+        index.add(key_of(other), other)
+        assert str(tmp_path / "m.parquet") in dict(local_inputs(resolved, index))
+    assert len(found) <= 256 and {str(tmp_path / f"few-{n}" / f"{n}.png") for n in range(590, 600)} <= found.keys()
+    assert str(tmp_path / "m.parquet") not in found and not any("s3://" in path or "gone" in path for path in found)
+    assert found[str(tmp_path / "few-590")] is None and found[str(tmp_path / "few-599" / "599.png")] == 599
+
+
+def test_a_run_that_failed_early_says_so(tmp_path: Path) -> None:
+    """Before it knew what is done: the outcome is its reason, and the numbers are those of the output."""
+    dataset = Dataset.begin(open_store(str(tmp_path)), make_format(), create=True)
+    attempt(dataset, make_shard(4), failed=(1,))
+    first = make_record(run="20260101T000000-000", rows=6, done_before=None, failed_before=None)
+    record = OpenRecord(store=dataset.store, record=first)
+    with pytest.raises(StoreError), record.closing(Control()):
+        raise StoreError("out of reach")
+    now = read_status(dataset.uri)
+    assert (now.outcome, now.rows, now.done, now.failed, now.left) == ("failed: out of reach", 6, 3, 1, 2)
+    assert verify_output(dataset.uri).summary().endswith("2 rows are not made (failed: out of reach)")
+    later = replace(first, run="20260102T000000-000", done_before=5, failed_before=1)
+    for outcome in ("failed: out of reach", "finished", "finished"):
+        record = OpenRecord(store=dataset.store, record=later, previous=latest_run(dataset.store))
+        assert record.previous is not None and record.previous.outcome == outcome
+        with record.closing(Control()):
+            pass  # there was nothing to do
+        assert record.is_stored is (outcome != "finished")
+    with suppress(ZeroDivisionError), OpenRecord(store=dataset.store, record=later).closing(Control()):
+        raise ZeroDivisionError("oh")
+    assert read_status(dataset.uri).outcome == "failed: ZeroDivisionError: oh"

@@ -20,7 +20,7 @@ class WorkerSettings:
     store: str
     output_id: str | None = None  # of the output that was opened
     meeting: Meeting | None = None  # by which nodes show that they have that output before them
-    inputs: tuple[tuple[str, int], ...] = ()  # some local files that rows are made from, with their sizes
+    inputs: tuple[tuple[str, int | None], ...] = ()  # some local files that rows are made from: `local_inputs`
     storage_options: Mapping[str, Any]
     output: OutputFormat
     models: Mapping[str, Model]

@@ -1,4 +1,4 @@
-"""Local files that rows are made from, as every node must have them before it."""
+"""Local files and folders that rows are made from, as every node must have them before it."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -11,12 +11,12 @@ from batchgen.resolve import Resolved
 
 __all__ = ["local_inputs"]
 
-MOST = 256  # files; a look at each takes microseconds, on a network's file system milliseconds
+MOST = 256  # a look at each takes microseconds, on a network's file system milliseconds
 LOOKED_AT = 256  # rows, for images that lie in the manifest itself
 
 
-def local_inputs(resolved: Resolved, index: Index) -> tuple[tuple[str, int], ...]:
-    """Some of them with their sizes in bytes: one of each folder first, since folders are what nodes share or not.
+def local_inputs(resolved: Resolved, index: Index) -> tuple[tuple[str, int | None], ...]:
+    """Some of them with their sizes in bytes, None for folders; one of each place first, as places are shared or not.
 
     Args:
         resolved: says which files images and adapters were read from.
@@ -26,7 +26,8 @@ def local_inputs(resolved: Resolved, index: Index) -> tuple[tuple[str, int], ...
     embedded = any(image.row is not None for _, row in rows for image in row.inputs.values())
     files = sorted(file for file in (*resolved.read, *(resolved.files if embedded else ())) if not is_remote(file))
     first = {str(Path(file).parent): file for file in reversed(files)}
-    some = dict.fromkeys([*_spread(sorted(first.values())), *_spread(files)])
+    layouts = [model.config for model in resolved.models.values() if model.config is not None]
+    some = dict.fromkeys([*layouts, *_spread(sorted(first.values())), *_spread(files)])
     return tuple(islice(_sized(some), MOST))
 
 
@@ -34,9 +35,9 @@ def _spread(files: list[str]) -> list[str]:
     return files[:: -(-len(files) // MOST) or 1]
 
 
-def _sized(files: Iterable[str]) -> Iterator[tuple[str, int]]:
-    for file in files:
-        path = local_path(file)
-        with suppress(OSError):  # the row says so when its turn comes
-            if path.is_file():
-                yield str(path), path.stat().st_size
+def _sized(places: Iterable[str]) -> Iterator[tuple[str, int | None]]:
+    """Those of the places that are there; of others the row says so when its turn comes, or the hub is asked."""
+    for place in places:
+        path = local_path(place)
+        with suppress(OSError):
+            yield str(path), None if path.is_dir() else path.stat().st_size
