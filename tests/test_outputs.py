@@ -18,6 +18,7 @@ from batchgen.dataset.runs import latest_run
 from batchgen.dataset.tracebacks import LONGEST, MOST, Tracebacks
 from batchgen.dataset.verify import verify_output
 from batchgen.driver.inputs import local_inputs
+from batchgen.driver.output import require_listed, survey
 from batchgen.driver.record import OpenRecord
 from batchgen.engine.loop import Control
 from batchgen.errors import InputError, OutputGone, StoreError
@@ -240,3 +241,18 @@ def test_a_run_that_failed_early_says_so(tmp_path: Path) -> None:
     with suppress(ZeroDivisionError), OpenRecord(store=dataset.store, record=later).closing(Control()):
         raise ZeroDivisionError("oh")
     assert read_status(dataset.uri).outcome == "failed: ZeroDivisionError: oh"
+
+
+@pytest.mark.parametrize("layout", list(Layout))
+def test_what_is_done_is_what_is_listed(tmp_path: Path, layout: str) -> None:
+    """A shard that somebody removed while the run went on is not done, whatever its receipt said."""
+    dataset = Dataset.begin(open_store(str(tmp_path)), make_format(layout), create=True)
+    with Index() as index:
+        for number in range(2):
+            attempt(dataset, make_shard(2, f"{number:016x}", first=2 * number), failed=(1,) * number)
+        survey(dataset, index, repair=False)
+        require_listed(dataset, index)
+        removed = next(tmp_path.glob(f"data/{1:016x}*"))
+        shutil.rmtree(removed) if removed.is_dir() else removed.unlink()
+        with pytest.raises(StoreError, match=f"1 of the shards .* not in data/ any more, the first is {1:016x}"):
+            require_listed(dataset, index)

@@ -22,7 +22,16 @@ from batchgen.dataset.runs import FINISHED, LIMIT_REACHED, RunRecord, latest_run
 from batchgen.diffusion.kind import generation
 from batchgen.diffusion.settings import WorkerSettings
 from batchgen.driver.inputs import local_inputs
-from batchgen.driver.output import committed_rows, kept_batches, reach, shortcomings, sizing_of, survey, wanted_format
+from batchgen.driver.output import (
+    committed_rows,
+    kept_batches,
+    reach,
+    require_listed,
+    shortcomings,
+    sizing_of,
+    survey,
+    wanted_format,
+)
 from batchgen.driver.record import OpenRecord
 from batchgen.driver.resolved import resolved_rows
 from batchgen.driver.watch import Reporter, Watch
@@ -114,7 +123,7 @@ def run(
             if to_make:
                 this.record.whole = LIMIT_REACHED if to_make < pending else FINISHED
                 this.make(to_make, control, reporter, lease)
-                this.require_listed()
+                require_listed(dataset, index)
             lease.require()
             this.supersede()
             if this.met_others:  # whose manifest may have had other carried cells
@@ -167,21 +176,6 @@ class _Run:
         self.record.record = replace(
             known, done_before=counts.done, failed_before=counts.failed, batches=kept_batches(previous)
         )
-
-    def require_listed(self) -> None:
-        """Make sure that what is said to be done is there: a listing of the output shows its shards.
-
-        Raises:
-            OutputGone: the output is not there any more.
-            StoreError: shards are missing that were committed.
-        """
-        self.dataset.require_same()
-        present = set(self.dataset.shards())
-        if missing := [shard for shard in self.index.done_shards() if shard not in present]:
-            raise StoreError(
-                f"{self.dataset.uri}: {len(missing):,} shards that were committed are not in data/ any more, the first "
-                f"is {missing[0]}; did somebody remove them? the same command makes their rows again"
-            )
 
     def make(self, to_make: int, control: Control, reporter: Reporter, lease: Lease) -> None:
         """Start the workers, make `to_make` of the pending rows, and stop the workers."""
