@@ -82,10 +82,10 @@ class Worker(Protocol):
     """Turns units into receipts; may be called from as many threads as `Work.at_once` says."""
 
     def ready(self, node: str, /) -> None:
-        """Make sure, before the first unit, that what the work needs is before this node, which has that id.
+        """Make sure, before the first unit, that this node, which has that id, reaches what the work needs.
 
         Raises:
-            InputError: it is not, and will not be.
+            InputError: it does not, and will not.
         """
 
     def run(self, unit: Any, /) -> Any:

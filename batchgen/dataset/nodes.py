@@ -1,4 +1,4 @@
-"""Whether all nodes and the driver have the one output, and the inputs, before them: paths are of a machine.
+"""Whether all nodes and the driver reach the same output and inputs: a path is another place on another machine.
 
 The driver leaves a word in the output, `.batchgen/nodes/<run>/driver`; a worker that reads it writes it down again
 under its node's name, where the driver looks for it.

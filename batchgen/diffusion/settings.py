@@ -19,7 +19,7 @@ class WorkerSettings:
     run: str
     store: str
     output_id: str | None = None  # of the output that was opened
-    meeting: Meeting | None = None  # by which nodes show that they have that output before them
+    meeting: Meeting | None = None  # by which nodes show that they reach that output
     inputs: tuple[tuple[str, int | None], ...] = ()  # some local files that rows are made from: `local_inputs`
     storage_options: Mapping[str, Any]
     output: OutputFormat

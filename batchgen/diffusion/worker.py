@@ -124,7 +124,7 @@ class GenerationWorker:
         self._fetchers = ThreadPoolExecutor(FETCHERS, thread_name_prefix="fetch")
 
     def ready(self, node: str, /) -> None:
-        """Make sure that output, models and inputs are before this node; see `Worker`."""
+        """Make sure that this node reaches output, models and inputs; see `Worker`."""
         models = [str(model.folder) for model in self._settings.models.values() if model.source is not Source.HUB]
         if self._settings.meeting is not None:
             self._settings.meeting.answer(self._dataset.store, node)

@@ -1,4 +1,4 @@
-"""Local files and folders that rows are made from, as every node must have them before it."""
+"""Local files and folders that rows are made from, as every node must reach them."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress

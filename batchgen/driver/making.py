@@ -84,7 +84,7 @@ def run(
         Where the manifest's rows stand now.
 
     Raises:
-        InputError: nothing was started, or a node has not before it what its workers need.
+        InputError: nothing was started, or a node does not reach what its workers need.
         Interrupted: a signal or a limit of the job stopped the run; the same command goes on.
         OutputBusy: another run is writing to the output, or has taken it from this one.
         InfrastructureError: store, cluster or model failed.

@@ -179,7 +179,7 @@ class Pool:
 
         Raises:
             ClusterError: workers keep dying before they are up, or there has been none for too long.
-            InputError: a node has not before it what the work needs.
+            InputError: a node does not reach what the work needs.
         """
         if time.monotonic() > self._next_look:
             self._look()
@@ -227,7 +227,7 @@ class Pool:
         """Take in a worker that is up; whether it is.
 
         Raises:
-            InputError: its node has not before it what the work needs.
+            InputError: its node does not reach what the work needs.
             ClusterError: workers keep dying before they are up.
         """
         try:

@@ -52,4 +52,4 @@ class ScoringSettings:
     dtype: Literal["float16", "bfloat16", "float32"]
     batch_size: int
     allow_pickle: bool
-    meeting: Meeting | None = None  # by which nodes show that they have the output before them
+    meeting: Meeting | None = None  # by which nodes show that they reach the output

@@ -58,7 +58,7 @@ class ScoringWorker:
         self._lock = Lock()
 
     def ready(self, node: str, /) -> None:
-        """Make sure that output and models are before this node; see `Worker`."""
+        """Make sure that this node reaches output and models; see `Worker`."""
         if self._settings.meeting is not None:
             self._settings.meeting.answer(self._dataset.store, node)
         models = (model for parts in self._settings.models.values() for model in parts.values())
