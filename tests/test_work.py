@@ -202,10 +202,11 @@ def _drawn(text: str) -> dict[str, str]:
 
 
 def test_exit_codes_are_those_of_the_tree() -> None:
-    """DESIGN: 2 for input, 3 for an interruption, 4 for infrastructure, 5 for a watched run that died."""
+    """DESIGN: 2 for input, 3 for an interruption, 4 for infrastructure, 5 for a watched run that died; 6: busy."""
     known: dict[type[Any], int] = {
         errors.InputError: 2,
         errors.Interrupted: 3,
+        errors.OutputBusy: 6,
         errors.InfrastructureError: 4,
         errors.RunDied: 5,
     }
