@@ -255,11 +255,12 @@ class Nodes:
         now = {node["NodeID"]: node for node in ray.nodes()}
         dead = {id_: now.get(id_, node) for id_, node in self.alive.items() if not now.get(id_, {}).get("Alive")}
         self.alive = {id_: node for id_, node in now.items() if node["Alive"]}
-        return {id_: _said(id_, node) for id_, node in dead.items()}
+        return {id_: _name(node) for id_, node in dead.items()}
 
     def name(self, id_: str) -> str:
-        """A node's name, for people."""
-        return _said(id_, self.alive[id_]) if id_ in self.alive else f"node {id_[:12]}"
+        """A node's name for people."""
+        node = self.alive.get(id_)
+        return f"node {id_[:12]}" if node is None else _name(node)
 
     def places(self, wanted: Mapping[str, float]) -> int:
         """For how many such workers the nodes have room, used or not."""
@@ -276,5 +277,5 @@ class Nodes:
         return node is not None and bool(address["IPAddress"]) and address["Port"] != node["NodeManagerPort"]
 
 
-def _said(id_: str, node: Mapping[str, Any]) -> str:
-    return f"node {node['NodeManagerAddress']} ({id_[:12]})"
+def _name(node: Mapping[str, Any]) -> str:
+    return f"node {node['NodeManagerAddress']} ({node['NodeID'][:12]})"
