@@ -77,6 +77,7 @@ def run(job: "Job", *, limit: int | None = None, reporter: "Reporter | None" = N
     Raises:
         InputError: what `check` raises, or an output that was begun with other settings; nothing was started.
         Interrupted: a signal or a limit of the job stopped the run; the same call goes on.
+        OutputBusy: another run is writing to the output, or has taken it over from this one.
         InfrastructureError: store, cluster or model failed.
     """
     from batchgen.driver import run as run_job

@@ -15,8 +15,10 @@ BatchgenError
     ├── StoreError
     │   ├── AlreadyExists      a create-only write met an object of that name
     │   ├── Damaged            an object holds other bytes than batchgen writes
-    │   └── NotFound
-    ├── OutputBusy             another live run holds the output's lease
+    │   ├── NotFound
+    │   └── OutputGone         the output that was opened is no longer at its place
+    ├── OutputBusy             another live run holds the output's lease                         exit 6
+    │   └── LeaseLost          another run has taken it from this one
     ├── ModelLoadError
     ├── OutOfDeviceMemory      a call of so many images does not fit on the device
     ├── CanaryDied             a worker makes other images than it made before
@@ -48,11 +50,13 @@ __all__ = [
     "InfrastructureError",
     "InputError",
     "Interrupted",
+    "LeaseLost",
     "ManifestProblems",
     "ModelLoadError",
     "NotFound",
     "OutOfDeviceMemory",
     "OutputBusy",
+    "OutputGone",
     "PromptSyntaxError",
     "RunDied",
     "StoreError",
@@ -186,8 +190,18 @@ class NotFound(StoreError):
     """There is no object of that name."""
 
 
+class OutputGone(StoreError):
+    """The output was moved, removed, unmounted or replaced while it was in use; nothing is written in its place."""
+
+
 class OutputBusy(InfrastructureError):
     """Another live run is writing to the same output."""
+
+    exit_code = 6
+
+
+class LeaseLost(OutputBusy):
+    """Another run took this one for dead and writes to the output now."""
 
 
 class ModelLoadError(InfrastructureError):

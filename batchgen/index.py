@@ -168,6 +168,10 @@ class Index:
         distinct = "SELECT DISTINCT id, fingerprint FROM committed WHERE done"
         return int(self._db.execute(f"SELECT COUNT(*) FROM ({distinct})").fetchone()[0])
 
+    def done_shards(self) -> Iterator[str]:
+        """The shards that hold done rows, whether the manifest still names those or not."""
+        return (shard for (shard,) in self._db.execute("SELECT DISTINCT shard FROM committed WHERE done"))
+
     def forget(self, rows: Iterable[Committed]) -> None:
         """Note that shards no longer hold these rows."""
         self._db.executemany(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from batchgen.errors import InputError
 
-__all__ = ["is_remote", "join", "local_path", "misspelling", "misspelt_uri", "pattern_in"]
+__all__ = ["is_remote", "join", "kept_by_ray", "local_path", "misspelling", "misspelt_uri", "pattern_in"]
 
 _PROTOCOLS = frozenset("abfs abfss adl az file ftp gcs gs hdfs hf http https local memory oss s3 s3a sftp".split())
 _LOCAL = ("file", "local")
@@ -17,6 +17,7 @@ _WITH_COLON = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/*)(.*)", re.DOTALL)
 _WITHOUT_COLON = re.compile(r"([A-Za-z0-9]+)//+(.*)", re.DOTALL)
 _PATTERNS = ("[", "*", "?", "::", "\\")
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+_RAYS = re.compile(r".*/(session_\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_\d+_\d+|runtime_resources/working_dir_files)(?=/|$)")
 _VARIABLE = re.compile(r"\$\{[^}]*\}?|\$\(|\$[A-Za-z_]\w*|%[A-Z_]{3,}%|\{\{")
 
 
@@ -82,6 +83,15 @@ def local_path(uri: str, folder: str = "") -> Path:
         if why := misspelt_uri(uri) or misspelling(str(path.relative_to(there))):
             raise InputError(f"{uri} {why}")
     return path
+
+
+def kept_by_ray(path: Path) -> str | None:
+    """The folder above a path, or the path, that Ray fills for a session or a job and removes afterwards, if any.
+
+    A submitted job starts in one: its relative paths lead there.
+    """
+    found = next(filter(None, (_RAYS.match(str(one)) for one in (path, path.resolve()))), None)
+    return None if found is None else found[0]
 
 
 def join(base: str, relative: str) -> str:

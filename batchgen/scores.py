@@ -4,13 +4,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchgen.dataset.dataset import READERS, Dataset
+from batchgen.dataset.dataset import READERS, RECORD, Dataset
+from batchgen.dataset.nodes import Meeting
+from batchgen.dataset.runs import new_run_name
 from batchgen.engine.loop import Control, drive, signals
 from batchgen.engine.queue import WorkQueue
 from batchgen.errors import InputError, Interrupted
@@ -102,7 +104,7 @@ def score(job: ScoringJob, notice: Callable[[str], None]) -> ScoreSummary:
     models = find_models(metrics, job.models, allow_pickle=job.allow_pickle)
     for line in _defaults(metrics, models, job.models):
         notice(line)
-    dataset = Dataset(store=open_store(job.output, job.storage_options), format=dataset.format)
+    dataset = replace(dataset, store=open_store(job.output, job.storage_options, anchor=RECORD))
     for metric in metrics:
         forget_shards(dataset, metric.name)
     units = list(_units(dataset, [metric for metric in metrics if metric.family is not Family.DUPLICATES], models))
@@ -178,7 +180,10 @@ class _Run:
             has_models = any(self.models[name] for unit in units for name in unit.metrics)
             device = capacity.device(self.job.device, waits=autoscales()) if has_models else "cpu"
             workers = min(self.job.workers or capacity.workers(device), len(units))
+            store = self.dataset.store
+            meeting = Meeting.call(store, f"score-{new_run_name(time.time())}")
             settings = ScoringSettings(
+                meeting=meeting,
                 store=self.dataset.uri,
                 storage_options=self.job.storage_options,
                 output=self.dataset.format,
@@ -189,7 +194,13 @@ class _Run:
                 allow_pickle=self.job.allow_pickle,
             )
             self.notice(f"{len(units):,} shards to score; {workers} worker{'s' * (workers > 1)} on {device}")
-            pool = Pool(scoring(settings, on_gpu=device == "cuda"), workers, WorkerResources(), self.notice)
+            pool = Pool(
+                scoring(settings, on_gpu=device == "cuda"),
+                workers,
+                WorkerResources(),
+                self.notice,
+                lambda node: meeting.require_answer(store, node),
+            )
             try:
                 drive(
                     WorkQueue(iter(units)),

@@ -4,6 +4,7 @@ Knows nothing of rows, shards or models. Everything that leaves here is a `Store
 Credentials, profiles and endpoints are left to s3fs and boto3, which read the environment and the user's config files.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -16,8 +17,8 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
 
-from batchgen.errors import AlreadyExists, InputError, NotFound, StoreError
-from batchgen.places import is_remote, local_path, misspelling
+from batchgen.errors import AlreadyExists, InputError, NotFound, OutputGone, StoreError
+from batchgen.places import is_remote, kept_by_ray, local_path, misspelling
 
 __all__ = [
     "Entry",
@@ -75,13 +76,17 @@ class Store(Protocol):
         """Remove an object; no error where there is none."""
 
 
-def open_store(uri: str, options: Mapping[str, Any] | None = None, *, quick: bool = False) -> Store:
+def open_store(
+    uri: str, options: Mapping[str, Any] | None = None, *, quick: bool = False, anchor: str | None = None
+) -> Store:
     """The store at a URI.
 
     Args:
         uri: a local folder, s3://bucket/prefix, or a URI of another protocol that fsspec knows.
         options: passed to the fsspec file system over what the environment says.
         quick: give up within seconds when the store cannot be reached, instead of retrying for minutes.
+        anchor: key of an object that is there already, and stays: a local folder that lost it, being moved, removed or
+            unmounted, takes nothing more (OutputGone), and is never made anew.
 
     Raises:
         InputError: the URI is misspelt.
@@ -93,20 +98,25 @@ def open_store(uri: str, options: Mapping[str, Any] | None = None, *, quick: boo
         return _FsspecStore(uri.rstrip("/"), dict(options or {}), quick=quick)
     if options:
         raise InputError(f"storage_options ({', '.join(options)}) mean nothing for the local folder {uri}; drop them")
-    return _LocalStore(local_path(uri))
+    return _LocalStore(local_path(uri), anchor)
 
 
 def require_place(uri: str) -> None:
-    """Make sure that a local folder is one, or can be made, and can be written to; nothing is written.
+    """Make sure that a local folder is one, or can be made, can be written to, and will stay; nothing is written.
 
     Whether an object store takes what is written only a write can tell.
 
     Raises:
-        InputError: it is a file, below a file, or not writable.
+        InputError: it is a file, below a file, not writable, or in a folder that Ray removes with its session.
     """
     if is_remote(uri):
         return
     folder = local_path(uri)
+    if (ours := kept_by_ray(folder)) is not None:
+        raise InputError(
+            f"output {uri}: {folder} lies below {ours}, which Ray removes with its session; give a whole path to a "
+            "folder that all nodes share, or s3://bucket/prefix"
+        )
     while not os.path.lexists(folder):
         folder = folder.parent
     if not folder.is_dir():
@@ -138,9 +148,10 @@ def probe(store: Store) -> None:
 class _LocalStore:
     """A folder of the local file system; a write is a temporary file, fsync, then link or replace."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, anchor: str | None) -> None:
         self.root = root.absolute()
         self.uri = str(self.root)  # workers have working directories of their own
+        self._anchor = anchor
 
     def read(self, key: str) -> bytes:
         with _named(f"{self.uri}/{key}"):
@@ -164,7 +175,7 @@ class _LocalStore:
     def _put(self, key: str, data: bytes, publish: Any) -> None:
         target = self.root / key
         with _named(f"{self.uri}/{key}"):
-            target.parent.mkdir(parents=True, exist_ok=True)
+            self._make_folder(target.parent)
             handle, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=target.parent)
             try:
                 with os.fdopen(handle, "wb") as stream:
@@ -175,6 +186,22 @@ class _LocalStore:
                 publish(temporary, target)
             finally:
                 Path(temporary).unlink(missing_ok=True)
+
+    def _make_folder(self, folder: Path) -> None:
+        """Make a folder below the root, and the root itself only where no anchor says that it was there."""
+        if self._anchor is not None and not (self.root / self._anchor).is_file():
+            raise OutputGone(
+                f"{self.uri}: {self._anchor} is gone; the folder was moved, removed or unmounted while it was in use"
+            )
+        if folder.is_dir():
+            return
+        try:
+            if self._anchor is None:
+                self.root.mkdir(parents=True, exist_ok=True)
+            for name in reversed([folder, *folder.parents][: len(folder.relative_to(self.root).parts)]):
+                name.mkdir(exist_ok=True)
+        except FileExistsError as error:  # nothing that `create` must not replace
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from error
 
     def names(self, prefix: str) -> list[str]:
         with _named(f"{self.uri}/{prefix}"):

@@ -92,6 +92,13 @@ class Unit(Protocol):
 class Worker(Protocol):
     """Turns units into receipts; may be called from as many threads as `Work.at_once` says."""
 
+    def ready(self, node: str, /) -> None:
+        """Make sure, before the first unit, that this node, which has that id, reaches what the work needs.
+
+        Raises:
+            InputError: it does not, and will not.
+        """
+
     def run(self, unit: Any, /) -> Any:
         """Do a unit and commit it; returns its receipt, which is small.
 

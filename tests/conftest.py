@@ -152,9 +152,22 @@ def running_ray(*options: str, env: Mapping[str, str] | None = None) -> Iterator
 
 
 @contextmanager
-def running_node(*options: str, env: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
-    """A node of a Ray cluster, which is stopped at the end; yields the process whose children are its daemons."""
-    command = [str(BIN / "ray"), "start", "--block", "--num-gpus=0", f"--object-store-memory={100 << 20}", *options]
+def running_node(
+    *options: str, env: Mapping[str, str] | None = None, within: Sequence[str] = ()
+) -> Iterator[subprocess.Popen[str]]:
+    """A node of a Ray cluster, which is stopped at the end; yields the process whose children are its daemons.
+
+    `within` is a command that runs the one after it, in surroundings of its own.
+    """
+    command = [
+        *within,
+        str(BIN / "ray"),
+        "start",
+        "--block",
+        "--num-gpus=0",
+        f"--object-store-memory={100 << 20}",
+        *options,
+    ]
     node = subprocess.Popen(
         command,
         env={**os.environ, **ONE_THREAD, **(env or {})},

@@ -1,6 +1,7 @@
 """Which Ray cluster a run uses, what it says of it, and what becomes of it while the cluster grows and shrinks."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -8,7 +9,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ONE_THREAD, RunCli, WriteManifest, running_node, running_ray
+from conftest import ONE_THREAD, RunCli, WriteManifest, go_without, running_node, running_ray
+from PIL import Image
 
 from batchgen.engine.cluster import cluster, described
 from batchgen.errors import ClusterError
@@ -37,6 +39,8 @@ def test_amounts_as_people_say_them() -> None:
     assert described({"CPU": 0.5, "GPU": 2, "memory": 3 * 2**30}) == "0.5 cores, 2 GPUs, 3 GiB"
 
 
+UNSHARE = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--mount"]
+
 WORK = """
 import sys, time
 from batchgen.engine.cluster import cluster
@@ -51,6 +55,9 @@ class Second:
         self.id = id
 
 class Sleeper:
+    def ready(self, node):
+        pass
+
     def run(self, unit):
         time.sleep(1)
         return unit.id
@@ -120,3 +127,33 @@ def wait_for(log: Path, text: str) -> None:
     while text not in log.read_text():
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_nodes_that_do_not_share_a_folder_are_refused(
+    batchgen: RunCli, write_manifest: WriteManifest, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Incident: two nodes with a disk each, "24 of 24 rows done", and half of the images on a disk nobody looks at.
+
+    The second node has a file system of its own over one folder, where the output lies first, and then an init image.
+    """
+    apart = tmp_path / "apart"
+    apart.mkdir()
+    over = [*UNSHARE, "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(apart)]
+    if subprocess.run([*over, "true"], capture_output=True, check=False).returncode != 0:
+        go_without("mount namespaces are not permitted here")
+    Image.effect_noise((64, 64), 80).convert("RGB").save(apart / "start.png")
+    plain = write_manifest("plain.jsonl", [{"prompt": f"a {number}", "steps": 2} for number in range(4)])
+    image = write_manifest(
+        "image.jsonl", [{"prompt": "a", "steps": 2, "image": "apart/start.png", "strength": 0.5}] * 4
+    )
+    with running_ray("--num-cpus=1") as address:
+        common = ("--model", tiny_model, "--address", address, "--workers", 2, "--shard-rows", 1, "--batch-size", 1)
+        with running_node(f"--address={address}", "--num-cpus=1", "--disable-usage-stats", within=over):
+            for manifest, output, named in ((plain, apart / "out", apart / "out"), (image, "out", apart / "start.png")):
+                done = batchgen("run", manifest, "--output", output, *common, cwd=tmp_path)
+                assert done.returncode == 2, done.stderr
+                assert re.search(rf"error: node [\d.]+ \(\w+\): .*{re.escape(str(named))}", done.stderr)
+                assert "give a folder that all nodes share" in done.stderr
+                assert "rows are not made (failed: node" in batchgen("verify", output, cwd=tmp_path).stdout

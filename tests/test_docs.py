@@ -118,7 +118,8 @@ def test_what_nothing_else_checks_is_listed() -> None:
 def test_exit_codes_are_in_the_readme() -> None:
     shown = {int(row[0]): row[1] for row in table(README, "exit code |")}
     assert shown.keys() == {0, 1} | {
-        kind.exit_code for kind in (errors.InputError, errors.Interrupted, errors.StoreError, errors.RunDied)
+        kind.exit_code
+        for kind in (errors.InputError, errors.Interrupted, errors.StoreError, errors.RunDied, errors.OutputBusy)
     }
     assert "interrupted" in shown[errors.Interrupted.exit_code]
     assert "nothing was started" in shown[errors.InputError.exit_code]

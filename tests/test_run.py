@@ -326,9 +326,38 @@ def test_a_second_live_run_is_kept_away(
     arguments = common_arguments(manifest, tiny_model, output)
     with running(arguments, tmp_path / "log", until="rows to make") as process:
         second = batchgen("run", *arguments)
-        assert second.returncode == 4
+        assert second.returncode == 6
         assert f"process {process.pid}" in second.stderr
+        skipped = batchgen("run", *arguments, "--on-busy", "skip")
+        assert skipped.returncode == 0 and skipped.stderr.startswith("skipped: ")
         assert process.wait(timeout=240) == 0
+    assert images(output) == images(expected)
+
+
+def test_an_output_that_is_taken_away_stops_the_run(
+    reference: tuple[Path, Path], batchgen: RunCli, tiny_model: Path, ray_address: str, tmp_path: Path
+) -> None:
+    """Incident: the store made a moved folder anew, and a run said "48 of 48 rows done" of which 30 were lost.
+
+    By another run that took this one for dead, or to another place: the run stops, and what is there is left alone.
+    """
+    manifest, expected = reference
+    output, moved = tmp_path / "out", tmp_path / "moved"
+    arguments = [*common_arguments(manifest, tiny_model, output), "--address", ray_address]
+    with running(arguments, tmp_path / "log", until=" images in ") as process:
+        output.rename(moved)
+        assert process.wait(timeout=120) == 4
+    assert "moved, removed or unmounted" in (tmp_path / "log").read_text() and not output.exists()
+    moved.rename(output)
+    assert batchgen("verify", output).returncode == 0
+    lease = output / ".batchgen" / "lease"
+    with running(arguments, tmp_path / "log", until="rows to make") as process:
+        other = json.dumps({**json.loads(lease.read_text()), "id": "theirs", "run": "theirs"})
+        lease.write_text(other)
+        assert process.wait(timeout=120) == 6
+    assert "run theirs" in (tmp_path / "log").read_text() and lease.read_text() == other
+    assert run_records(output)[-1]["outcome"].startswith("failed: ")
+    assert batchgen("run", *arguments).returncode == 0
     assert images(output) == images(expected)
 
 

@@ -71,6 +71,10 @@ class _Squarer:
         self._folder = folder
         self._in_work: dict[str, int] = {}
 
+    def ready(self, node: str, /) -> None:
+        if (self._folder / "elsewhere").exists():
+            raise InputError("what the work needs is elsewhere")
+
     def run(self, unit: Numbers, /) -> Squares:
         if 13 in unit.values:
             os._exit(1)
@@ -144,14 +148,19 @@ def test_another_kind_of_work_runs_on_the_pool(tmp_path: Path, monkeypatch: pyte
             )
         finally:
             pool.close()
+        (tmp_path / "elsewhere").touch()
+        pool = Pool(Work(make_worker=Squaring(folder=tmp_path).make_worker), 1, WorkerResources(), notices.append)
+        with pytest.raises(InputError, match=r"^node [\d.]+ \(\w+\): what the work needs is elsewhere$"):
+            while True:
+                pool.wait(1)
+        pool.close()
     assert done == {n: n**2 for n in (1, 2, 3, 4, 5, 6, 11, 12, 14, 19, 20, 21, 30, 31)}
     assert said == {2}
     assert sorted(failed) == [((7, 8), ErrorClass.INPUT), ((13,), ErrorClass.WORKER), ((17,), ErrorClass.WORKER)]
     assert (tmp_path / "5").exists() and (tmp_path / "3").exists()  # both failed once
     assert retried
-    assert (
-        sum("got no further in 0.06 minutes; it is ended and replaced" in line for line in notices) >= 3
-    )  # 17 each time
+    hangs = [line for line in notices if "got no further in 0.06 minutes; it is ended and replaced" in line]
+    assert len(hangs) >= 3  # 17 each time
     assert [line.endswith("Ray keeps them in /tmp/ray") for line in placed] == [True]
 
 
@@ -220,10 +229,11 @@ def _drawn(text: str) -> dict[str, str]:
 
 
 def test_exit_codes_are_those_of_the_tree() -> None:
-    """DESIGN: 2 for input, 3 for an interruption, 4 for infrastructure, 5 for a watched run that died."""
+    """DESIGN: 2 for input, 3 for an interruption, 4 for infrastructure, 5 for a watched run that died; 6: busy."""
     known: dict[type[Any], int] = {
         errors.InputError: 2,
         errors.Interrupted: 3,
+        errors.OutputBusy: 6,
         errors.InfrastructureError: 4,
         errors.RunDied: 5,
     }

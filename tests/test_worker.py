@@ -97,6 +97,8 @@ def test_one_bad_row_does_not_harm_its_mates(model: Path, calls: list[int], tmp_
     assert calls == [4, 4, 1, 1, 1, 1, 4]  # the last one is the canary's
     assert [row["error_class"] for row in ledger] == ["input"]
     assert "ring.safetensors" in ledger[0]["error"]
+    (kept,) = (tmp_path / "out").glob(".batchgen/runs/r/tracebacks/*.txt")  # of its mates' call and of its own
+    assert "Traceback (most recent call last)" in kept.read_text() and "ring.safetensors" in kept.read_text()
 
 
 def test_progress_counts_images_as_they_are_made(model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

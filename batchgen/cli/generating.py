@@ -22,7 +22,7 @@ from batchgen.cli.shared import (
     stdout,
     strict_option,
 )
-from batchgen.errors import InputError, Interrupted
+from batchgen.errors import InputError, Interrupted, LeaseLost, OutputBusy
 from batchgen.options import ImageFormat, Layout
 
 if TYPE_CHECKING:
@@ -46,6 +46,12 @@ __all__ = ["plan", "run", "validate"]
     "--sample-by", multiple=True, metavar="COLUMN", help="Spread them over this column instead; may be repeated."
 )
 @address_option
+@click.option(
+    "--on-busy",
+    type=click.Choice(["fail", "skip"]),
+    default="fail",
+    help="What to do where another run is writing to the output: exit with 6 (default), or with 0 and a line.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the plan of all rows and stop.")
 @json_option
 def run(
@@ -53,6 +59,7 @@ def run(
     limit: int | None,
     sample: int | None,
     sample_by: tuple[str, ...],
+    on_busy: str,
     dry_run: bool,
     as_json: bool,
     **flags: Any,
@@ -69,6 +76,7 @@ def run(
       batchgen run jobs/nightly.toml --output s3://bucket/2026-11-21 --workers 8
       batchgen run prompts.csv --output out/prompts --model ./my-model --limit 100
       batchgen run jobs/compare.toml --sample 16
+      batchgen run jobs/nightly.toml --on-busy skip
     """
     from batchgen.driver import run as run_job
     from batchgen.report.display import RunDisplay
@@ -87,6 +95,15 @@ def run(
         if as_json and error.counts is not None:
             say_json({"output": job.output, **_in_json(error.counts), "interrupted": str(error)})
         raise
+    except LeaseLost:
+        raise
+    except OutputBusy as error:
+        if on_busy == "fail":
+            raise
+        if as_json:
+            say_json({"output": job.output, "busy": str(error)})
+        say(f"skipped: {error}", err=True)
+        return
     if as_json:
         say_json({"output": job.output, **_in_json(counts), "interrupted": None})
     if counts.sample and (sheet := write_sheet(job.require_output(), counts.sample, job.storage_options)) is not None:

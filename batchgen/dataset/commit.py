@@ -4,8 +4,6 @@ A reader sees a shard whole or not at all. Images lie under keys of this attempt
 late attempt meets the marker, is refused, and takes over the receipt of the attempt that was first.
 """
 
-import hashlib
-import re
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -17,6 +15,7 @@ import pyarrow as pa
 
 from batchgen.dataset.carried import with_carried, with_prints
 from batchgen.dataset.dataset import Dataset
+from batchgen.dataset.names import image_name
 from batchgen.dataset.receipts import (
     FAILURES,
     failure_record,
@@ -27,12 +26,9 @@ from batchgen.dataset.receipts import (
 from batchgen.dataset.schema import metadata_table
 from batchgen.dataset.tables import with_about
 from batchgen.errors import StoreError
-from batchgen.options import ImageFormat
 from batchgen.rows import FailedRow, Receipt, Row, Shard
 
 __all__ = ["Attempt", "commit_failures", "drop_rows", "reopen_rows", "update_carried"]
-
-_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 
 
 class Attempt:
@@ -57,7 +53,7 @@ class Attempt:
         return {self._dataset.layout.step_image.name: self._keep(data, self._name(row, step))}
 
     def _name(self, row: Row, step: int | None = None) -> str:
-        return image_name(row, self._dataset.format.image_format, step)
+        return image_name(row.id, self._dataset.format.image_format, step)
 
     def _keep(self, data: bytes, name: str) -> Any:
         return self._dataset.layout.add_image(self._dataset.store, self._shard.id, self.id, name, data)
@@ -73,6 +69,10 @@ class Attempt:
             size: bytes of the encoded images.
             seconds: time on the device.
             device: its name.
+
+        Raises:
+            OutputGone: the output is not there any more.
+            StoreError: it cannot be written.
         """
         finished = time.time()
         receipt = Receipt(
@@ -88,6 +88,7 @@ class Attempt:
             images=len(done) * self._dataset.layout.objects_a_row,
             bytes=size,
         )
+        self._dataset.require_same()
         if not done:
             return _commit_without_marker(self._dataset, receipt)
         output = self._dataset.format
@@ -143,6 +144,7 @@ def commit_failures(dataset: Dataset, shard: Shard, run: str, failed: Sequence[F
         seconds=0.0,
         finished=time.time(),
     )
+    dataset.require_same()
     return _commit_without_marker(dataset, receipt)
 
 
@@ -209,16 +211,3 @@ def update_carried(dataset: Dataset, receipt: Receipt, changed: Mapping[str, Map
     write_receipt(dataset, receipt)
     table = with_carried(marker.table, dataset.format.carried, changed)
     dataset.store.write(dataset.layout.marker_key(receipt.shard), dataset.layout.encode(table))
-
-
-def image_name(row: Row, image_format: ImageFormat, step: int | None = None) -> str:
-    """File name of a row's image, or of that after a step.
-
-    An id that is no safe name everywhere is cut down, and a hash of it added.
-    """
-    stem = row.id
-    if not _SAFE_NAME.fullmatch(stem):
-        own = hashlib.sha256(stem.encode()).hexdigest()[:16]
-        stem = "-".join(filter(None, [re.sub(r"[^A-Za-z0-9_-]+", "-", stem)[:60].strip("-"), own]))
-    suffix = "" if step is None else f".step-{step:03d}"
-    return f"{stem}{suffix}.{image_format.value}"

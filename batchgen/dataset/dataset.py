@@ -3,6 +3,7 @@
 Knows how a dataset is begun and read; how a shard is added is the business of `commit`.
 """
 
+import hashlib
 import json
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -11,13 +12,15 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Self
+from uuid import uuid4
 
 import pyarrow as pa
 
 from batchgen.dataset.format import OutputFormat, conflict, format_record, left_out, read_format
 from batchgen.dataset.layouts.layout import DatasetLayout
-from batchgen.dataset.tables import about, damage_named
-from batchgen.errors import AlreadyExists, Damaged, InputError, NotFound
+from batchgen.dataset.remains import record_from_markers
+from batchgen.dataset.tables import about, damage_named, shared_schema
+from batchgen.errors import AlreadyExists, Damaged, InputError, NotFound, OutputGone
 from batchgen.manifest.arrow import python_rows
 from batchgen.models.catalog import NOT_BEGUN, ModelDefaults
 from batchgen.storage import Store, open_store, read_json
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     import pandas
     from PIL.Image import Image
 
-__all__ = ["Dataset", "DatasetRow", "Marker", "begun_with", "open_dataset"]
+__all__ = ["RECORD", "Dataset", "DatasetRow", "Marker", "begun_with", "open_dataset"]
 
 RECORD = ".batchgen/output.json"
 READERS = 16  # objects fetched side by side: at 20 ms a GET, 800 a second
@@ -74,10 +77,11 @@ class DatasetRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Dataset:
-    """An output: where it is, and how it stores what it holds."""
+    """An output: where it is, how it stores what it holds, and which one it is."""
 
     store: Store
     format: OutputFormat
+    id: str | None = None  # that it was given when it was begun; None where it is not begun, or earlier code did
 
     @classmethod
     def open(cls, store: Store) -> Self:
@@ -86,10 +90,9 @@ class Dataset:
         Raises:
             InputError: there is none.
         """
-        try:
-            return cls(store=store, format=_stored_format(store, read_json(store, RECORD)))
-        except NotFound:
-            raise InputError(f"{store.uri} holds no batchgen output ({RECORD} is missing); check the path") from None
+        if (found := _record(store)) is None:
+            raise InputError(f"{store.uri} holds no batchgen output ({RECORD} is missing); check the path")
+        return cls(store=store, format=_stored_format(store, found), id=found.get("id"))
 
     @classmethod
     def begin(cls, store: Store, wanted: OutputFormat, *, create: bool) -> Self:
@@ -105,31 +108,46 @@ class Dataset:
         Raises:
             InputError: what is there cannot take rows of the wanted format, or is no dataset.
         """
-        record = format_record(wanted)
-        if create:
-            try:
-                store.create(RECORD, _encode(record))
-            except AlreadyExists:
-                pass
-            else:
-                return cls(store=store, format=wanted)
-        try:
-            found = read_json(store, RECORD)
-        except NotFound:
+        if (found := _record(store)) is None:
             _require_empty(store)
-            return cls(store=store, format=wanted)
+            if not create:
+                return cls(store=store, format=wanted)
+            new = {**format_record(wanted), "id": uuid4().hex}
+            try:
+                store.create(RECORD, _encode(new))
+            except AlreadyExists:
+                found = read_json(store, RECORD)
+            else:
+                return cls(store=store, format=wanted, id=new["id"])
         stored = _stored_format(store, found)
         if why := conflict(stored, wanted):
             raise InputError(f"{store.uri} {why}")
         if stored.model_defaults is not None:  # models that it did not meet before join those that it was begun with
             stored = replace(stored, model_defaults={**(wanted.model_defaults or {}), **stored.model_defaults})
         record = format_record(stored)
-        whole = {"schema": record["schema"], **found}
+        # of two runs that meet an output of earlier code both give it the same name
+        whole = {"schema": record["schema"], "id": hashlib.sha256(_encode(found)).hexdigest()[:32], **found}
         if "model_defaults" in record:
             whole["model_defaults"] = record["model_defaults"]
         if create and whole != found:
             store.write(RECORD, _encode(whole))
-        return cls(store=store, format=stored)
+        return cls(store=store, format=stored, id=whole["id"] if create else found.get("id"))
+
+    def require_same(self) -> None:
+        """Make sure that what is at its place is still the output that was opened.
+
+        Raises:
+            OutputGone: nothing is there, or another one.
+            StoreError: the store cannot be read.
+        """
+        try:
+            found = read_json(self.store, RECORD)
+        except NotFound as error:
+            raise OutputGone(
+                f"{self.uri}: {RECORD} is gone; the output was moved, removed or unmounted while it was in use"
+            ) from error
+        if self.id is not None and found.get("id") != self.id:
+            raise OutputGone(f"{self.uri}: another output is there now than the one that was opened")
 
     @property
     def layout(self) -> DatasetLayout:
@@ -282,6 +300,14 @@ def _marker_damage(store: Store, layout: DatasetLayout, shard: str) -> AbstractC
     )
 
 
+def _record(store: Store) -> dict[str, Any] | None:
+    """What was written where the output was begun; of one that lost it, what its markers tell; None where none is."""
+    try:
+        return read_json(store, RECORD)
+    except NotFound:
+        return record_from_markers(store)
+
+
 def _stored_format(store: Store, record: Mapping[str, Any]) -> OutputFormat:
     """The format that an output was begun with.
 
@@ -294,9 +320,8 @@ def _stored_format(store: Store, record: Mapping[str, Any]) -> OutputFormat:
     for shard in _shards(store, stored.layout):
         with suppress(NotFound, Damaged), _marker_damage(store, stored.layout, shard):
             schema = stored.layout.read_schema(store, shard)
-            if (said := about(schema)) is not None:
-                own = json.dumps({"schema_version": said["schema_version"]})  # and nothing of that one shard
-                return replace(stored, schema=schema.with_metadata({**schema.metadata, b"batchgen": own.encode()}))
+            if about(schema) is not None:
+                return replace(stored, schema=shared_schema(schema))
     return stored
 
 

@@ -94,7 +94,7 @@ def conflict(stored: OutputFormat, wanted: OutputFormat) -> str | None:
     ):
         if begun != asked:
             return f"was begun with {what} {begun!s}, this run asks for {asked!s}; use the same, or another output"
-    if _listed(stored.carried) != _listed(wanted.carried):
+    if dict(stored.carried) != dict(wanted.carried):  # as types: Parquet has names of its own for what lists hold
         return (
             f"was begun with the carried columns [{_listed(stored.carried)}], this manifest brings "
             f"[{_listed(wanted.carried)}]; one output has one schema: bring the same columns, or use another output"

@@ -16,6 +16,7 @@ __all__ = [
     "KILLED",
     "LIMIT_REACHED",
     "RUNNING",
+    "RUNS",
     "RunRecord",
     "Standing",
     "latest_run",
@@ -42,8 +43,8 @@ class RunRecord:
     dtype: str
     workers: int
     rows: int
-    done_before: int
-    failed_before: int
+    done_before: int | None  # None in a run that failed before it knew
+    failed_before: int | None
     # what older records lack has a default
     dtypes: Mapping[str, str] = field(default_factory=dict)  # of components that have another
     memory: str = "normal"
@@ -101,14 +102,17 @@ def standing(record: RunRecord, receipts: Iterable[Receipt], *, held: bool) -> S
     """
     made = failed = 0
     for receipt in receipts:
-        if receipt.run == record.run:
+        if receipt.run == record.run or record.done_before is None:
             made += receipt.done
             failed += receipt.failed
+    if record.done_before is None:  # shards may hold rows that the manifest no longer names
+        made = min(made, record.rows)
+        failed = min(failed, record.rows - made)
     return Standing(
         outcome=KILLED if record.outcome == RUNNING and not held else record.outcome,
         rows=record.rows,
-        done=record.done_before + made,
-        failed=record.failed_before + failed,
+        done=(record.done_before or 0) + made,
+        failed=(record.failed_before or 0) + failed,
         made=made,
     )
 

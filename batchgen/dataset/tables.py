@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from batchgen.errors import Damaged, StoreError
 from batchgen.storage import Store
 
-__all__ = ["StoredFile", "about", "damage_named", "decode_table", "encode_table", "with_about"]
+__all__ = ["StoredFile", "about", "damage_named", "decode_table", "encode_table", "shared_schema", "with_about"]
 
 HF_ROW_GROUP = 100  # rows; `datasets` writes image sets so, and random access then reads at most some tens of MiB
 
@@ -24,6 +24,12 @@ def about(schema: pa.Schema) -> Mapping[str, Any] | None:
     """What the table's writer said of it; None where a table is not of batchgen."""
     own = (schema.metadata or {}).get(b"batchgen")
     return None if own is None else dict(json.loads(own))
+
+
+def shared_schema(schema: pa.Schema) -> pa.Schema:
+    """The schema of all shards of an output, from one marker's: with nothing of what that says of itself alone."""
+    said = json.dumps({"schema_version": (about(schema) or {})["schema_version"]})
+    return schema.with_metadata({**schema.metadata, b"batchgen": said.encode()})
 
 
 def with_about(table: pa.Table, **added: Any) -> pa.Table:

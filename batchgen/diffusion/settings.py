@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from batchgen.dataset.format import OutputFormat
+from batchgen.dataset.nodes import Meeting
 from batchgen.models.catalog import Model
 from batchgen.options import Memory, Safety
 
@@ -17,6 +18,9 @@ class WorkerSettings:
 
     run: str
     store: str
+    output_id: str | None = None  # of the output that was opened
+    meeting: Meeting | None = None  # by which nodes show that they reach that output
+    inputs: tuple[tuple[str, int | None], ...] = ()  # some local files that rows are made from: `local_inputs`
     storage_options: Mapping[str, Any]
     output: OutputFormat
     models: Mapping[str, Model]

@@ -22,8 +22,10 @@ import numpy.typing as npt
 from PIL.Image import Image
 
 from batchgen.dataset.commit import Attempt
-from batchgen.dataset.dataset import Dataset
+from batchgen.dataset.dataset import RECORD, Dataset
+from batchgen.dataset.nodes import require_files
 from batchgen.dataset.schema import applied_cells
+from batchgen.dataset.tracebacks import Tracebacks
 from batchgen.diffusion.canary import Canary
 from batchgen.diffusion.device import device_errors
 from batchgen.diffusion.host import Environment, PipelineHost
@@ -36,7 +38,7 @@ from batchgen.generation.watermark import capacity, embed
 from batchgen.images import decode, encode, fit
 from batchgen.manifest.columns import image_column
 from batchgen.manifest.files import embedded_bytes
-from batchgen.models.catalog import Model
+from batchgen.models.catalog import Model, Source
 from batchgen.options import Memory, Safety
 from batchgen.rows import FailedRow, MicroBatch, Receipt, Row, Shard, ShardProgress, Status, failed_row
 from batchgen.sharding import key_model
@@ -104,7 +106,8 @@ class GenerationWorker:
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
-        self._dataset = Dataset(store=open_store(settings.store, settings.storage_options), format=settings.output)
+        store = open_store(settings.store, settings.storage_options, anchor=RECORD)
+        self._dataset = Dataset(store=store, format=settings.output, id=settings.output_id)
         self._host = PipelineHost(
             device=settings.device,
             dtype=settings.dtype,
@@ -116,11 +119,19 @@ class GenerationWorker:
             ),
         )
         self._canary = Canary(self._host)
+        self._tracebacks = Tracebacks(store, settings.run)
         self._device = threading.Lock()
         self._fits: dict[tuple[object, ...], int] = {}  # images of a call, where as many as were planned did not fit
         self._in_work: dict[str, _ShardWork] = {}
         self._encoders = ThreadPoolExecutor(ENCODERS, thread_name_prefix="encode")
         self._fetchers = ThreadPoolExecutor(FETCHERS, thread_name_prefix="fetch")
+
+    def ready(self, node: str, /) -> None:
+        """Make sure that this node reaches output, models and inputs; see `Worker`."""
+        models = [str(model.folder) for model in self._settings.models.values() if model.source is not Source.HUB]
+        if self._settings.meeting is not None:
+            self._settings.meeting.answer(self._dataset.store, node)
+        require_files([*((model, None) for model in models), *self._settings.inputs])
 
     def run(self, shard: Shard, /) -> Receipt:
         """Make and commit a shard; rows that cannot be made are recorded, their mates are unharmed.
@@ -134,6 +145,9 @@ class GenerationWorker:
         work = self._in_work[shard.id] = _ShardWork(rows=shard.rows)
         try:
             return self._run(shard, work)
+        except Exception as error:
+            self._tracebacks.keep(error, f"shard {shard.id}")
+            raise
         finally:
             del self._in_work[shard.id]
 
@@ -174,6 +188,7 @@ class GenerationWorker:
             try:
                 inputs[row.id] = futures[row.id].result()
             except (ImageError, NotFound) as error:  # any other failure of a store is not the row's
+                self._tracebacks.keep(error, f"row {row.id}")
                 work.fail(row, ErrorClass.CONDITIONING, str(error))
         return inputs
 
@@ -224,6 +239,7 @@ class GenerationWorker:
             raise
         except Exception as error:  # whatever a pipeline raises
             failure = failure_of(error)
+            self._tracebacks.keep(error, f"rows {', '.join(row.id for row in rows)}")
         # the error ends above: its traceback holds the model that failed, and the next call reads another
         if failure is None:
             work.last_failure, work.alike = None, 0
@@ -301,6 +317,7 @@ class GenerationWorker:
                 except StoreError:
                     raise
                 except Exception as error:  # of an image library, for this row's pixels
+                    self._tracebacks.keep(error, f"row {row.id}")
                     work.fail(row, ErrorClass.GENERATION, failure_of(error).message)
         return made
 

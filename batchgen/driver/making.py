@@ -2,69 +2,63 @@
 
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from batchgen.dataset.card import write_card
 from batchgen.dataset.carried import compare_carried
 from batchgen.dataset.commit import commit_failures, drop_rows, update_carried
-from batchgen.dataset.dataset import Dataset
+from batchgen.dataset.dataset import RECORD, Dataset
 from batchgen.dataset.kept import forget_resolved, keep_resolved
 from batchgen.dataset.lease import Lease
+from batchgen.dataset.nodes import Meeting
 from batchgen.dataset.progress import FOLD_ABOVE, done_rows, fold_receipts, read_receipts
 from batchgen.dataset.receipts import rebuild_receipt, write_books
-from batchgen.dataset.runs import FINISHED, LIMIT_REACHED, RunRecord, latest_run, new_run_name, write_run
+from batchgen.dataset.runs import FINISHED, LIMIT_REACHED, RunRecord, latest_run, new_run_name
 from batchgen.diffusion.kind import generation
 from batchgen.diffusion.settings import WorkerSettings
-from batchgen.driver.output import committed_rows, kept_batches, reach, shortcomings, sizing_of, survey, wanted_format
+from batchgen.driver.inputs import local_inputs
+from batchgen.driver.output import (
+    committed_rows,
+    kept_batches,
+    reach,
+    require_listed,
+    shortcomings,
+    sizing_of,
+    survey,
+    wanted_format,
+)
+from batchgen.driver.record import OpenRecord
 from batchgen.driver.resolved import resolved_rows
+from batchgen.driver.watch import Reporter, Watch
 from batchgen.engine.loop import Control, drive, signals
 from batchgen.engine.queue import WorkQueue
-from batchgen.errors import BatchgenError, ErrorClass, Interrupted, StoreError
+from batchgen.errors import ErrorClass, Interrupted, StoreError
 from batchgen.estimate import Measured
 from batchgen.index import Counts, Index
 from batchgen.job import Job
 from batchgen.options import Device, Dtype
 from batchgen.resolve import Resolved
-from batchgen.rows import DoneRow, Receipt, Shard, ShardProgress, failed_row
+from batchgen.rows import DoneRow, Receipt, Shard, failed_row
 from batchgen.sampling import CANDIDATES, spread
 from batchgen.sharding import Sizing, make_shards, shard_notices
 from batchgen.storage import open_store, probe
-from batchgen.tally import RunProgress, Tally
+from batchgen.tally import Tally
 from batchgen.work import Failure
 
-__all__ = ["Reporter", "run"]
+__all__ = ["run"]
 
 
-TELL_EVERY = 1.0  # seconds
 _DEVICES = ("cpu", "cuda")
 _DTYPES: Mapping[Dtype, Literal["float16", "bfloat16", "float32"]] = {
     Dtype.FLOAT16: "float16",
     Dtype.BFLOAT16: "bfloat16",
     Dtype.FLOAT32: "float32",
 }
-
-
-class Reporter(Protocol):
-    """Reports how a run goes."""
-
-    def notice(self, line: str) -> None:
-        """Something worth a line."""
-
-    def begin(self, counts: Counts, to_make: int, workers: int, device: str) -> None:
-        """Workers are starting."""
-
-    def progressed(self, progress: RunProgress) -> None:
-        """Time has passed, about a second, and images may have been made."""
-
-    def committed(self, receipt: Receipt, progress: RunProgress) -> None:
-        """A shard is in the dataset."""
-
-    def end(self) -> None:
-        """No more will come."""
 
 
 def run(
@@ -90,8 +84,9 @@ def run(
         Where the manifest's rows stand now.
 
     Raises:
-        InputError: nothing was started.
+        InputError: nothing was started, or a node does not reach what its workers need.
         Interrupted: a signal or a limit of the job stopped the run; the same command goes on.
+        OutputBusy: another run is writing to the output, or has taken it from this one.
         InfrastructureError: store, cluster or model failed.
     """
     began = time.time()
@@ -109,10 +104,13 @@ def run(
         dataset = Dataset.begin(store, wanted, create=True)
         for line in shortcomings(dataset, wanted, resolved):
             reporter.notice(line)
-        store = open_store(job.require_output(), job.storage_options)  # from here on, retry patiently
+        store = open_store(job.require_output(), job.storage_options, anchor=RECORD)  # from here on, retry patiently
         dataset = replace(dataset, store=store)
         this = _Run(job=job, source=source, dataset=dataset, index=index, resolved=resolved)
-        with Lease(store, this.name, progress=reporter.notice) as lease:
+        with (
+            Lease(store, this.name, progress=reporter.notice, check=dataset.require_same) as lease,
+            this.record.closing(control),
+        ):
             if not resolved.kept:
                 keep_resolved(store, job, index, resolved, before=began)
             fold_receipts(dataset)
@@ -123,7 +121,10 @@ def run(
             wanted_rows = pending if sample is None else index.defer_all_but(chosen)
             to_make = min([wanted_rows, *(n for n in (limit, job.limits.max_images) if n is not None)])
             if to_make:
-                this.make(to_make, pending, control, reporter, lease)
+                this.record.whole = LIMIT_REACHED if to_make < pending else FINISHED
+                this.make(to_make, control, reporter, lease)
+                require_listed(dataset, index)
+            lease.require()
             this.supersede()
             if this.met_others:  # whose manifest may have had other carried cells
                 this.update_carried(reporter)
@@ -148,29 +149,43 @@ class _Run:
     resolved: Resolved
     started: float = field(default_factory=time.time)
     measured: Mapping[str, Measured] = field(default_factory=lambda: {name: Measured(name) for name in _DEVICES})
-    previous: RunRecord | None = None  # of the run before
+    record: OpenRecord = field(init=False)
     unfolded: int = 0  # shards that were committed since receipts were folded
     updated: int = 0  # done rows whose carried cells were brought up to date
     met_others: bool = False  # whether a shard turned out to be committed by another run meanwhile
+
+    def __post_init__(self) -> None:
+        self.record = OpenRecord(store=self.dataset.store, record=self._first_record())
 
     @property
     def name(self) -> str:
         return new_run_name(self.started)
 
+    @property
+    def previous(self) -> RunRecord | None:
+        """The record of the run before."""
+        return self.record.previous
+
     def read_done(self) -> None:
         """Mark in the index what the output holds, and note how fast it was made, and how it was cut last."""
+        self.record.previous = previous = latest_run(self.dataset.store)
         survey(self.dataset, self.index, *self.measured.values(), repair=True)
-        self.previous = latest_run(self.dataset.store)
+        counts, known = self.index.counts(), self.record.record
+        if previous is not None and self.job.device is Device.AUTO:
+            known = replace(known, device=previous.device, paces=previous.paces)
+        self.record.record = replace(
+            known, done_before=counts.done, failed_before=counts.failed, batches=kept_batches(previous)
+        )
 
-    def make(self, to_make: int, pending: int, control: Control, reporter: Reporter, lease: Lease) -> None:
+    def make(self, to_make: int, control: Control, reporter: Reporter, lease: Lease) -> None:
         """Start the workers, make `to_make` of the pending rows, and stop the workers."""
         # Ray takes half a second to import: only when there is work
         from batchgen.engine.cluster import autoscales, cluster
         from batchgen.engine.pool import Pool
 
         job = self.job
+        self.record.note()
         with (
-            self._recorded(control, LIMIT_REACHED if to_make < pending else FINISHED) as record,
             cluster(job.address, job.workers, reporter.notice) as capacity,
             signals(control, reporter.notice),
         ):
@@ -185,17 +200,18 @@ class _Run:
             queue = WorkQueue(make_shards(self.index.pending(to_make), totals, sizing))
             shards = (-(-rows // sizing.shard(group.key, group.total)) for group, rows in self.index.shares(to_make))
             workers = min(workers, sum(shards))  # more would find nothing to do
-            settings = self._worker_settings(device)
+            meeting = Meeting.call(self.dataset.store, self.name)
+            settings = self._worker_settings(device, meeting)
             found: dict[str, Any] = {"nodes": capacity.nodes, "cpus": capacity.cpus, "gpus": capacity.gpus}
             if job.batch_size is None and kept_batches(self.previous) is not None:
                 found["batches"] = sizing.batches
-            record(device=device, dtype=settings.dtype, workers=workers, paces=sizing.paces, **found)
+            self.record.note(device=device, dtype=settings.dtype, workers=workers, paces=sizing.paces, **found)
             self._write_card()
             for line in self._shard_notices(sizing, to_make):
                 reporter.notice(line)
             shares = ((group.key, rows) for group, rows in self.index.shares(to_make))
-            watch = _Watch(Tally(self.name, shares, workers, measured), reporter, lease)
-            pool = Pool(generation(settings), workers, job.worker, reporter.notice)
+            watch = Watch(Tally(self.name, shares, workers, measured), reporter, lease)
+            pool = Pool(generation(settings), workers, job.worker, reporter.notice, partial(self._arrived, meeting))
             reporter.notice(f"{capacity}; {pool.uses}")
             reporter.begin(self.index.counts(), to_make, workers, device)
             try:
@@ -211,42 +227,17 @@ class _Run:
                     ),
                     progressed=watch.progressed,
                 )
+            except BaseException:
+                with suppress(StoreError):  # what ended the run matters more
+                    self._write_card()
+                raise
             finally:
                 reporter.end()
                 pool.close()
-                self._write_card()
+            self._write_card()
 
-    @contextmanager
-    def _recorded(self, control: Control, whole: str) -> Iterator[Callable[..., None]]:
-        """A record of this run while it goes on, and of how it ended, whatever ends it.
-
-        Args:
-            control: says why a run stopped early.
-            whole: the outcome of one that made all it was to make.
-
-        Yields:
-            Takes what becomes known of the run.
-        """
-        record = self._record()
-
-        def note(**known: Any) -> None:
-            nonlocal record
-            record = replace(record, **known)
-            write_run(self.dataset.store, record)
-
-        note()
-        outcome = "failed"
-        try:
-            yield note
-            outcome = control.reason or whole
-        except KeyboardInterrupt:
-            outcome = "stopped at once"
-            raise
-        except BatchgenError as error:
-            outcome = f"failed: {error}"
-            raise
-        finally:
-            note(finished=time.time(), outcome=outcome)
+    def _arrived(self, meeting: Meeting, node: str) -> None:
+        meeting.require_answer(self.dataset.store, node)
 
     def _shard_notices(self, sizing: Sizing, to_make: int) -> Iterator[str]:
         """Where shards have other numbers of rows than were asked for, those at the end of what is made included."""
@@ -286,11 +277,14 @@ class _Run:
         if superseded:
             self._write_card()
 
-    def _worker_settings(self, device: Literal["cpu", "cuda"]) -> WorkerSettings:
+    def _worker_settings(self, device: Literal["cpu", "cuda"], meeting: Meeting) -> WorkerSettings:
         automatic = Dtype.FLOAT16 if device == "cuda" else Dtype.FLOAT32
         return WorkerSettings(
             run=self.name,
             store=self.dataset.uri,
+            output_id=self.dataset.id,
+            meeting=meeting,
+            inputs=local_inputs(self.resolved, self.index),
             storage_options=self.job.storage_options,
             output=self.dataset.format,
             models=self.resolved.models,
@@ -303,9 +297,9 @@ class _Run:
             dtypes=self.job.dtypes,
         )
 
-    def _record(self) -> RunRecord:
-        """What is known of the run before a cluster answers."""
-        job, counts = self.job, self.index.counts()
+    def _first_record(self) -> RunRecord:
+        """What is known of the run before it knows what is done."""
+        job = self.job
         return RunRecord(
             run=self.name,
             source=self.source,
@@ -318,17 +312,16 @@ class _Run:
             memory=job.memory,
             safety=job.safety,
             workers=job.workers or 0,
-            rows=counts.total,
-            done_before=counts.done,
-            batches=kept_batches(self.previous),
-            failed_before=counts.failed,
+            rows=self.index.counts().total,
+            done_before=None,
+            failed_before=None,
         )
 
     def _write_card(self) -> None:
         counts, models = self.index.counts(), sorted(self.resolved.models)
         write_card(self.dataset, images=self.index.images(), failed=counts.failed, models=models)
 
-    def _committed(self, shard: Shard, receipt: Receipt, watch: "_Watch") -> None:
+    def _committed(self, shard: Shard, receipt: Receipt, watch: "Watch") -> None:
         failed = {row.id for row in receipt.failures}
         done = [DoneRow(row.id, row.fingerprint) for row in shard.rows if row.id not in failed]
         if receipt.run != self.name or len(done) != receipt.done:
@@ -351,33 +344,6 @@ class _Run:
             write_books(self.dataset, receipt)
         return receipt
 
-    def _failed(self, shard: Shard, failure: Failure, attempts: int, watch: "_Watch") -> None:
+    def _failed(self, shard: Shard, failure: Failure, attempts: int, watch: "Watch") -> None:
         outcomes = [failed_row(row, failure.error_class, failure.message, attempts) for row in shard.rows]
         self._committed(shard, commit_failures(self.dataset, shard, self.name, outcomes), watch)
-
-
-@dataclass(slots=True)
-class _Watch:
-    """Follows a run, and tells about once a second how far it is: the reporter, and who reads the lease."""
-
-    tally: Tally
-    reporter: Reporter
-    lease: Lease
-    told: float = 0.0  # of time.monotonic()
-
-    def progressed(self, held: Sequence[Sequence[tuple[Shard, ShardProgress | None]]]) -> None:
-        """Workers hold these shards and said how far each is."""
-        self.tally.hold(held)
-        if time.monotonic() - self.told >= TELL_EVERY:
-            self.reporter.progressed(self._tell())
-
-    def committed(self, shard: Shard, receipt: Receipt) -> None:
-        """A shard is in the dataset."""
-        self.tally.commit(shard, receipt)
-        self.reporter.committed(receipt, self._tell())
-
-    def _tell(self) -> RunProgress:
-        self.told = time.monotonic()
-        progress = self.tally.progress()
-        self.lease.said = self.tally.live(progress).content()
-        return progress

@@ -9,7 +9,7 @@ from batchgen.dataset.format import OutputFormat, new_format
 from batchgen.dataset.lease import live_holder
 from batchgen.dataset.progress import DoneRows, read_done
 from batchgen.dataset.runs import RunRecord
-from batchgen.errors import InputError
+from batchgen.errors import InputError, StoreError
 from batchgen.estimate import Measured
 from batchgen.index import Committed, Index
 from batchgen.job import Job
@@ -26,6 +26,7 @@ __all__ = [
     "kept_batches",
     "mark_recorded",
     "reach",
+    "require_listed",
     "shortcomings",
     "sizing_of",
     "survey",
@@ -78,6 +79,22 @@ def survey(dataset: Dataset, index: Index, *measured: Measured, repair: bool) ->
         index.mark(committed_rows(receipt, done))
         for device in measured:
             device.add(receipt)
+
+
+def require_listed(dataset: Dataset, index: Index) -> None:
+    """Make sure that what the index says is done is there: a listing of the output shows its shards.
+
+    Raises:
+        OutputGone: the output is not there any more.
+        StoreError: shards are missing that were committed.
+    """
+    dataset.require_same()
+    present = set(dataset.shards())
+    if missing := [shard for shard in index.done_shards() if shard not in present]:
+        raise StoreError(
+            f"{dataset.uri}: {len(missing):,} of the shards that were committed are not in data/ any more, the first "
+            f"is {missing[0]}; did somebody remove them? the same command makes their rows again"
+        )
 
 
 def count_live(store: Store, measured: Measured, latest: RunRecord | None) -> Counter[Kind]:

@@ -17,9 +17,9 @@ from ray.exceptions import RayActorError, RayError
 from batchgen.engine.cluster import Nodes, autoscales, described, free, never_fits
 from batchgen.engine.patience import Patience
 from batchgen.engine.queue import Finished, Try
-from batchgen.errors import ClusterError, DeviceLost, printable
+from batchgen.errors import ClusterError, DeviceLost, InputError, printable
 from batchgen.job import WorkerResources
-from batchgen.work import Work, failure_of, lost
+from batchgen.work import Failure, FailureKind, Work, failure_of, lost
 
 __all__ = ["Pool", "reserved"]
 
@@ -41,10 +41,14 @@ class _Actor:
     def __init__(self, work: Work) -> None:
         self._worker = work.make_worker()  # loads the libraries of the work, which the driver never does
 
-    def ready(self) -> str:
-        """Returns once the process is up and the libraries are loaded: the id of its node."""
+    def ready(self) -> tuple[str, Failure | None]:
+        """Returns once the process is up and the libraries are loaded: the id of its node, and why it cannot work."""
         node: str = ray.get_runtime_context().get_node_id()
-        return node
+        try:
+            self._worker.ready(node)
+        except Exception as error:  # as of a unit
+            return node, failure_of(error)
+        return node, None
 
     def run(self, unit: Any) -> Any:
         """The unit's receipt, or a `Failure`."""
@@ -101,7 +105,14 @@ class Pool:
     `WorkerResources.wait_minutes`.
     """
 
-    def __init__(self, work: Work, workers: int, resources: WorkerResources, notice: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        work: Work,
+        workers: int,
+        resources: WorkerResources,
+        notice: Callable[[str], None],
+        arrived: Callable[[str], None] = lambda _node: None,
+    ) -> None:
         """Ask for the workers.
 
         Args:
@@ -109,12 +120,15 @@ class Pool:
             workers: how many are wanted.
             resources: what each wants, and how long to wait for it.
             notice: takes lines about nodes and workers.
+            arrived: called with the node's id when a worker is up, before it is given work; raises InputError where
+                it must have none.
 
         Raises:
             ClusterError: no node can hold one, and none will come.
         """
         self._work = work
         self._notice = notice
+        self._arrived = arrived
         self._wanted = reserved(work, resources)
         self._wait_minutes = resources.wait_minutes
         self._patience = Patience(resources.hang_minutes)
@@ -174,6 +188,7 @@ class Pool:
 
         Raises:
             ClusterError: workers keep dying before they are up, or there has been none for too long.
+            InputError: a node does not reach what the work needs.
         """
         if time.monotonic() > self._next_look:
             self._look()
@@ -248,22 +263,38 @@ class Pool:
         return _Place(actor=actor, starting=starting, since=time.monotonic(), at_once=self._work.at_once)
 
     def _came_up(self, place: _Place) -> bool:
+        """Take in a worker that is up; whether it is.
+
+        Raises:
+            InputError: its node does not reach what the work needs.
+            ClusterError: workers keep dying before they are up.
+        """
         try:
-            place.node = ray.get(place.starting)
+            place.node, failure = ray.get(place.starting)
+            if failure is None:
+                self._arrived(place.node)
         except RayError as error:
-            if place.since < self._last_death:
-                return False  # one of many that ended together, perhaps with their node
-            self._last_death = time.monotonic()
-            self._deaths_in_a_row += 1
-            if self._deaths_in_a_row >= STARTS_IN_A_ROW:
-                reason = printable(str(error).strip().splitlines()[-1])
-                raise ClusterError(
-                    f"{self._deaths_in_a_row} times in a row workers died while starting: {reason}"
-                ) from error
+            self._note_death(place, printable(str(error).strip().splitlines()[-1]))
+            return False
+        except InputError as error:
+            raise InputError(f"{self._nodes.name(place.node)}: {error}") from error
+        if failure is not None and failure.kind is FailureKind.PERMANENT:
+            raise InputError(f"{self._nodes.name(place.node)}: {failure.message}")
+        if failure is not None:
+            ray.kill(place.actor)
+            self._note_death(place, failure.message)
             return False
         self._deaths_in_a_row = 0
         place.starting = None
         return True
+
+    def _note_death(self, place: _Place, reason: str) -> None:
+        if place.since < self._last_death:
+            return  # one of many that ended together, perhaps with their node
+        self._last_death = time.monotonic()
+        self._deaths_in_a_row += 1
+        if self._deaths_in_a_row >= STARTS_IN_A_ROW:
+            raise ClusterError(f"{self._deaths_in_a_row} times in a row workers died while starting: {reason}")
 
     def _look(self) -> None:
         """Name nodes that died, say what is waited for, and give up where that is for nothing.

@@ -69,7 +69,7 @@ def read_status(uri: str, storage_options: Mapping[str, Any] | None = None) -> O
         outcome = NOT_BEGUN if holder is None else RUNNING
     else:
         now = standing(record, receipts, held=holder is not None)
-        rows, done, failed, outcome, before = now.rows, now.done, now.failed, now.outcome, record.done_before
+        rows, done, failed, outcome, before = now.rows, now.done, now.failed, now.outcome, record.done_before or 0
     rate, seconds = _pace(record, receipts), None
     if holder is not None and live is not None:
         rate = live.images_a_second

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from batchgen.dataset.format import OutputFormat
+from batchgen.dataset.nodes import Meeting
 from batchgen.scoring.models import ScoringModel
 
 __all__ = ["ScoreUnit", "Scored", "ScoringSettings"]
@@ -59,3 +60,4 @@ class ScoringSettings:
     dtype: Literal["float16", "bfloat16", "float32"]
     batch_size: int
     allow_pickle: bool
+    meeting: Meeting | None = None  # by which nodes show that they reach the output

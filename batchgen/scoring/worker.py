@@ -16,7 +16,8 @@ from typing import Any
 
 from PIL.Image import Image
 
-from batchgen.dataset.dataset import READERS, Dataset, DatasetRow
+from batchgen.dataset.dataset import READERS, RECORD, Dataset, DatasetRow
+from batchgen.dataset.nodes import require_files
 from batchgen.errors import DeviceLost, ImageError, NotFound, one_line
 from batchgen.images import decode
 from batchgen.scoring.families import make_scorer
@@ -51,9 +52,17 @@ class ScoringWorker:
 
     def __init__(self, settings: ScoringSettings) -> None:
         self._settings = settings
-        self._dataset = Dataset(store=open_store(settings.store, settings.storage_options), format=settings.output)
+        store = open_store(settings.store, settings.storage_options, anchor=RECORD)
+        self._dataset = Dataset(store=store, format=settings.output)
         self._scorers: dict[str, Scorer] = {}
         self._lock = Lock()
+
+    def ready(self, node: str, /) -> None:
+        """Make sure that this node reaches output and models; see `Worker`."""
+        if self._settings.meeting is not None:
+            self._settings.meeting.answer(self._dataset.store, node)
+        models = (model for parts in self._settings.models.values() for model in parts.values())
+        require_files((model.place, None) for model in models if model.revision is None)
 
     def progress(self) -> Mapping[str, Any]:
         """Nothing: a shard is scored in seconds, and told when it is."""

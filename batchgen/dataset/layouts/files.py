@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from batchgen.dataset.layouts.layout import DatasetLayout
+from batchgen.errors import AlreadyExists
 from batchgen.options import Layout
 from batchgen.storage import Store
 
@@ -32,7 +33,12 @@ class FilesLayout(DatasetLayout):
         return name
 
     def add_image(self, store: Store, shard: str, attempt: str, name: str, data: bytes) -> str:
-        store.write(f"data/{shard}/{attempt}/{name}", data)
+        key = f"data/{shard}/{attempt}/{name}"
+        try:
+            store.create(key, data)
+        except AlreadyExists:
+            if store.read(key) != data:  # else the answer to this very create was lost, and it came again
+                raise AlreadyExists(f"{store.uri}/{key} holds another image; two rows have one file name") from None
         return f"{attempt}/{name}"
 
     def image_key(self, shard: str, cell: Any) -> str:

@@ -193,6 +193,9 @@ class KernelWorker:
     def make(self) -> "KernelWorker":
         return self
 
+    def ready(self, node: str, /) -> None:
+        """A kernel needs nothing but its device."""
+
     def progress(self) -> dict[str, int]:
         """Nothing: a kernel is over at once."""
         return {}
