@@ -22,7 +22,7 @@ import torch
 from conftest import RunCli, WriteManifest
 from PIL import Image
 from s3_server import S3Server
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from test_kept_outputs import KEPT
 
 from batchgen.storage import open_store
@@ -368,9 +368,10 @@ def test_limits_stop_a_run_and_the_next_goes_on(
     write_manifest("rows.parquet", prompts(9))
     job = tmp_path / "job.toml"
     job.write_text(f'manifest = "rows.parquet"\nmodel = "{tiny_model}"\noutput = "out"\n[limits]\nmax_images = 4\n')
-    first = batchgen("run", job, "--address", ray_address)
-    assert first.returncode == 3, first.stderr
-    assert "max_images" in first.stderr and len(images(tmp_path / "out")) == 4
+    first = batchgen("run", job, "--address", ray_address, "--json")
+    said = json.loads(first.stdout)
+    assert (first.returncode, said["done"], said["pending"]) == (3, 4, 5), first.stderr
+    assert "max_images" in said["interrupted"] and len(images(tmp_path / "out")) == 4
     second = batchgen("run", job, "--limit", 2, "--address", ray_address, "--json")
     assert second.returncode == 0, second.stderr
     assert "6 of 9 rows done, 3 left" in second.stderr
@@ -386,16 +387,22 @@ def test_limits_stop_a_run_and_the_next_goes_on(
     assert json.loads(batchgen("status", job, "--json").stdout)["outcome"] == "finished"
 
 
-def test_an_interrupted_run_says_its_counts(
+def test_a_run_of_which_nothing_can_be_made_ends_early(
     batchgen: RunCli, write_manifest: WriteManifest, tiny_model: Path, ray_address: str, tmp_path: Path
 ) -> None:
-    write_manifest("rows.parquet", prompts(3))
+    """A model in which all is NaN: what was tried is recorded, the rest is left, and the reason is said."""
+    shutil.copytree(tiny_model, broken := tmp_path / "broken")
+    weights = next((broken / "unet").glob("*.safetensors"))
+    save_file({name: torch.full_like(part, torch.nan) for name, part in load_file(weights).items()}, weights)
+    write_manifest("rows.parquet", prompts(60))
     job = tmp_path / "job.toml"
-    job.write_text(f'manifest = "rows.parquet"\nmodel = "{tiny_model}"\noutput = "out"\n[limits]\nmax_images = 2\n')
-    stopped = batchgen("run", job, "--address", ray_address, "--json")
-    said = json.loads(stopped.stdout)
-    assert (stopped.returncode, said["done"], said["pending"]) == (3, 2, 1)
-    assert "max_images" in said["interrupted"]
+    text = f'manifest = "rows.parquet"\nmodel = "{broken}"\noutput = "out"\nshard_rows = 4\nworkers = 1\n'
+    job.write_text(text + "[limits]\nmax_failures = 6\n")
+    done = batchgen("run", job, "--address", ray_address, "--json")
+    said = json.loads(done.stdout)
+    assert (done.returncode, said["done"]) == (3, 0), done.stderr
+    assert 6 <= said["failed"] <= 40 and said["failed"] + said["pending"] == 60
+    assert "rows failed in one way and not one was made: nan, " in said["interrupted"]
 
 
 def test_a_limited_run_cuts_shards_as_any_other(

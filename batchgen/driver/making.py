@@ -21,6 +21,7 @@ from batchgen.dataset.receipts import rebuild_receipt, write_books
 from batchgen.dataset.runs import FINISHED, LIMIT_REACHED, RunRecord, latest_run, new_run_name
 from batchgen.diffusion.kind import generation
 from batchgen.diffusion.settings import WorkerSettings
+from batchgen.driver.breaker import Breaker
 from batchgen.driver.inputs import local_inputs
 from batchgen.driver.output import (
     committed_rows,
@@ -92,7 +93,8 @@ def run(
     began = time.time()
     store = reach(job)
     hours = job.limits.max_hours
-    control = Control(None if hours is None else time.monotonic() + hours * 3600)
+    deadline = None if hours is None else time.monotonic() + hours * 3600
+    control = Control(deadline, grace=60 * job.limits.grace_minutes)
     with resolved_rows(job, store) as (index, resolved):
         for line in resolved.notices:
             reporter.notice(line)
@@ -210,7 +212,8 @@ class _Run:
             for line in self._shard_notices(sizing, to_make):
                 reporter.notice(line)
             shares = ((group.key, rows) for group, rows in self.index.shares(to_make))
-            watch = Watch(Tally(self.name, shares, workers, measured), reporter, lease)
+            breaker = Breaker(most=job.limits.max_failures, control=control)
+            watch = Watch(Tally(self.name, shares, workers, measured), reporter, lease, breaker)
             pool = Pool(generation(settings), workers, job.worker, reporter.notice, partial(self._arrived, meeting))
             reporter.notice(f"{capacity}; {pool.uses}")
             reporter.begin(self.index.counts(), to_make, workers, device)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from batchgen.dataset.lease import Lease
+from batchgen.driver.breaker import Breaker
 from batchgen.index import Counts
 from batchgen.rows import Receipt, Shard, ShardProgress
 from batchgen.tally import RunProgress, Tally
@@ -41,6 +42,7 @@ class Watch:
     tally: Tally
     reporter: Reporter
     lease: Lease
+    breaker: Breaker
     told: float = 0.0  # of time.monotonic()
 
     def progressed(self, held: Sequence[Sequence[tuple[Shard, ShardProgress | None]]]) -> None:
@@ -57,6 +59,7 @@ class Watch:
     def committed(self, shard: Shard, receipt: Receipt) -> None:
         """A shard is in the dataset."""
         self.tally.commit(shard, receipt)
+        self.breaker.see(receipt)
         self.reporter.committed(receipt, self._tell())
 
     def _tell(self) -> RunProgress:
