@@ -15,6 +15,7 @@ BatchgenError
     ├── StoreError
     │   ├── AlreadyExists      a create-only write met an object of that name
     │   ├── Damaged            an object holds other bytes than batchgen writes
+    │   │   └── LaterVersion   or those of a later batchgen
     │   └── NotFound
     ├── OutputBusy             another live run holds the output's lease
     ├── ModelLoadError
@@ -48,6 +49,7 @@ __all__ = [
     "InfrastructureError",
     "InputError",
     "Interrupted",
+    "LaterVersion",
     "ManifestProblems",
     "ModelLoadError",
     "NotFound",
@@ -180,6 +182,10 @@ class AlreadyExists(StoreError):
 
 class Damaged(StoreError):
     """An object of the output holds other bytes than batchgen writes; reading it again does not help."""
+
+
+class LaterVersion(Damaged):
+    """An object is of a later version of batchgen: nothing is wrong with it, and this version leaves it alone."""
 
 
 class NotFound(StoreError):
