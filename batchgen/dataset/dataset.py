@@ -5,7 +5,7 @@ Knows how a dataset is begun and read; how a shard is added is the business of `
 
 import json
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
@@ -14,21 +14,43 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
 
-from batchgen.dataset.format import OutputFormat, conflict, format_record, left_out, read_format
+from batchgen.dataset.facts import MarkerFacts, marker_facts
+from batchgen.dataset.format import (
+    OUTPUT,
+    FormatRecord,
+    OutputFormat,
+    conflict,
+    format_record,
+    left_out,
+    read_format,
+)
 from batchgen.dataset.layouts.layout import DatasetLayout
-from batchgen.dataset.tables import about, damage_named
-from batchgen.errors import AlreadyExists, Damaged, InputError, NotFound
+from batchgen.dataset.records import REPAIR, encode_record, read_record
+from batchgen.dataset.tables import damage_named
+from batchgen.errors import AlreadyExists, Damaged, InputError, LaterVersion, NotFound, one_line
 from batchgen.manifest.arrow import python_rows
 from batchgen.models.catalog import NOT_BEGUN, ModelDefaults
-from batchgen.storage import Store, open_store, read_json
+from batchgen.sharding import is_key
+from batchgen.storage import Store, open_store
 
 if TYPE_CHECKING:
     import pandas
     from PIL.Image import Image
 
-__all__ = ["Dataset", "DatasetRow", "Marker", "begun_with", "open_dataset"]
+__all__ = [
+    "COPY",
+    "RECORD",
+    "Dataset",
+    "DatasetRow",
+    "Marker",
+    "begun_with",
+    "open_dataset",
+    "read_begun",
+    "write_begun",
+]
 
 RECORD = ".batchgen/output.json"
+COPY = ".batchgen/output.copy.json"  # read where the record itself cannot be
 READERS = 16  # objects fetched side by side: at 20 ms a GET, 800 a second
 
 
@@ -38,7 +60,7 @@ class Marker:
 
     shard: str
     table: pa.Table
-    about: Mapping[str, Any]
+    facts: MarkerFacts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +91,12 @@ class DatasetRow:
         return [layout.image_key(self.shard, cell) for cell in (self.cells[layout.image.name], *steps)]
 
     def _bytes(self, cell: Any) -> bytes:
-        return self.dataset.layout.image_bytes(self.dataset.store, self.shard, cell)
+        layout = self.dataset.layout
+        data = None if cell is None else layout.image_bytes(self.dataset.store, self.shard, cell)
+        if data is None:
+            place = f"{self.dataset.uri}/{layout.marker_key(self.shard)}"
+            raise Damaged(f"{place}, id {self.cells['id']!r}: it names no image")
+        return data
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +114,7 @@ class Dataset:
             InputError: there is none.
         """
         try:
-            return cls(store=store, format=_stored_format(store, read_json(store, RECORD)))
+            return cls(store=store, format=_stored_format(store, read_begun(store)))
         except NotFound:
             raise InputError(f"{store.uri} holds no batchgen output ({RECORD} is missing); check the path") from None
 
@@ -105,30 +132,24 @@ class Dataset:
         Raises:
             InputError: what is there cannot take rows of the wanted format, or is no dataset.
         """
-        record = format_record(wanted)
-        if create:
-            try:
-                store.create(RECORD, _encode(record))
-            except AlreadyExists:
-                pass
-            else:
-                return cls(store=store, format=wanted)
         try:
-            found = read_json(store, RECORD)
+            found = read_begun(store)
         except NotFound:
-            _require_empty(store)
-            return cls(store=store, format=wanted)
+            if not create:
+                _require_empty(store)
+                return cls(store=store, format=wanted)
+            other = _create(store, format_record(wanted))
+            if other is None:
+                return cls(store=store, format=wanted)
+            found = other
         stored = _stored_format(store, found)
         if why := conflict(stored, wanted):
             raise InputError(f"{store.uri} {why}")
         if stored.model_defaults is not None:  # models that it did not meet before join those that it was begun with
             stored = replace(stored, model_defaults={**(wanted.model_defaults or {}), **stored.model_defaults})
-        record = format_record(stored)
-        whole = {"schema": record["schema"], **found}
-        if "model_defaults" in record:
-            whole["model_defaults"] = record["model_defaults"]
-        if create and whole != found:
-            store.write(RECORD, _encode(whole))
+        if create:
+            begun = format_record(stored)
+            write_begun(store, replace(found, schema=found.schema or begun.schema, model_defaults=begun.model_defaults))
         return cls(store=store, format=stored)
 
     @property
@@ -249,7 +270,7 @@ class Dataset:
 def begun_with(store: Store) -> ModelDefaults | None:
     """The models' defaults that an output was begun with, as `find_model` takes them."""
     try:
-        return read_format(read_json(store, RECORD)).model_defaults
+        return read_begun(store).model_defaults
     except NotFound:
         return NOT_BEGUN
 
@@ -269,33 +290,104 @@ def _read_marker(
     try:
         with _marker_damage(store, layout, shard):
             table = layout.read(store, shard, columns=columns, images=images)
-            said = about(table.schema)
+            facts = marker_facts(table.schema, f"{store.uri}/{layout.marker_key(shard)}")
+            if facts is not None:
+                _require_rows(table, facts, columns)
     except NotFound:
         return None
     # a file without our own words in its schema was put there by somebody else, and is no marker
-    return None if said is None else Marker(shard=shard, table=table, about=said)
+    return None if facts is None else Marker(shard=shard, table=table, facts=facts)
+
+
+def _require_rows(table: pa.Table, facts: MarkerFacts, columns: Collection[str] | None) -> None:
+    """Make sure that a marker has what its readers count on.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if not is_key(facts.key):
+        raise ValueError("what it says of itself is no batch key")
+    for name, kind in _COUNTED_ON.items():
+        if columns is None or name in columns:
+            if name not in table.schema.names or not kind(table.schema.field(name).type):
+                raise ValueError(f"it has no column {name} of the type that it should have")
+            if name in ("id", "fingerprint") and table[name].null_count:
+                raise ValueError(f"its column {name} has nulls")
+    if not table.num_rows:
+        raise ValueError("it has no rows")
+
+
+_COUNTED_ON: Mapping[str, Callable[[pa.DataType], bool]] = {
+    "id": pa.types.is_string,
+    "fingerprint": pa.types.is_string,
+    "device": pa.types.is_string,
+    "seconds": pa.types.is_floating,
+}
 
 
 def _marker_damage(store: Store, layout: DatasetLayout, shard: str) -> AbstractContextManager[None]:
-    return damage_named(
-        f"{store.uri}/{layout.marker_key(shard)}", "a shard that is removed from data/ is made again by the next run"
-    )
+    return damage_named(f"{store.uri}/{layout.marker_key(shard)}", f"{REPAIR}: the next run makes its rows again")
 
 
-def _stored_format(store: Store, record: Mapping[str, Any]) -> OutputFormat:
+def read_begun(store: Store) -> FormatRecord:
+    """What an output was begun with: `output.json`, or its copy where that cannot be read.
+
+    Raises:
+        NotFound: there is neither.
+        LaterVersion, Damaged: neither can be read.
+    """
+    try:
+        return read_record(store, RECORD, OUTPUT)
+    except LaterVersion:
+        raise
+    except (NotFound, Damaged) as error:
+        try:
+            return read_record(store, COPY, OUTPUT)
+        except (NotFound, Damaged):
+            raise error from None
+
+
+def _create(store: Store, record: FormatRecord) -> FormatRecord | None:
+    """Begin an output; where another run was quicker, returns what it began with."""
+    try:
+        store.create(RECORD, _encode(record))
+    except AlreadyExists as error:
+        try:
+            return read_begun(store)
+        except NotFound:
+            raise Damaged(f"{store.uri}/{RECORD} is there and cannot be read; {REPAIR}") from error
+    store.write(COPY, _encode(record))
+    return None
+
+
+def write_begun(store: Store, record: FormatRecord) -> None:
+    """Store what an output was begun with, and its copy, where they say other than they should or cannot be read."""
+    for key in (RECORD, COPY):
+        try:
+            kept: FormatRecord | None = read_record(store, key, OUTPUT)
+        except (NotFound, Damaged):
+            kept = None
+        if kept != record:
+            store.write(key, _encode(record))
+
+
+def _stored_format(store: Store, record: FormatRecord) -> OutputFormat:
     """The format that an output was begun with.
 
     Records of metadata versions 2 and 3 hold no schema, and neither number stands for one alone: columns came within
     it. So it is that of a marker; where there is none, no reader has seen any yet, and today's will do.
     """
-    stored = read_format(record)
-    if "schema" in record:
+    try:
+        stored = read_format(record)
+    except (ValueError, OSError, pa.ArrowException) as error:
+        raise Damaged(f"{store.uri}/{RECORD} is damaged: {one_line(error)}; {REPAIR}") from error
+    if record.schema is not None:
         return stored
     for shard in _shards(store, stored.layout):
         with suppress(NotFound, Damaged), _marker_damage(store, stored.layout, shard):
             schema = stored.layout.read_schema(store, shard)
-            if (said := about(schema)) is not None:
-                own = json.dumps({"schema_version": said["schema_version"]})  # and nothing of that one shard
+            if (facts := marker_facts(schema, shard)) is not None:
+                own = json.dumps({"schema_version": facts.schema_version})  # and nothing of that one shard
                 return replace(stored, schema=schema.with_metadata({**schema.metadata, b"batchgen": own.encode()}))
     return stored
 
@@ -310,5 +402,5 @@ def _require_empty(store: Store) -> None:
         )
 
 
-def _encode(record: Mapping[str, Any]) -> bytes:
-    return json.dumps(record, indent=2).encode()
+def _encode(record: FormatRecord) -> bytes:
+    return encode_record(record, indent=2)

@@ -6,20 +6,38 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from batchgen.dataset.records import RecordKind, read_record
 from batchgen.errors import AlreadyExists, OutputBusy, StoreError
-from batchgen.storage import Store, read_json
+from batchgen.storage import Store
 
-__all__ = ["Lease", "live_holder"]
+__all__ = ["KEY", "Lease", "live_holder", "require_lease"]
 
 KEY = ".batchgen/lease"
 RENEW_EVERY = 10.0  # seconds
 WATCH_EVERY = 2.0  # seconds
-_FIELDS = {"run", "host", "boot", "pid", "process_started", "renewed", "released"}
 EXPIRES_AFTER = 90.0  # seconds; eight renewals missed: the holder is dead, or its store is
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Holder:
+    """Who wrote the lease last."""
+
+    run: str
+    host: str
+    boot: str
+    pid: int
+    process_started: str | None
+    renewed: float  # Unix time
+    released: bool
+    said: Mapping[str, Any] = field(default_factory=dict)
+
+
+_KIND = RecordKind(_Holder, 1)
 
 
 class Lease:
@@ -101,16 +119,25 @@ class Lease:
 def live_holder(store: Store) -> Mapping[str, Any] | None:
     """The live run that holds the output's lease, with its `run`, when it `renewed` and what it `said`; None: none."""
     holder = _holder(store)
-    return {"said": {}, **holder} if holder is not None and _is_live(holder) else None
+    return holder if holder is not None and _is_live(holder) else None
+
+
+def require_lease(store: Store) -> None:
+    """Make sure that the lease, if there is one, can be read.
+
+    Raises:
+        LaterVersion, Damaged, NotFound: it cannot.
+    """
+    if KEY.rpartition("/")[2] in store.names(".batchgen"):
+        read_record(store, KEY, _KIND)
 
 
 def _holder(store: Store) -> dict[str, Any] | None:
     """Who wrote the lease last; None where there is none, or one that nobody can read."""
     try:
-        holder = read_json(store, KEY)
+        return asdict(read_record(store, KEY, _KIND))
     except StoreError:
         return None
-    return holder if holder.keys() >= _FIELDS else None
 
 
 def _is_live(holder: dict[str, Any]) -> bool:
