@@ -15,6 +15,7 @@ BatchgenError
     ├── StoreError
     │   ├── AlreadyExists      a create-only write met an object of that name
     │   ├── Damaged            an object holds other bytes than batchgen writes
+    │   │   └── LaterVersion   or those of a later batchgen
     │   ├── NotFound
     │   └── OutputGone         the output that was opened is no longer at its place
     ├── OutputBusy             another live run holds the output's lease                         exit 6
@@ -50,6 +51,7 @@ __all__ = [
     "InfrastructureError",
     "InputError",
     "Interrupted",
+    "LaterVersion",
     "LeaseLost",
     "ManifestProblems",
     "ModelLoadError",
@@ -184,6 +186,10 @@ class AlreadyExists(StoreError):
 
 class Damaged(StoreError):
     """An object of the output holds other bytes than batchgen writes; reading it again does not help."""
+
+
+class LaterVersion(Damaged):
+    """An object is of a later version of batchgen: nothing is wrong with it, and this version leaves it alone."""
 
 
 class NotFound(StoreError):

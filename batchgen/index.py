@@ -44,6 +44,7 @@ CREATE TABLE outdated (shard TEXT NOT NULL, id TEXT NOT NULL, PRIMARY KEY (shard
 """
 _KNOWN = "EXISTS (SELECT 1 FROM committed c WHERE c.id = row.id AND c.fingerprint = row.fingerprint)"
 _PENDING = f"NOT {_KNOWN} AND row.id NOT IN (SELECT id FROM deferred)"
+_OF_MANIFEST = "committed c JOIN row ON row.id = c.id AND row.fingerprint = c.fingerprint"
 _DONE = "EXISTS (SELECT 1 FROM committed c WHERE c.id = row.id AND c.fingerprint = row.fingerprint AND c.done)"
 
 
@@ -172,6 +173,17 @@ class Index:
         """The shards that hold done rows, whether the manifest still names those or not."""
         return (shard for (shard,) in self._db.execute("SELECT DISTINCT shard FROM committed WHERE done"))
 
+    def done_by_shard(self) -> dict[str, int]:
+        """How many done rows of the manifest each shard holds; one that two hold counts for the first."""
+        first = f"SELECT MIN(c.shard) AS shard FROM {_OF_MANIFEST} WHERE c.done GROUP BY c.id, c.fingerprint"
+        return dict(self._db.execute(f"SELECT shard, COUNT(*) FROM ({first}) GROUP BY shard"))
+
+    def failed(self) -> Iterator[tuple[str, str]]:
+        """The manifest's failed rows, by id and fingerprint."""
+        yield from self._db.cursor().execute(
+            f"SELECT DISTINCT c.id, c.fingerprint FROM {_OF_MANIFEST} WHERE NOT {_DONE} ORDER BY 1"
+        )
+
     def forget(self, rows: Iterable[Committed]) -> None:
         """Note that shards no longer hold these rows."""
         self._db.executemany(
@@ -291,3 +303,18 @@ class Index:
             "WHERE late.done AND first.done ORDER BY 3"
         ):
             yield Committed(id=id_, fingerprint=fingerprint, shard=shard, status=Status.DONE)
+
+    def mended(self) -> Iterator[Committed]:
+        """Failures that the output holds besides, by shard.
+
+        Of a row that another shard made, of one that another failed to make as well, and of an id that now stands for
+        another fingerprint, which is done or failed.
+        """
+        for id_, fingerprint, shard in self._db.execute(
+            "SELECT old.id, old.fingerprint, old.shard FROM committed old JOIN committed other ON other.id = old.id "
+            "AND other.fingerprint = old.fingerprint AND (other.done OR other.shard < old.shard) WHERE NOT old.done "
+            "AND other.shard <> old.shard UNION SELECT old.id, old.fingerprint, old.shard FROM committed old "
+            "JOIN row ON row.id = old.id AND row.fingerprint <> old.fingerprint JOIN committed new ON new.id = row.id "
+            "AND new.fingerprint = row.fingerprint WHERE NOT old.done ORDER BY 3"
+        ):
+            yield Committed(id=id_, fingerprint=fingerprint, shard=shard, status=Status.FAILED)

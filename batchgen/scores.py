@@ -10,7 +10,8 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchgen.dataset.dataset import READERS, RECORD, Dataset
+from batchgen.dataset.begun import RECORD
+from batchgen.dataset.dataset import READERS, Dataset
 from batchgen.dataset.nodes import Meeting
 from batchgen.dataset.runs import new_run_name
 from batchgen.engine.loop import Control, drive, signals

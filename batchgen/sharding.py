@@ -22,6 +22,7 @@ __all__ = [
     "Kind",
     "Sizing",
     "batch_key",
+    "is_key",
     "key_kind",
     "key_model",
     "make_shards",
@@ -211,6 +212,15 @@ def key_kind(key: str) -> Kind:
         steps=shared["num_inference_steps"],
         about=canonical([task, *about]),
     )
+
+
+def is_key(text: str) -> bool:
+    """Whether a text is a batch key, as far as `key_kind` asks; what is damaged may hold any text."""
+    try:
+        model, width, height, steps, _ = key_kind(text)
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return False
+    return isinstance(model, str) and all(isinstance(one, int) and one > 0 for one in (width, height, steps))
 
 
 def make_shards(rows: Iterable[tuple[str, Row]], totals: Iterable[tuple[str, int]], sizing: Sizing) -> Iterator[Shard]:

@@ -6,7 +6,6 @@ Credentials, profiles and endpoints are left to s3fs and boto3, which read the e
 
 import errno
 import hashlib
-import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,7 +26,6 @@ __all__ = [
     "open_input",
     "open_store",
     "read_input",
-    "read_json",
     "require_place",
 ]
 
@@ -73,7 +71,7 @@ class Store(Protocol):
         """All objects below a prefix."""
 
     def delete(self, key: str) -> None:
-        """Remove an object; no error where there is none."""
+        """Remove an object, or the empty folders that lie in an object's place; no error where there is none."""
 
 
 def open_store(
@@ -218,7 +216,12 @@ class _LocalStore:
 
     def delete(self, key: str) -> None:
         with _named(f"{self.uri}/{key}"):
-            (self.root / key).unlink(missing_ok=True)
+            path = self.root / key
+            if path.is_dir() and not path.is_symlink():
+                for folder, _, _ in os.walk(path, topdown=False):
+                    Path(folder).rmdir()
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _current_umask() -> int:
@@ -452,20 +455,3 @@ def _inputs_below(folder: str, found: list[str], suffixes: tuple[str, ...]) -> I
     for path in found:
         if path.lower().endswith(suffixes) and "/." not in path[start:] and not path.startswith(outputs):
             yield path
-
-
-def read_json(store: Store, key: str) -> dict[str, Any]:
-    """A stored JSON object.
-
-    Raises:
-        NotFound: there is none.
-        StoreError: it is damaged.
-    """
-    data = store.read(key)
-    try:
-        content = json.loads(data)
-    except ValueError as error:
-        raise StoreError(f"{store.uri}/{key} is damaged: {error}") from error
-    if not isinstance(content, dict):
-        raise StoreError(f"{store.uri}/{key} is damaged: it holds no JSON object")
-    return content

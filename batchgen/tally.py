@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from batchgen.dataset.records import shaped
 from batchgen.estimate import Estimate, Measured, Remaining
 from batchgen.rows import Receipt, Shard, ShardProgress
 from batchgen.sharding import Kind, key_kind
@@ -45,9 +46,8 @@ class LiveProgress:
     def read(cls, said: Mapping[str, Any]) -> Self | None:
         """What was said; None where it is nothing that this code understands."""
         try:
-            in_work = [(Kind(*kind), int(rows), float(seconds)) for kind, rows, seconds in said["in_work"]]
-            return cls(**{**said, "in_work": in_work})
-        except (KeyError, TypeError, ValueError):
+            return shaped(said, cls)
+        except ValueError:
             return None
 
     def content(self) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from batchgen.dataset import progress
 from batchgen.dataset.carried import compare_carried, computed_prints, marker_prints, said_prints
 from batchgen.dataset.commit import drop_rows, update_carried
 from batchgen.dataset.dataset import Dataset, Marker
+from batchgen.dataset.facts import MarkerFacts
 from batchgen.dataset.format import new_format
 from batchgen.dataset.progress import fold_receipts, read_done, read_receipts
 from batchgen.dataset.receipts import RECEIPTS
@@ -69,7 +70,7 @@ def without_prints(dataset: Dataset) -> None:
     for shard in dataset.shards():
         marker = dataset.marker(shard, images=True)
         assert marker is not None
-        own = {name: value for name, value in marker.about.items() if name != "carried_prints"}
+        own = {name: value for name, value in (about(marker.table.schema) or {}).items() if name != "carried_prints"}
         table = marker.table.replace_schema_metadata({**marker.table.schema.metadata, b"batchgen": json.dumps(own)})
         dataset.store.write(dataset.layout.marker_key(shard), dataset.layout.encode(table))
 
@@ -114,17 +115,17 @@ def test_changed_cells_are_found_and_updated(
 def test_updating_killed_at_every_step(tmp_path: Path, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     """The receipt first: from then on no snapshot is asked, so that what is not yet changed is found again."""
     monkeypatch.setattr(progress, "FOLD_ABOVE", 0)
-    for changes in range(3):
+    for changes in range(4):
         dataset = begin(tmp_path / f"out-{changes}", layout)
         shard = make_shard(4)
         receipt = attempt(dataset, shard, failed=(3,))
         fold_receipts(dataset)
         rows = [replace(row, carried={"split": "new"}) for row in shard.rows]
         found = outdated(dataset, rows)
-        with pytest.raises(KeyboardInterrupt) if changes < 2 else nullcontext():
+        with pytest.raises(KeyboardInterrupt) if changes < 3 else nullcontext():
             update_carried(cut_after(dataset, changes), receipt, found[shard.id])
-        assert outdated(dataset, rows) == (found if changes < 2 else {})
-        assert {found[0] for found in cells(dataset).values()} == ({"train"} if changes < 2 else {"new"})
+        assert outdated(dataset, rows) == (found if changes < 3 else {})
+        assert {found[0] for found in cells(dataset).values()} == ({"train"} if changes < 3 else {"new"})
         assert verify_output(dataset.uri).faults == []
 
 
@@ -225,7 +226,8 @@ def test_times_that_python_has_not_have_prints_of_their_own(kind: pa.DataType, n
         elif pa.types.is_map(kind):
             cell = [(str(place), one) for place, one in enumerate(times)]
         table = pa.table({"id": ["a"], "cell": pa.array([cell], numbers).cast(kind)})
-        (found,) = computed_prints(Marker(shard="s", about={}, table=table), {"cell": kind})
+        facts = MarkerFacts(attempt="", run="", key="", finished=0.0, bytes=0, failed=(), schema_version=3)
+        (found,) = computed_prints(Marker(shard="s", facts=facts, table=table), {"cell": kind})
         return found
 
     assert print_of(400_000_000_100) == print_of(400_000_000_100) != print_of(400_000_000_101)

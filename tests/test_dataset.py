@@ -19,8 +19,9 @@ from test_commit import CARRIED, attempt, image, make_format, make_shard
 
 from batchgen import open_dataset
 from batchgen.dataset import layouts
+from batchgen.dataset.begun import RECORD
 from batchgen.dataset.commit import Attempt, drop_rows
-from batchgen.dataset.dataset import RECORD, Dataset
+from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.format import new_format
 from batchgen.dataset.layouts.layout import IMAGE, DatasetLayout
 from batchgen.dataset.progress import read_receipts

@@ -12,8 +12,10 @@ from test_kept_outputs import KEPT, contents, made_rows, numbers, verified
 from test_plan import key_of, make_row
 from test_status import make_record
 
-from batchgen.dataset.dataset import RECORD, Dataset
+from batchgen.dataset.begun import RECORD
+from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.nodes import Meeting, require_files
+from batchgen.dataset.progress import Damages
 from batchgen.dataset.runs import latest_run
 from batchgen.dataset.tracebacks import LONGEST, MOST, Tracebacks
 from batchgen.dataset.verify import verify_output
@@ -250,7 +252,7 @@ def test_what_is_done_is_what_is_listed(tmp_path: Path, layout: str) -> None:
     with Index() as index:
         for number in range(2):
             attempt(dataset, make_shard(2, f"{number:016x}", first=2 * number), failed=(1,) * number)
-        survey(dataset, index, repair=False)
+        survey(dataset, index, repair=False, damages=Damages())
         require_listed(dataset, index)
         removed = next(tmp_path.glob(f"data/{1:016x}*"))
         shutil.rmtree(removed) if removed.is_dir() else removed.unlink()

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from test_commit import attempt, cut_after, make_format, make_shard
 
 from batchgen.dataset import progress
-from batchgen.dataset.commit import drop_rows, reopen_rows
+from batchgen.dataset.commit import drop_rows, withdraw_failures
 from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.progress import fold_receipts, read_done, read_receipts
 from batchgen.dataset.receipts import RECEIPTS
@@ -101,7 +101,7 @@ class Outputs(RuleBasedStateMachine):
         """All failed rows are open again."""
         for receipt in list(read_receipts(self.dataset, repair=True)):
             if receipt.failed:
-                reopen_rows(self.dataset, receipt, ())
+                withdraw_failures(self.dataset, [(receipt, receipt.failures)])
                 self.known[receipt.shard].changed = True
                 self.known[receipt.shard].failed = []
 

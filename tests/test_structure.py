@@ -33,6 +33,7 @@ DOORS = {
     "botocore": {"storage"},
     "huggingface_hub": {"models/catalog"},
     "click": {"cli"},
+    "msgspec": {"dataset"},
     "cv2": {"diffusion", "scoring/pixels"},
     "safetensors": {"diffusion", "scoring/aesthetic", "models/compatibility"},  # without torch: headers alone
 }

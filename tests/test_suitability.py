@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from batchgen.builtin import model_path
-from batchgen.dataset.dataset import RECORD, Dataset
+from batchgen.dataset.begun import RECORD
+from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.format import new_format
 from batchgen.dataset.kept import keep_resolved, take_resolved
 from batchgen.driver import check, plan, resolved_rows

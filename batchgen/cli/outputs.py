@@ -57,26 +57,34 @@ def status(output: str, watch: bool, as_json: bool) -> None:
 @click.option(
     "--clean", is_flag=True, help="Remove images that no committed shard names, where the shard is committed."
 )
+@click.option(
+    "--repair",
+    is_flag=True,
+    help="Mend what is found: move what is damaged below .batchgen/damaged, and rebuild receipts and ledgers.",
+)
 @json_option
-def verify(output: str, deep: bool, clean: bool, as_json: bool) -> None:
-    """Check what an output promises on the stored bytes: markers, receipts, hashes, uniqueness, schema, strays.
+def verify(output: str, deep: bool, clean: bool, repair: bool, as_json: bool) -> None:
+    """Check what an output promises on the stored bytes: markers, books, hashes, uniqueness, schema, strays.
 
     OUTPUT is a folder or s3://bucket/prefix, or a job file that names it and its [storage_options]. Rows that are not
-    made yet are counted and no fault.
+    made yet are counted and no fault. What --repair takes out of the output the next run makes again.
 
     \b
-    Example:
+    Examples:
       batchgen verify s3://bucket/dataset --deep
+      batchgen verify out/quickstart --repair
     """
     from batchgen.dataset.verify import verify_output
 
     uri, options = named_output(output)
-    report = verify_output(uri, deep=deep, clean=clean, storage_options=options)
+    report = verify_output(uri, deep=deep, clean=clean, repair=repair, storage_options=options)
     if as_json:
         say_json(asdict(report) | {"ok": report.ok})
     else:
         for line in report.faults:
             say(line)
+        for line in report.repaired:
+            say(f"repaired: {line}")
         say(report.summary())
     sys.exit(OK if report.ok else ROWS_FAILED)
 

@@ -77,7 +77,7 @@ def marker_prints(dataset: Dataset, marker: Marker) -> Sequence[str | None]:
 
 def said_prints(marker: Marker) -> list[str] | None:
     """The prints that a marker says; None where it says none."""
-    said = marker.about.get(_SAID)
+    said = marker.facts.carried_prints
     if said is None or len(said) != DIGITS * marker.table.num_rows:
         return None
     return [said[place : place + DIGITS] for place in range(0, len(said), DIGITS)]

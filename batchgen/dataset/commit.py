@@ -17,18 +17,17 @@ from batchgen.dataset.carried import with_carried, with_prints
 from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.names import image_name
 from batchgen.dataset.receipts import (
-    FAILURES,
     failure_record,
     rebuild_receipt,
     write_books,
-    write_receipt,
 )
 from batchgen.dataset.schema import metadata_table
 from batchgen.dataset.tables import with_about
+from batchgen.dataset.withdrawn import read_withdrawn, write_withdrawn
 from batchgen.errors import StoreError
 from batchgen.rows import FailedRow, Receipt, Row, Shard
 
-__all__ = ["Attempt", "commit_failures", "drop_rows", "reopen_rows", "update_carried"]
+__all__ = ["Attempt", "commit_failures", "drop_rows", "update_carried", "withdraw_failures"]
 
 
 class Attempt:
@@ -135,7 +134,7 @@ def commit_failures(dataset: Dataset, shard: Shard, run: str, failed: Sequence[F
     """
     receipt = Receipt(
         shard=shard.id,
-        attempt="none",
+        attempt=uuid4().hex[:8],
         run=run,
         done=0,
         failures=failed,
@@ -154,19 +153,22 @@ def _commit_without_marker(dataset: Dataset, receipt: Receipt) -> Receipt:
     return receipt
 
 
-def reopen_rows(dataset: Dataset, receipt: Receipt, classes: Collection[str]) -> int:
-    """Forget the failed rows of a shard, so that the next run tries them again; returns how many.
+def withdraw_failures(dataset: Dataset, chosen: Sequence[tuple[Receipt, Sequence[FailedRow]]]) -> None:
+    """Let failures count no more, so that the next run tries their rows, or since they were made in other shards.
+
+    After a kill in between they count no more, and the next run sets the books of their shards right.
 
     Args:
         dataset: the output.
-        receipt: of the shard.
-        classes: error classes to forget; all where empty.
+        chosen: receipts of shards, with some of the failures that they name.
+
+    Raises:
+        Damaged: what was withdrawn before cannot be read.
     """
-    kept = [row for row in receipt.failures if classes and row.error_class not in classes]
-    if len(kept) < receipt.failed:
-        dataset.store.delete(f"{FAILURES}/{receipt.shard}.parquet")
-        write_books(dataset, replace(receipt, failures=kept))
-    return receipt.failed - len(kept)
+    withdrawn = read_withdrawn(dataset.store).joined(chosen)
+    write_withdrawn(dataset.store, withdrawn)
+    for receipt, _ in chosen:
+        write_books(dataset, withdrawn.counting(receipt))
 
 
 def drop_rows(dataset: Dataset, receipt: Receipt, dropped: Collection[tuple[str, str]]) -> None:
@@ -183,12 +185,12 @@ def drop_rows(dataset: Dataset, receipt: Receipt, dropped: Collection[tuple[str,
     """
     marker = dataset.marker(receipt.shard, images=True)
     if marker is None:
-        write_receipt(dataset, replace(receipt, done=0))
+        write_books(dataset, replace(receipt, done=0))
         return
     key = dataset.layout.marker_key(receipt.shard)
     pairs = zip(marker.table["id"].to_pylist(), marker.table["fingerprint"].to_pylist(), strict=True)
     kept = marker.table.filter(pa.array([pair not in dropped for pair in pairs]))
-    write_receipt(dataset, replace(receipt, done=kept.num_rows))
+    write_books(dataset, replace(receipt, done=kept.num_rows))
     if kept.num_rows:
         dataset.store.write(key, dataset.layout.encode(with_prints(kept, dataset.format.carried)))
     else:
@@ -208,6 +210,6 @@ def update_carried(dataset: Dataset, receipt: Receipt, changed: Mapping[str, Map
     marker = dataset.marker(receipt.shard, images=True)
     if marker is None:
         return
-    write_receipt(dataset, receipt)
+    write_books(dataset, receipt)
     table = with_carried(marker.table, dataset.format.carried, changed)
     dataset.store.write(dataset.layout.marker_key(receipt.shard), dataset.layout.encode(table))

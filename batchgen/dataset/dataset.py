@@ -4,11 +4,9 @@ Knows how a dataset is begun and read; how a shard is added is the business of `
 """
 
 import hashlib
-import json
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Self
@@ -16,22 +14,22 @@ from uuid import uuid4
 
 import pyarrow as pa
 
-from batchgen.dataset.format import OutputFormat, conflict, format_record, left_out, read_format
+from batchgen.dataset.begun import RECORD, create_begun, read_begun, stored_format, write_begun
+from batchgen.dataset.facts import MarkerFacts, marker_facts
+from batchgen.dataset.format import OUTPUT, OutputFormat, conflict, format_record, left_out
 from batchgen.dataset.layouts.layout import DatasetLayout
-from batchgen.dataset.remains import record_from_markers
-from batchgen.dataset.tables import about, damage_named, shared_schema
-from batchgen.errors import AlreadyExists, Damaged, InputError, NotFound, OutputGone
+from batchgen.dataset.records import encode_record, read_record
+from batchgen.errors import Damaged, InputError, NotFound, OutputGone
 from batchgen.manifest.arrow import python_rows
-from batchgen.models.catalog import NOT_BEGUN, ModelDefaults
-from batchgen.storage import Store, open_store, read_json
+from batchgen.sharding import is_key
+from batchgen.storage import Store, open_store
 
 if TYPE_CHECKING:
     import pandas
     from PIL.Image import Image
 
-__all__ = ["RECORD", "Dataset", "DatasetRow", "Marker", "begun_with", "open_dataset"]
+__all__ = ["Dataset", "DatasetRow", "Marker", "open_dataset"]
 
-RECORD = ".batchgen/output.json"
 READERS = 16  # objects fetched side by side: at 20 ms a GET, 800 a second
 
 
@@ -41,7 +39,7 @@ class Marker:
 
     shard: str
     table: pa.Table
-    about: Mapping[str, Any]
+    facts: MarkerFacts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +70,12 @@ class DatasetRow:
         return [layout.image_key(self.shard, cell) for cell in (self.cells[layout.image.name], *steps)]
 
     def _bytes(self, cell: Any) -> bytes:
-        return self.dataset.layout.image_bytes(self.dataset.store, self.shard, cell)
+        layout = self.dataset.layout
+        data = None if cell is None else layout.image_bytes(self.dataset.store, self.shard, cell)
+        if data is None:
+            place = f"{self.dataset.uri}/{layout.marker_key(self.shard)}"
+            raise Damaged(f"{place}, id {self.cells['id']!r}: it names no image")
+        return data
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,9 +93,11 @@ class Dataset:
         Raises:
             InputError: there is none.
         """
-        if (found := _record(store)) is None:
-            raise InputError(f"{store.uri} holds no batchgen output ({RECORD} is missing); check the path")
-        return cls(store=store, format=_stored_format(store, found), id=found.get("id"))
+        try:
+            found = read_begun(store)
+        except NotFound:
+            raise InputError(f"{store.uri} holds no batchgen output ({RECORD} is missing); check the path") from None
+        return cls(store=store, format=stored_format(store, found), id=found.id)
 
     @classmethod
     def begin(cls, store: Store, wanted: OutputFormat, *, create: bool) -> Self:
@@ -108,30 +113,29 @@ class Dataset:
         Raises:
             InputError: what is there cannot take rows of the wanted format, or is no dataset.
         """
-        if (found := _record(store)) is None:
+        try:
+            found = read_begun(store)
+        except NotFound:
             _require_empty(store)
             if not create:
                 return cls(store=store, format=wanted)
-            new = {**format_record(wanted), "id": uuid4().hex}
-            try:
-                store.create(RECORD, _encode(new))
-            except AlreadyExists:
-                found = read_json(store, RECORD)
-            else:
-                return cls(store=store, format=wanted, id=new["id"])
-        stored = _stored_format(store, found)
+            new = replace(format_record(wanted), id=uuid4().hex)
+            other = create_begun(store, new)
+            if other is None:
+                return cls(store=store, format=wanted, id=new.id)
+            found = other
+        stored = stored_format(store, found)
         if why := conflict(stored, wanted):
             raise InputError(f"{store.uri} {why}")
         if stored.model_defaults is not None:  # models that it did not meet before join those that it was begun with
             stored = replace(stored, model_defaults={**(wanted.model_defaults or {}), **stored.model_defaults})
         record = format_record(stored)
         # of two runs that meet an output of earlier code both give it the same name
-        whole = {"schema": record["schema"], "id": hashlib.sha256(_encode(found)).hexdigest()[:32], **found}
-        if "model_defaults" in record:
-            whole["model_defaults"] = record["model_defaults"]
-        if create and whole != found:
-            store.write(RECORD, _encode(whole))
-        return cls(store=store, format=stored, id=whole["id"] if create else found.get("id"))
+        own = found.id or hashlib.sha256(encode_record(found)).hexdigest()[:32]
+        if create:
+            schema = found.schema or record.schema
+            write_begun(store, replace(found, schema=schema, model_defaults=record.model_defaults, id=own))
+        return cls(store=store, format=stored, id=own if create else found.id)
 
     def require_same(self) -> None:
         """Make sure that what is at its place is still the output that was opened.
@@ -141,12 +145,14 @@ class Dataset:
             StoreError: the store cannot be read.
         """
         try:
-            found = read_json(self.store, RECORD)
+            found = read_record(self.store, RECORD, OUTPUT)
         except NotFound as error:
             raise OutputGone(
                 f"{self.uri}: {RECORD} is gone; the output was moved, removed or unmounted while it was in use"
             ) from error
-        if self.id is not None and found.get("id") != self.id:
+        except Damaged:
+            found = read_begun(self.store)  # by its copy
+        if self.id is not None and found.id != self.id:
             raise OutputGone(f"{self.uri}: another output is there now than the one that was opened")
 
     @property
@@ -165,7 +171,7 @@ class Dataset:
 
     def shards(self) -> list[str]:
         """Names of the shards in data/, sorted; some may not be committed yet, and have no marker."""
-        return _shards(self.store, self.layout)
+        return self.layout.shards(self.store)
 
     def marker(self, shard: str, *, columns: Collection[str] | None = None, images: bool = False) -> Marker | None:
         """What a shard was committed with; None where it is not committed.
@@ -264,65 +270,50 @@ class Dataset:
                 yield marker
 
 
-def begun_with(store: Store) -> ModelDefaults | None:
-    """The models' defaults that an output was begun with, as `find_model` takes them."""
-    try:
-        return read_format(read_json(store, RECORD)).model_defaults
-    except NotFound:
-        return NOT_BEGUN
-
-
 def open_dataset(uri: str, storage_options: Mapping[str, Any] | None = None) -> Dataset:
     """The dataset at a path or URI; see `batchgen.open_dataset`."""
     return Dataset.open(open_store(uri, storage_options))
-
-
-def _shards(store: Store, layout: DatasetLayout) -> list[str]:
-    return [layout.shard_of(name) for name in store.names("data") if not name.startswith(".")]
 
 
 def _read_marker(
     store: Store, layout: DatasetLayout, shard: str, *, columns: Collection[str] | None, images: bool
 ) -> Marker | None:
     try:
-        with _marker_damage(store, layout, shard):
+        with layout.marker_damage(store, shard):
             table = layout.read(store, shard, columns=columns, images=images)
-            said = about(table.schema)
+            facts = marker_facts(table.schema, f"{store.uri}/{layout.marker_key(shard)}")
+            if facts is not None:
+                _require_rows(table, facts, columns)
     except NotFound:
         return None
     # a file without our own words in its schema was put there by somebody else, and is no marker
-    return None if said is None else Marker(shard=shard, table=table, about=said)
+    return None if facts is None else Marker(shard=shard, table=table, facts=facts)
 
 
-def _marker_damage(store: Store, layout: DatasetLayout, shard: str) -> AbstractContextManager[None]:
-    return damage_named(
-        f"{store.uri}/{layout.marker_key(shard)}", "a shard that is removed from data/ is made again by the next run"
-    )
+def _require_rows(table: pa.Table, facts: MarkerFacts, columns: Collection[str] | None) -> None:
+    """Make sure that a marker has what its readers count on.
 
-
-def _record(store: Store) -> dict[str, Any] | None:
-    """What was written where the output was begun; of one that lost it, what its markers tell; None where none is."""
-    try:
-        return read_json(store, RECORD)
-    except NotFound:
-        return record_from_markers(store)
-
-
-def _stored_format(store: Store, record: Mapping[str, Any]) -> OutputFormat:
-    """The format that an output was begun with.
-
-    Records of metadata versions 2 and 3 hold no schema, and neither number stands for one alone: columns came within
-    it. So it is that of a marker; where there is none, no reader has seen any yet, and today's will do.
+    Raises:
+        ValueError: it has not.
     """
-    stored = read_format(record)
-    if "schema" in record:
-        return stored
-    for shard in _shards(store, stored.layout):
-        with suppress(NotFound, Damaged), _marker_damage(store, stored.layout, shard):
-            schema = stored.layout.read_schema(store, shard)
-            if about(schema) is not None:
-                return replace(stored, schema=shared_schema(schema))
-    return stored
+    if not is_key(facts.key):
+        raise ValueError("what it says of itself is no batch key")
+    for name, kind in _COUNTED_ON.items():
+        if columns is None or name in columns:
+            if name not in table.schema.names or not kind(table.schema.field(name).type):
+                raise ValueError(f"it has no column {name} of the type that it should have")
+            if name in ("id", "fingerprint") and table[name].null_count:
+                raise ValueError(f"its column {name} has nulls")
+    if not table.num_rows:
+        raise ValueError("it has no rows")
+
+
+_COUNTED_ON: Mapping[str, Callable[[pa.DataType], bool]] = {
+    "id": pa.types.is_string,
+    "fingerprint": pa.types.is_string,
+    "device": pa.types.is_string,
+    "seconds": pa.types.is_floating,
+}
 
 
 def _require_empty(store: Store) -> None:
@@ -333,7 +324,3 @@ def _require_empty(store: Store) -> None:
             f"{store.uri} is no output of batchgen ({RECORD} is missing) and not empty (it holds {foreign[0]!r}); "
             "choose a new or empty folder"
         )
-
-
-def _encode(record: Mapping[str, Any]) -> bytes:
-    return json.dumps(record, indent=2).encode()

@@ -8,13 +8,23 @@ import pyarrow as pa
 
 from batchgen.dataset.layouts import find_layout
 from batchgen.dataset.layouts.layout import DatasetLayout
+from batchgen.dataset.records import Count, RecordKind
 from batchgen.dataset.schema import VERSION, metadata_schema
 from batchgen.identity import LEFT_OUT
 from batchgen.models.catalog import NOT_BEGUN, ModelDefaults
 from batchgen.options import ImageFormat
 from batchgen.version import __version__
 
-__all__ = ["OutputFormat", "conflict", "format_record", "left_out", "new_format", "read_format"]
+__all__ = [
+    "OUTPUT",
+    "FormatRecord",
+    "OutputFormat",
+    "conflict",
+    "format_record",
+    "left_out",
+    "new_format",
+    "read_format",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,31 +66,52 @@ def new_format(
     )
 
 
-def format_record(output: OutputFormat) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FormatRecord:
+    """What is written of a format where an output is begun. Schemas are Arrow's own serialization, in hexadecimal."""
+
+    batchgen: str  # version
+    schema_version: Count
+    layout: str
+    format: str
+    columns: str = ""  # the carried ones, for people
+    carried: str
+    schema: str | None = None  # of every shard's metadata; records of early versions have none
+    fingerprint_leaves_out: Any = None
+    model_defaults: Mapping[str, Mapping[str, Any]] | None = None
+    id: str | None = None  # which output it is; None in those that earlier code began
+
+
+OUTPUT = RecordKind(FormatRecord, VERSION, "schema_version")
+
+
+def format_record(output: OutputFormat) -> FormatRecord:
     """What is written of a format where an output is begun."""
     carried = pa.schema(sorted(output.carried.items()))
-    of_models = {print_: dict(defaults) for print_, defaults in (output.model_defaults or {}).items()}
-    return {
-        "batchgen": __version__,
-        "schema_version": VERSION,
-        "layout": output.layout.name,
-        "format": output.image_format.value,
-        "columns": _listed(output.carried),
-        "carried": _as_text(carried),
-        "schema": _as_text(output.schema),
-        "fingerprint_leaves_out": LEFT_OUT,
-    } | ({} if output.model_defaults is None else {"model_defaults": of_models})
+    defaults = output.model_defaults
+    return FormatRecord(
+        batchgen=__version__,
+        schema_version=VERSION,
+        layout=output.layout.name,
+        format=output.image_format.value,
+        columns=_listed(output.carried),
+        carried=_as_text(carried),
+        schema=_as_text(output.schema),
+        fingerprint_leaves_out=LEFT_OUT,
+        model_defaults=None if defaults is None else {print_: dict(one) for print_, one in defaults.items()},
+    )
 
 
-def read_format(record: Mapping[str, Any]) -> OutputFormat:
+def read_format(record: FormatRecord) -> OutputFormat:
     """The format that was written as a record; its schema is today's where the record holds none.
 
     Raises:
         InputError: its layout is unknown.
+        ValueError, OSError, pa.ArrowException: it holds no schema, or names no image format.
     """
-    carried = {column.name: column.type for column in _from_text(record["carried"])}
-    output = new_format(record["layout"], ImageFormat(record["format"]), carried, record.get("model_defaults"))
-    return replace(output, schema=_from_text(record["schema"])) if "schema" in record else output
+    carried = {column.name: column.type for column in _from_text(record.carried)}
+    output = new_format(record.layout, ImageFormat(record.format), carried, record.model_defaults)
+    return output if record.schema is None else replace(output, schema=_from_text(record.schema))
 
 
 def conflict(stored: OutputFormat, wanted: OutputFormat) -> str | None:

@@ -8,17 +8,20 @@ each image and each adapter that they read, so that what changed behind all that
 
 import hashlib
 import io
-import json
-from collections.abc import Iterator, Mapping, Set
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchgen.dataset.dataset import begun_with
-from batchgen.errors import InputError, StoreError
+from batchgen.dataset.begun import begun_with
+from batchgen.dataset.records import REPAIR, Count, RecordKind, encode_record, read_record
+from batchgen.dataset.tables import damage_named
+from batchgen.errors import Damaged, InputError, NotFound, StoreError
 from batchgen.identity import VERSION, canonical
 from batchgen.index import Index
 from batchgen.job import Job
@@ -30,10 +33,10 @@ from batchgen.models.catalog import Model, find_model
 from batchgen.places import is_remote
 from batchgen.resolve import Resolved
 from batchgen.rows import Row, decode_row
-from batchgen.storage import Look, Store, look_at_input, read_json
+from batchgen.storage import Look, Store, look_at_input
 from batchgen.version import __version__
 
-__all__ = ["PLANS", "forget_resolved", "keep_resolved", "take_resolved"]
+__all__ = ["PLANS", "damaged_plans", "forget_resolved", "keep_resolved", "take_resolved"]
 
 PLANS = ".batchgen/plan"
 FORMAT = 4  # raised when older files would be read wrong
@@ -50,6 +53,22 @@ _OWN = [("key", pa.string()), ("row", pa.string())]
 
 _Encoded = tuple[str, str, Mapping[str, Any]]
 """A batch key, a row as `encode_row` writes it, and the row's carried cells."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Record:
+    """What kept rows were resolved from."""
+
+    format: Count
+    parts: Annotated[int, msgspec.Meta(ge=0, lt=100_000)]
+    files: Mapping[str, Look]  # of the manifest
+    read: Mapping[str, Look]  # other files
+    models: Mapping[str, str]  # prints by name
+    carried: str  # the files' schema, in hexadecimal
+    notices: Sequence[str]
+
+
+_KIND = RecordKind(_Record, FORMAT, "format")
 
 
 def keep_resolved(store: Store, job: Job, index: Index, resolved: Resolved, *, before: float) -> None:
@@ -82,16 +101,16 @@ def keep_resolved(store: Store, job: Job, index: Index, resolved: Resolved, *, b
             return
         store.write(f"{PLANS}/{name}-{parts:05d}.parquet", data)
         parts += 1
-    record = {
-        "format": FORMAT,
-        "parts": parts,
-        "files": _as_json(files),
-        "read": _as_json(read),
-        "models": _prints(resolved.models),
-        "carried": schema.serialize().to_pybytes().hex(),
-        "notices": resolved.notices,
-    }
-    store.write(f"{PLANS}/{name}.json", json.dumps(record).encode())
+    record = _Record(
+        format=FORMAT,
+        parts=parts,
+        files=files,
+        read=read,
+        models=_prints(resolved.models),
+        carried=schema.serialize().to_pybytes().hex(),
+        notices=resolved.notices,
+    )
+    store.write(f"{PLANS}/{name}.json", encode_record(record))
 
 
 def take_resolved(store: Store, job: Job, index: Index) -> Resolved | None:
@@ -100,18 +119,19 @@ def take_resolved(store: Store, job: Job, index: Index) -> Resolved | None:
         names = manifest_files(job.manifest)
         files = {file: look_at_input(file) for file in names}
         name = _name(job, files)
-        record = read_json(store, f"{PLANS}/{name}.json")
+        record = read_record(store, f"{PLANS}/{name}.json", _KIND)
         if not _looks_as_it_did(record, files):
             return None
         begun = begun_with(store)
-        models = {known: find_model(known, config=job.model_config, begun=begun) for known in record["models"]}
-        if record["models"] != _prints(models):
-            return None
-        schema = pa.ipc.read_schema(pa.BufferReader(bytes.fromhex(record["carried"])))
-        for number in range(record["parts"]):
-            for key, row in _decode(store.read(f"{PLANS}/{name}-{number:05d}.parquet"), schema):
-                index.add(key, row)
-    except (StoreError, InputError, KeyError, TypeError, ValueError, OSError, pa.ArrowException):
+        with damage_named(f"{store.uri}/{PLANS}/{name}", "the manifest is resolved anew"):
+            models = {known: find_model(known, config=job.model_config, begun=begun) for known in record.models}
+            if record.models != _prints(models):
+                return None
+            schema = pa.ipc.read_schema(pa.BufferReader(bytes.fromhex(record.carried)))
+            for number in range(record.parts):
+                for key, row in _decode(store.read(f"{PLANS}/{name}-{number:05d}.parquet"), schema):
+                    index.add(key, row)
+    except (StoreError, InputError):
         index.clear()  # whatever is missing or damaged: resolving says what is wrong, or finds that nothing is
         return None
     carried = {field.name.removeprefix(_CARRIED): field.type for field in schema if field.name.startswith(_CARRIED)}
@@ -119,18 +139,17 @@ def take_resolved(store: Store, job: Job, index: Index) -> Resolved | None:
         files=names,
         models=models,
         carried=carried,
-        notices=list(record["notices"]),
-        read=set(record["read"]),
+        notices=list(record.notices),
+        read=set(record.read),
         kept=True,
     )
 
 
-def _looks_as_it_did(record: Mapping[str, Any], files: Mapping[str, Look]) -> bool:
+def _looks_as_it_did(record: _Record, files: Mapping[str, Look]) -> bool:
     """Whether all files that the kept rows were resolved from look as they did."""
-    if record["format"] != FORMAT or record["files"] != _as_json(files):
+    if record.format != FORMAT or record.files != files:
         return False
-    read = _looks(set(record["read"]))
-    return read is not None and record["read"] == _as_json(read)
+    return _looks(set(record.read)) == record.read
 
 
 def _prints(models: Mapping[str, Model]) -> dict[str, str]:
@@ -148,6 +167,20 @@ def forget_resolved(store: Store) -> None:
     """Remove what is kept, its record first."""
     for key in sorted(store.names(PLANS), key=lambda key: not key.endswith(".json")):
         store.delete(f"{PLANS}/{key}")
+
+
+def damaged_plans(store: Store) -> Iterator[tuple[str, StoreError]]:
+    """What is kept and cannot be read: keys, and why."""
+    names = store.names(PLANS)
+    for key in (f"{PLANS}/{name}" for name in names if name.endswith(".json") and not name.startswith(".")):
+        try:
+            record = read_record(store, key, _KIND)
+            with damage_named(f"{store.uri}/{key}", REPAIR):
+                schema = pa.ipc.read_schema(pa.BufferReader(bytes.fromhex(record.carried)))
+                for number in range(record.parts):
+                    deque(_decode(store.read(f"{key.removesuffix('.json')}-{number:05d}.parquet"), schema), maxlen=0)
+        except (Damaged, NotFound) as error:
+            yield key, error
 
 
 def _chunks(rows: Iterator[_Encoded]) -> Iterator[list[_Encoded]]:

@@ -12,15 +12,17 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
 
-from batchgen.errors import AlreadyExists, LeaseLost, NotFound, OutputBusy, OutputGone, StoreError
+from batchgen.dataset.records import RecordKind, read_record
+from batchgen.errors import AlreadyExists, Damaged, LeaseLost, NotFound, OutputBusy, OutputGone, StoreError
 from batchgen.storage import Store
 
-__all__ = ["Lease", "live_holder"]
+__all__ = ["KEY", "Lease", "live_holder", "require_lease"]
 
 KEY = ".batchgen/lease"
 RENEW_EVERY = 10.0  # seconds
@@ -28,9 +30,26 @@ FIRST_LOOK = 1.0  # seconds; whether two took a lease at one moment shows before
 WATCH_EVERY = 2.0  # seconds
 EXPIRES_AFTER = 90.0  # seconds; eight renewals missed: the holder is dead, or its store is
 SILENT_FOR = 30.0  # seconds without a renewal, of a holder that by its own clock expired already: clocks differ
-_KINDS: Mapping[str, type | tuple[type, ...]] = {
-    "run": str, "host": str, "boot": str, "pid": int, "renewed": (int, float), "released": bool,
-}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Holder:
+    """Who wrote the lease last."""
+
+    run: str
+    host: str
+    boot: str
+    pid: int
+    renewed: float  # Unix time
+    released: bool
+    process_started: str | None = None
+    # what earlier code did not write
+    id: str | None = None  # of the holding itself: a run that is started again holds anew
+    pid_namespace: str | None = None
+    said: Mapping[str, Any] = field(default_factory=dict)
+
+
+_KIND = RecordKind(_Holder, 1)
 
 
 class Lease:
@@ -171,7 +190,17 @@ def live_holder(store: Store) -> Mapping[str, Any] | None:
     gone = _is_gone(holder)
     if gone is None:
         gone = time.time() - holder["renewed"] > EXPIRES_AFTER
-    return None if gone else {"said": {}, **holder}
+    return None if gone else holder
+
+
+def require_lease(store: Store) -> None:
+    """Make sure that the lease, if there is one, can be read.
+
+    Raises:
+        LaterVersion, Damaged, NotFound: it cannot.
+    """
+    if KEY.rpartition("/")[2] in store.names(".batchgen"):
+        read_record(store, KEY, _KIND)
 
 
 def _holder(store: Store) -> dict[str, Any] | None:
@@ -181,12 +210,9 @@ def _holder(store: Store) -> dict[str, Any] | None:
         StoreError: the store cannot be read.
     """
     try:
-        holder = json.loads(store.read(KEY))
-    except (NotFound, ValueError):
+        return asdict(read_record(store, KEY, _KIND))
+    except (NotFound, Damaged):
         return None
-    if not isinstance(holder, dict):
-        return None
-    return holder if all(isinstance(holder.get(name), kind) for name, kind in _KINDS.items()) else None
 
 
 def _named(holder: Mapping[str, Any]) -> str:

@@ -2,16 +2,17 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
+from itertools import islice
 from pathlib import PurePosixPath
-from typing import Any
 
 import pyarrow as pa
 
-from batchgen.dataset.format import OutputFormat, format_record
+from batchgen.dataset.facts import marker_facts
+from batchgen.dataset.format import FormatRecord, OutputFormat, format_record
 from batchgen.dataset.layouts import LAYOUTS
 from batchgen.dataset.layouts.layout import DatasetLayout
 from batchgen.dataset.schema import metadata_schema
-from batchgen.dataset.tables import about, damage_named, shared_schema
+from batchgen.dataset.tables import shared_schema
 from batchgen.errors import Damaged, NotFound
 from batchgen.models.catalog import NOT_BEGUN
 from batchgen.options import ImageFormat
@@ -22,17 +23,18 @@ __all__ = ["record_from_markers"]
 LOOKED_AT = 64  # names below data/: attempts that died leave some without a marker, and a foreign folder has any number
 
 
-def record_from_markers(store: Store) -> dict[str, Any] | None:
+def record_from_markers(store: Store) -> FormatRecord | None:
     """The record of an output's format, as the first marker that is whole tells it; None where there is none.
 
     The models' own defaults no marker tells: they are today's.
     """
-    names = [name for name in store.names("data") if not name.startswith(".")][:LOOKED_AT]
     for layout in LAYOUTS.values():
-        for shard in map(layout.shard_of, names):
-            with suppress(NotFound, Damaged), damage_named(f"{store.uri}/{layout.marker_key(shard)}", "look at others"):
-                if "schema_version" in (about(schema := layout.read_schema(store, shard)) or {}):
-                    return format_record(_format(store, layout, shard, schema))
+        for shard in islice(layout.shards(store), LOOKED_AT):
+            with suppress(NotFound, Damaged), layout.marker_damage(store, shard):
+                schema = layout.read_schema(store, shard)
+                if (facts := marker_facts(schema, shard)) is not None:
+                    shared = shared_schema(schema, facts.schema_version)
+                    return format_record(_format(store, layout, shard, shared))
     return None
 
 
@@ -46,6 +48,6 @@ def _format(store: Store, layout: DatasetLayout, shard: str, schema: pa.Schema) 
         layout=layout,
         image_format=ImageFormat(name.suffix.removeprefix(".")),
         carried=carried,
-        schema=shared_schema(schema),
+        schema=schema,
         model_defaults=NOT_BEGUN,
     )

@@ -6,6 +6,7 @@ counts as the newest says. Those that earlier code wrote have no rows, or rows w
 """
 
 import io
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchgen.dataset.receipts import receipt_from_json, receipt_to_json
+from batchgen.dataset.records import REPAIR
 from batchgen.dataset.tables import StoredFile, damage_named
+from batchgen.errors import NotFound
 from batchgen.rows import DoneRow, Receipt
 from batchgen.storage import Store
 
@@ -26,6 +29,7 @@ SNAPSHOTS = ".batchgen/snapshots"
 ROW_GROUP = 1 << 16  # rows: some 8 MiB in memory, however many a snapshot has
 BATCH = 1 << 12  # rows at a time as Python's strings, which take three times as much
 _RECEIPTS, _ROWS = ".parquet", ".rows.parquet"
+_NAME = re.compile(r"[0-9]{20}\.parquet")
 _ROW_COLUMNS = ["shard", "id", "fingerprint", "carried"]
 
 
@@ -37,7 +41,12 @@ class Snapshot:
     name: str
     has_rows: bool
 
-    def receipts(self) -> Iterator[Receipt]:
+    @property
+    def uri(self) -> str:
+        """Where its receipts lie."""
+        return f"{self.store.uri}/{self.key(_RECEIPTS)}"
+
+    def receipts(self) -> list[Receipt]:
         """Its receipts, each of another shard.
 
         Raises:
@@ -45,7 +54,8 @@ class Snapshot:
         """
         # not `read_table`, which loads 50 MiB of libraries for reading many files
         with self._open(_RECEIPTS) as file:
-            yield from map(receipt_from_json, file.read(["receipt"])["receipt"].to_pylist())
+            texts = file.read(["receipt"])["receipt"].to_pylist()
+            return [receipt_from_json(text, self.uri) for text in texts]
 
     def has_prints(self) -> bool:
         """Whether its rows say the prints of their carried cells; reads the end of a file alone.
@@ -53,8 +63,8 @@ class Snapshot:
         Raises:
             Damaged: they cannot be read.
         """
-        key = f"{SNAPSHOTS}/{self.name}{_ROWS}"
-        with damage_named(f"{self.store.uri}/{key}", self._remedy()):
+        key = self.key(_ROWS)
+        with damage_named(f"{self.store.uri}/{key}", REPAIR):
             return "carried" in pq.read_schema(StoredFile(self.store, key)).names
 
     def done_rows(self) -> Iterator[tuple[str, list[DoneRow]]]:
@@ -75,23 +85,32 @@ class Snapshot:
 
     @contextmanager
     def _open(self, suffix: str) -> Iterator[pq.ParquetFile]:
-        key = f"{SNAPSHOTS}/{self.name}{suffix}"
-        with damage_named(f"{self.store.uri}/{key}", self._remedy()):
-            yield pq.ParquetFile(io.BytesIO(self.store.read(key)))
+        key = self.key(suffix)
+        with damage_named(f"{self.store.uri}/{key}", REPAIR):
+            try:
+                data = self.store.read(key)
+            except NotFound as error:  # it is listed
+                raise ValueError("it cannot be read") from error
+            yield pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
 
-    def _remedy(self) -> str:
-        return f"remove {SNAPSHOTS}/{self.name}*, what it says is read from the shards then"
+    def key(self, suffix: str) -> str:
+        """Key of one of its files."""
+        return f"{SNAPSHOTS}/{self.name}{suffix}"
+
+    def keys(self) -> list[str]:
+        """Keys of its files, the receipts first: without them the rows count for nothing."""
+        return [self.key(suffix) for suffix in (_RECEIPTS, _ROWS)]
 
     def delete(self) -> None:
-        """Remove it, the receipts first: without them the rows count for nothing."""
-        for suffix in (_RECEIPTS, _ROWS):
-            self.store.delete(f"{SNAPSHOTS}/{self.name}{suffix}")
+        """Remove it."""
+        for key in self.keys():
+            self.store.delete(key)
 
 
 def list_snapshots(store: Store) -> list[Snapshot]:
     """All snapshots of an output, the newest first."""
-    found = {name for name in store.names(SNAPSHOTS) if not name.startswith(".")}
-    names = sorted(n.removesuffix(_RECEIPTS) for n in found if n.endswith(_RECEIPTS) and not n.endswith(_ROWS))
+    found = set(store.names(SNAPSHOTS))
+    names = sorted(n.removesuffix(_RECEIPTS) for n in found if _NAME.fullmatch(n))
     return [Snapshot(store=store, name=name, has_rows=f"{name}{_ROWS}" in found) for name in reversed(names)]
 
 
@@ -105,7 +124,7 @@ def write_snapshot(store: Store, folded: Iterable[tuple[Receipt, Sequence[DoneRo
     receipts: list[Receipt] = []
     stream = io.BytesIO()
     schema = pa.schema([(name, pa.string()) for name in _ROW_COLUMNS])
-    with pq.ParquetWriter(stream, schema, compression="zstd") as writer:
+    with pq.ParquetWriter(stream, schema, compression="zstd", write_page_checksum=True) as writer:
         waiting: list[pa.Table] = []
         for receipt, rows in folded:
             receipts.append(receipt)
@@ -121,7 +140,7 @@ def write_snapshot(store: Store, folded: Iterable[tuple[Receipt, Sequence[DoneRo
         name = f"{max(time.time_ns(), latest + 1):020d}"  # whatever this machine's clock says
         table = pa.table({"shard": [r.shard for r in receipts], "receipt": [receipt_to_json(r) for r in receipts]})
         index = io.BytesIO()
-        pq.write_table(table, index, compression="zstd")
+        pq.write_table(table, index, compression="zstd", write_page_checksum=True)
         store.write(f"{SNAPSHOTS}/{name}{_ROWS}", stream.getvalue())
         store.write(f"{SNAPSHOTS}/{name}{_RECEIPTS}", index.getvalue())
     return receipts

@@ -12,23 +12,38 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchgen.errors import Damaged, StoreError
+from batchgen.errors import Damaged, StoreError, one_line
 from batchgen.storage import Store
 
-__all__ = ["StoredFile", "about", "damage_named", "decode_table", "encode_table", "shared_schema", "with_about"]
+__all__ = [
+    "StoredFile",
+    "about",
+    "damage_named",
+    "decode_table",
+    "encode_table",
+    "own_words",
+    "shared_schema",
+    "with_about",
+]
 
 HF_ROW_GROUP = 100  # rows; `datasets` writes image sets so, and random access then reads at most some tens of MiB
 
 
 def about(schema: pa.Schema) -> Mapping[str, Any] | None:
     """What the table's writer said of it; None where a table is not of batchgen."""
-    own = (schema.metadata or {}).get(b"batchgen")
+    own = own_words(schema)
     return None if own is None else dict(json.loads(own))
 
 
-def shared_schema(schema: pa.Schema) -> pa.Schema:
+def own_words(schema: pa.Schema) -> bytes | None:
+    """The same as it is stored, as JSON."""
+    words: bytes | None = (schema.metadata or {}).get(b"batchgen")
+    return words
+
+
+def shared_schema(schema: pa.Schema, version: int) -> pa.Schema:
     """The schema of all shards of an output, from one marker's: with nothing of what that says of itself alone."""
-    said = json.dumps({"schema_version": (about(schema) or {})["schema_version"]})
+    said = json.dumps({"schema_version": version})
     return schema.with_metadata({**schema.metadata, b"batchgen": said.encode()})
 
 
@@ -88,8 +103,7 @@ def damage_named(place: str, remedy: str) -> Iterator[None]:
     except StoreError:
         raise
     except Exception as error:  # pyarrow raises its own errors, OSError, UnicodeDecodeError and more
-        why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise Damaged(f"{place} is damaged: {why}; {remedy}") from error
+        raise Damaged(f"{place} is damaged: {one_line(error).rstrip('.')}; {remedy}") from error
 
 
 class StoredFile(io.RawIOBase):

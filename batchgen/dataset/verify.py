@@ -1,23 +1,37 @@
-"""Checks on the stored bytes what an output promises: markers, receipts, hashes, uniqueness, schema, strays."""
+"""Checks on the stored bytes what an output promises: markers, books, hashes, uniqueness, schema, state, strays."""
 
 import hashlib
-from collections.abc import Mapping
+import re
+import time
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+from batchgen.dataset.begun import COPY, RECORD
 from batchgen.dataset.carried import computed_prints, said_prints
 from batchgen.dataset.dataset import READERS, Dataset, DatasetRow, Marker
-from batchgen.dataset.lease import live_holder
-from batchgen.dataset.progress import read_receipts, snapshot_digests
-from batchgen.dataset.runs import latest_run, standing
-from batchgen.errors import ImageError, StoreError
+from batchgen.dataset.lease import KEY as LEASE
+from batchgen.dataset.lease import Lease, live_holder, require_lease
+from batchgen.dataset.progress import Damages, read_receipts, snapshot_digests
+from batchgen.dataset.receipts import loose_shards
+from batchgen.dataset.records import REPAIR, is_there
+from batchgen.dataset.repair import Finding, mend, move_aside
+from batchgen.dataset.runs import latest_run, new_run_name, standing
+from batchgen.dataset.snapshots import list_snapshots
+from batchgen.dataset.state import ledger_findings, state_findings
+from batchgen.errors import Damaged, ImageError, LaterVersion, NotFound, StoreError
 from batchgen.identity import shard_id
 from batchgen.images import decode
 from batchgen.rows import Receipt
-from batchgen.storage import open_store
+from batchgen.storage import Store, open_store
 
 __all__ = ["Verification", "verify_output"]
+
+_AGAIN = "`batchgen verify --repair` takes the row out, and the next run makes it again"
+_ASIDE = "`batchgen verify --repair` moves it aside"
+_STRAY = re.compile(r"data/[^/]+/[0-9a-f]{8}/[^/]+")  # an image of an attempt
 
 
 @dataclass(kw_only=True, slots=True)
@@ -28,12 +42,16 @@ class Verification:
     rows: int = 0
     images: int = 0  # whose bytes were hashed
     decoded: int = 0
-    failed_rows: int = 0
+    failed_rows: int = 0  # of all manifests
     strays: int = 0  # images that no committed shard names; harmless
     removed: int = 0
     outcome: str | None = None  # of the latest run
-    left: int = 0  # rows of its manifest that are neither made nor recorded as failed
+    manifest_rows: int = 0  # of its manifest
+    done: int = 0  # of these
+    failed: int = 0  # of these
+    left: int = 0  # of these: neither made nor recorded as failed
     faults: list[str] = field(default_factory=list)
+    repaired: list[str] = field(default_factory=list)  # faults that are no more
 
     @property
     def ok(self) -> bool:
@@ -44,6 +62,8 @@ class Verification:
         decoded = f", {self.decoded:,} decoded" if self.decoded else ""
         removed = f", {self.removed:,} removed" if self.removed else ""
         verdict = "all promises hold" if self.ok else f"{len(self.faults):,} faults"
+        if self.repaired:
+            verdict += f", {len(self.repaired):,} repaired: the next run makes again what is missing"
         if self.left:
             rows = "1 row is" if self.left == 1 else f"{self.left:,} rows are"
             verdict += f" for what is there; {rows} not made ({self.outcome})"
@@ -54,7 +74,12 @@ class Verification:
 
 
 def verify_output(
-    uri: str, *, deep: bool = False, clean: bool = False, storage_options: Mapping[str, Any] | None = None
+    uri: str,
+    *,
+    deep: bool = False,
+    clean: bool = False,
+    repair: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> Verification:
     """Read everything an output holds and compare.
 
@@ -63,27 +88,84 @@ def verify_output(
         deep: decode every image, too.
         clean: remove the strays of committed shards; those of shards that are not committed may belong to an attempt
             that is under way.
+        repair: mend what is wrong, as far as it can be.
         storage_options: passed to the fsspec file system over what the environment says.
 
     Raises:
         InputError: there is no output.
+        OutputBusy: it is to be repaired, and a run is writing to it.
     """
-    dataset = Dataset.open(open_store(uri, storage_options))
-    found = Verification()
-    receipts = {
-        receipt.shard: receipt for receipt in read_receipts(dataset, repair=False, missing=True, damaged=lambda _: None)
-    }
-    held = live_holder(dataset.store) is not None
-    if (record := latest_run(dataset.store)) is not None:
-        now = standing(record, receipts.values(), held=held)
-        found.outcome, found.left = now.outcome, max(0, now.left)
-    with ThreadPoolExecutor(READERS) as pool:
-        check = _Check(dataset, pool, deep, clean, found, snapshot_digests(dataset), {})
-        for shard in dataset.shards():
-            _verify_shard(check, shard, receipts.pop(shard, None))
-    for receipt in receipts.values():
-        _verify_absent(found, receipt)
+    store = open_store(uri, storage_options)
+    dataset = _open_repaired(store) if repair else Dataset.open(store)
+    held = live_holder(store) is not None
+    with _lease(store) if repair else nullcontext():
+        found, findings = _verified(dataset, deep, clean, held)
+        mendable = [finding for finding in findings if repair and finding.can_be_mended]
+        if mendable:
+            mend(dataset, mendable)
+        found.repaired = [finding.text for finding in mendable]
+        found.faults = [finding.text for finding in findings if not repair or not finding.can_be_mended]
+        _count(found, dataset, held=held)
     return found
+
+
+def _lease(store: Store) -> AbstractContextManager[object]:
+    try:
+        require_lease(store)
+    except LaterVersion:
+        raise
+    except (Damaged, NotFound):
+        move_aside(store, LEASE)
+    return Lease(store, new_run_name(time.time()))
+
+
+def _open_repaired(store: Store) -> Dataset:
+    """The output; where what it was begun with is damaged, it is moved aside, to be taken from the shards."""
+    try:
+        return Dataset.open(store)
+    except LaterVersion:
+        raise
+    except Damaged:
+        for key in (RECORD, COPY):
+            move_aside(store, key)
+        return Dataset.open(store)
+
+
+def _verified(dataset: Dataset, deep: bool, clean: bool, held: bool) -> tuple[Verification, list[Finding]]:
+    found = Verification()
+    findings = list(state_findings(dataset.store))
+    receipts = {one.shard: one for one in read_receipts(dataset, repair=False, missing=True, damages=Damages())}
+    booked = {*loose_shards(dataset.store), *_snapshot_shards(dataset)}
+    findings += ledger_findings(dataset.store, receipts, booked, held=held)
+    others: list[Finding] = []
+    with ThreadPoolExecutor(READERS) as pool:
+        check = _Check(dataset, pool, deep, clean, found, findings, snapshot_digests(dataset), {}, others)
+        for name in dataset.store.names("data"):
+            if not name.startswith("."):
+                _verify_shard(check, name, receipts.pop(dataset.layout.shard_of(name), None))
+    # where no marker has the output's schema, its record is what is wrong
+    findings += others if found.shards > len(others) else [Finding(text=one.text) for one in others]
+    for receipt in receipts.values():
+        _verify_absent(check, receipt)
+    return found, findings
+
+
+def _snapshot_shards(dataset: Dataset) -> Iterator[str]:
+    for snapshot in list_snapshots(dataset.store):
+        try:
+            yield from (receipt.shard for receipt in snapshot.receipts())
+        except Damaged:
+            continue
+
+
+def _count(found: Verification, dataset: Dataset, *, held: bool) -> None:
+    """How far the latest run's manifest is made, as `status` says it."""
+    receipts = list(read_receipts(dataset, repair=False, damages=Damages()))
+    found.failed_rows = len({(row.id, row.fingerprint) for receipt in receipts for row in receipt.failures})
+    if (record := latest_run(dataset.store, Damages())) is not None:
+        now = standing(record, receipts, held=held)
+        found.outcome, found.manifest_rows = now.outcome, now.rows
+        found.done, found.failed, found.left = now.done, now.failed, now.left
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,91 +175,151 @@ class _Check:
     deep: bool
     clean: bool
     found: Verification
+    findings: list[Finding]
     digests: dict[str, str]  # of the done rows, as snapshots have them, by shard
-    places: dict[str, str]  # key of the marker that names a row, by the row's id
+    places: dict[str, tuple[str, str]]  # key of the marker that names a row, and the row's fingerprint, by its id
+    others: list[Finding]  # markers of another schema
+
+    def note(self, text: str, **mending: Any) -> None:
+        """Something is wrong."""
+        self.findings.append(Finding(text=text, **mending))
 
 
-def _verify_shard(check: _Check, shard: str, receipt: Receipt | None) -> None:
+def _verify_shard(check: _Check, name: str, receipt: Receipt | None) -> None:
+    """What lies under a name in data/.
+
+    Args:
+        check: collects what is wrong.
+        name: directly below data/.
+        receipt: of the shard.
+    """
     found, dataset, layout = check.found, check.dataset, check.dataset.layout
-    key, folder = layout.marker_key(shard), layout.image_folder(shard)
-    stored = [] if folder is None else [entry.key for entry in dataset.store.entries(folder)]
+    shard = layout.shard_of(name)
+    key = layout.marker_key(shard)
+    stored = _stored(check, name, key)
     try:
         marker = dataset.marker(shard, images=True)
+    except Damaged as error:
+        check.note(str(error), **({} if isinstance(error, LaterVersion) else {"aside": (key,), "shard": shard}))
+        return
     except StoreError as error:
-        found.faults.append(str(error))
+        check.note(str(error))
         return
     if marker is None:
+        if is_there(dataset.store, key):
+            check.note(f"{key}: is no marker of batchgen, and readers read it; {_ASIDE}", aside=(key,), shard=shard)
         found.strays += len(stored)  # of an attempt that died, or that is under way
-        _verify_absent(found, receipt)
+        _verify_absent(check, receipt)
         return
     table = marker.table
     found.shards += 1
     found.rows += table.num_rows
-    if table.num_rows == 0:
-        found.faults.append(f"{key}: has no rows")
     if not table.schema.equals(dataset.format.schema):
-        found.faults.append(f"{key}: its schema is not the output's")
+        text = f"{key}: its schema is not the output's; {_ASIDE}"
+        check.others.append(Finding(text=text, aside=(key,), shard=shard))
         return
-    for id_ in table["id"].to_pylist():
-        if id_ in check.places:
-            found.faults.append(f"{key}: id {id_!r} is in {check.places[id_]}, too")
-        check.places[id_] = key
+    _verify_ids(check, marker, key)
     said = said_prints(marker)
     if said is not None and said != computed_prints(marker, dataset.format.carried):
-        found.faults.append(f"{key}: what it says of its carried columns is not what they hold")
+        text = f"{key}: what it says of its carried columns is not what they hold; {REPAIR}"
+        check.note(text, shard=shard, drop=())
     _verify_receipt(check, marker, receipt)
     named = {key}
-    for fault, keys in check.pool.map(lambda row: _verify_row(row, check.deep), dataset.rows_of(marker)):
-        found.faults += [fault] if fault else []
-        named |= keys
+    for one in check.pool.map(lambda row: _verify_row(row, check.deep), dataset.rows_of(marker)):
+        if one.fault and one.is_lost:
+            drop = [(one.row.cells["id"], one.row.cells["fingerprint"])]
+            check.note(f"{one.fault}; {_AGAIN}", shard=shard, drop=drop)
+        elif one.fault:
+            check.note(one.fault)
+        named |= one.keys
     found.images += table.num_rows
     found.decoded += table.num_rows if check.deep else 0
     for stray in (one for one in stored if one not in named):
         found.strays += 1
-        if check.clean:
+        if check.clean and _STRAY.fullmatch(stray):
             dataset.store.delete(stray)
             found.removed += 1
 
 
-def _verify_absent(found: Verification, receipt: Receipt | None) -> None:
+def _stored(check: _Check, name: str, key: str) -> list[str]:
+    """Keys of the objects of a shard; another output among them is none of them."""
+    prefix = f"data/{name}"
+    if prefix == key:
+        return []
+    stored = [entry.key for entry in check.dataset.store.entries(prefix)]
+    inner = {one[: one.index("/.batchgen/")] for one in stored if "/.batchgen/" in one}
+    for place in sorted(inner):
+        check.note(
+            f"{place}: another output lies inside of this one, and some readers read it too; move it elsewhere, or "
+            f"{_ASIDE}",
+            aside=(place,),
+        )
+    return [one for one in stored if not any(one.startswith(f"{place}/") for place in inner)]
+
+
+def _verify_ids(check: _Check, marker: Marker, key: str) -> None:
+    """No id is in two markers; what is there twice the next run drops from one of them."""
+    pairs = zip(marker.table["id"].to_pylist(), marker.table["fingerprint"].to_pylist(), strict=True)
+    for id_, fingerprint in pairs:
+        if id_ in check.places:
+            other, print_ = check.places[id_]
+            text = f"{key}: id {id_!r} is in {other}, too; the next run drops one of the two"
+            if print_ == fingerprint:
+                check.note(text, shard=marker.shard, drop=[(id_, fingerprint)])
+            else:
+                check.note(text)
+        check.places.setdefault(id_, (key, fingerprint))
+
+
+def _verify_absent(check: _Check, receipt: Receipt | None) -> None:
     """A shard without a marker: fine where nothing was committed, or where all its rows failed."""
-    if receipt is None:
-        return
-    found.failed_rows += receipt.failed
-    if receipt.done:
-        found.faults.append(f"shard {receipt.shard}: its receipt names {receipt.done} images, its marker is missing")
+    if receipt is not None and receipt.done:
+        text = f"shard {receipt.shard}: its receipt names {receipt.done} images, its marker is missing; the next run "
+        check.note(f"{text}makes them again", shard=receipt.shard)
 
 
 def _verify_receipt(check: _Check, marker: Marker, receipt: Receipt | None) -> None:
     if receipt is None:
         return  # the next run, or any reader of receipts, rebuilds it
-    found, place = check.found, f"shard {marker.shard}"
-    found.failed_rows += receipt.failed
+    place = f"shard {marker.shard}"
     rows = list(zip(marker.table["id"].to_pylist(), marker.table["fingerprint"].to_pylist(), strict=True))
     if receipt.done != len(rows):
-        found.faults.append(f"{place}: its receipt counts {receipt.done} rows, its marker holds {len(rows)}")
+        text = f"{place}: its receipt counts {receipt.done} rows, its marker holds {len(rows)}; {REPAIR}"
+        check.note(text, shard=marker.shard)
     if not {(row.id, row.fingerprint) for row in receipt.failures}.isdisjoint(rows):
-        found.faults.append(f"{place}: its receipt names a row as failed that its marker holds")
+        text = f"{place}: its receipt names a row as failed that its marker holds; {REPAIR}"
+        check.note(text, shard=marker.shard)
     if check.digests.get(marker.shard, shard_id(rows)) != shard_id(rows):
-        found.faults.append(f"{place}: snapshot and marker name different rows")
+        check.note(f"{place}: snapshot and marker name different rows; {REPAIR}", shard=marker.shard)
 
 
-def _verify_row(row: DatasetRow, deep: bool) -> tuple[str | None, set[str]]:
-    """What is wrong with a row's image or those after its steps, and the objects that hold them."""
-    cells, keys, path = row.cells, row.image_keys(), row.dataset.layout.image_path
+@dataclass(frozen=True, slots=True)
+class _Verified:
+    """What is wrong with a row's images, and the objects that hold them."""
+
+    row: DatasetRow
+    keys: set[str]
+    fault: str | None = None
+    is_lost: bool = True  # else the store could not say
+
+
+def _verify_row(row: DatasetRow, deep: bool) -> _Verified:
+    """A row's image and those after its steps."""
+    cells, path = row.cells, row.dataset.layout.image_path
+    keys = row.image_keys()
     if path is not None and cells.get(path.name, keys[0]) != keys[0]:  # older outputs have no such column
-        return f"{keys[0]}, id {cells['id']!r}: {path.name} says {cells[path.name]!r}", set(keys)
+        return _Verified(row, set(keys), f"{keys[0]}, id {cells['id']!r}: {path.name} says {cells[path.name]!r}")
     try:
         images = [row.image(), *row.step_images().values()]
     except StoreError as error:
-        return str(error), set(keys)
+        return _Verified(row, set(keys), str(error), isinstance(error, (NotFound, Damaged)))
     hashes = [cells["sha256"], *(step["sha256"] for step in cells["step_images"] or ())]
     for key, data, sha256 in zip(keys, images, hashes, strict=True):
         # those of steps may be smaller: the first pass of a hires fix is
         size = (cells["width"], cells["height"]) if data is images[0] else None
         if fault := _image_fault(data, sha256, size, deep):
-            return f"{key}, id {cells['id']!r}: {fault}", set(keys)
-    return None, set(keys)
+            return _Verified(row, set(keys), f"{key}, id {cells['id']!r}: {fault}")
+    return _Verified(row, set(keys))
 
 
 def _image_fault(data: bytes, sha256: str, size: tuple[int, int] | None, deep: bool) -> str | None:

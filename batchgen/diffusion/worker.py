@@ -21,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL.Image import Image
 
+from batchgen.dataset.begun import RECORD
 from batchgen.dataset.commit import Attempt
-from batchgen.dataset.dataset import RECORD, Dataset
+from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.nodes import require_files
 from batchgen.dataset.schema import applied_cells
 from batchgen.dataset.tracebacks import Tracebacks

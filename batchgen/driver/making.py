@@ -3,22 +3,32 @@
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from typing import Any, Literal
 
+from batchgen.dataset.begun import RECORD
 from batchgen.dataset.card import write_card
 from batchgen.dataset.carried import compare_carried
-from batchgen.dataset.commit import commit_failures, drop_rows, update_carried
-from batchgen.dataset.dataset import RECORD, Dataset
+from batchgen.dataset.commit import commit_failures, drop_rows, update_carried, withdraw_failures
+from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.kept import forget_resolved, keep_resolved
 from batchgen.dataset.lease import Lease
 from batchgen.dataset.nodes import Meeting
-from batchgen.dataset.progress import FOLD_ABOVE, done_rows, fold_receipts, read_receipts
+from batchgen.dataset.progress import FOLD_ABOVE, Damages, done_rows, fold_receipts, read_receipts
 from batchgen.dataset.receipts import rebuild_receipt, write_books
-from batchgen.dataset.runs import FINISHED, LIMIT_REACHED, RunRecord, latest_run, new_run_name
+from batchgen.dataset.records import REPAIR
+from batchgen.dataset.runs import (
+    FINISHED,
+    LIMIT_REACHED,
+    RunRecord,
+    failure_print,
+    latest_run,
+    new_run_name,
+    write_run,
+)
 from batchgen.diffusion.kind import generation
 from batchgen.diffusion.settings import WorkerSettings
 from batchgen.driver.breaker import Breaker
@@ -38,7 +48,7 @@ from batchgen.driver.resolved import resolved_rows
 from batchgen.driver.watch import Reporter, Watch
 from batchgen.engine.loop import Control, drive, signals
 from batchgen.engine.queue import WorkQueue
-from batchgen.errors import ErrorClass, Interrupted, StoreError
+from batchgen.errors import Damaged, ErrorClass, Interrupted, StoreError
 from batchgen.estimate import Measured
 from batchgen.index import Counts, Index
 from batchgen.job import Job
@@ -114,9 +124,10 @@ def run(
             this.record.closing(control),
         ):
             if not resolved.kept:
-                keep_resolved(store, job, index, resolved, before=began)
+                with suppress(StoreError):  # it is resolved again, and what is wrong with the store shows soon
+                    keep_resolved(store, job, index, resolved, before=began)
             fold_receipts(dataset)
-            this.read_done()
+            this.read_done(reporter)
             this.update_carried(reporter)
             pending = index.counts().pending
             chosen = [] if sample is None else spread(index.candidates(CANDIDATES), sample, sample_by)
@@ -127,9 +138,10 @@ def run(
                 this.make(to_make, control, reporter, lease)
                 require_listed(dataset, index)
             lease.require()
-            this.supersede()
+            this.supersede(reporter)
             if this.met_others:  # whose manifest may have had other carried cells
                 this.update_carried(reporter)
+            this.settle_record()
         counts = replace(index.counts(), updated=this.updated, sample=tuple(chosen))
     reason = control.reason
     if reason is None and to_make == job.limits.max_images and (limit is None or limit > to_make):
@@ -137,6 +149,11 @@ def run(
     if counts.pending and reason is not None:
         line = f"{reason}; {counts.done:,} of {counts.total:,} rows are done; the same command goes on"
         raise Interrupted(line, counts)
+    if this.left_alone:
+        raise StoreError(
+            f"{counts.done:,} of {counts.total:,} rows are done; {this.left_alone:,} were left alone, since markers of "
+            f"their shards cannot be read: {REPAIR}, and the same command makes them"
+        )
     return counts
 
 
@@ -154,6 +171,8 @@ class _Run:
     record: OpenRecord = field(init=False)
     unfolded: int = 0  # shards that were committed since receipts were folded
     updated: int = 0  # done rows whose carried cells were brought up to date
+    damages: Damages = field(default_factory=Damages)
+    left_alone: int = 0  # rows of shards whose markers are damaged
     met_others: bool = False  # whether a shard turned out to be committed by another run meanwhile
 
     def __post_init__(self) -> None:
@@ -168,16 +187,23 @@ class _Run:
         """The record of the run before."""
         return self.record.previous
 
-    def read_done(self) -> None:
+    def read_done(self, reporter: Reporter) -> None:
         """Mark in the index what the output holds, and note how fast it was made, and how it was cut last."""
-        self.record.previous = previous = latest_run(self.dataset.store)
-        survey(self.dataset, self.index, *self.measured.values(), repair=True)
+        survey(self.dataset, self.index, *self.measured.values(), repair=True, damages=self.damages)
+        self.record.previous = previous = latest_run(self.dataset.store, self.damages)
+        for line in self.damages.told():
+            reporter.notice(line)
         counts, known = self.index.counts(), self.record.record
         if previous is not None and self.job.device is Device.AUTO:
             known = replace(known, device=previous.device, paces=previous.paces)
         self.record.record = replace(
-            known, done_before=counts.done, failed_before=counts.failed, batches=kept_batches(previous)
+            known,
+            done_before=counts.done,
+            failed_before=counts.failed,
+            batches=kept_batches(previous),
+            **self._rows(),
         )
+        self.record.rows = self._rows
 
     def make(self, to_make: int, control: Control, reporter: Reporter, lease: Lease) -> None:
         """Start the workers, make `to_make` of the pending rows, and stop the workers."""
@@ -199,7 +225,7 @@ class _Run:
             measured = self.measured[device]
             sizing = sizing_of(job, self.index, self.resolved.models, device, workers, measured, self.previous)
             totals = ((group.key, group.total) for group in self.index.groups())
-            queue = WorkQueue(make_shards(self.index.pending(to_make), totals, sizing))
+            queue = WorkQueue(self._undamaged(make_shards(self.index.pending(to_make), totals, sizing)))
             shards = (-(-rows // sizing.shard(group.key, group.total)) for group, rows in self.index.shares(to_make))
             workers = min(workers, sum(shards))  # more would find nothing to do
             meeting = Meeting.call(self.dataset.store, self.name)
@@ -242,6 +268,14 @@ class _Run:
     def _arrived(self, meeting: Meeting, node: str) -> None:
         meeting.require_answer(self.dataset.store, node)
 
+    def _undamaged(self, shards: Iterator[Shard]) -> Iterator[Shard]:
+        """Those that can be committed: a damaged marker keeps others from its place until it is moved away."""
+        for shard in shards:
+            if shard.id in self.damages.shards:
+                self.left_alone += len(shard.rows)
+            else:
+                yield shard
+
     def _shard_notices(self, sizing: Sizing, to_make: int) -> Iterator[str]:
         """Where shards have other numbers of rows than were asked for, those at the end of what is made included."""
         if sizing.shard_rows is None:
@@ -257,28 +291,71 @@ class _Run:
             return
         plural = "" if found == 1 else "s"
         reporter.notice(f"carried columns of {found:,} done row{plural} changed in the manifest; updating the metadata")
-        receipts = {receipt.shard: receipt for receipt in read_receipts(self.dataset, repair=True)}
+        receipts = {receipt.shard: receipt for receipt in self._receipts()}
         for shard, changed in self.index.outdated():
             if shard in receipts:
-                update_carried(self.dataset, receipts[shard], changed)
+                with self._damage_told(reporter):
+                    update_carried(self.dataset, receipts[shard], changed)
         self.index.clear_outdated()
         self.updated += found
         fold_receipts(self.dataset)
 
-    def supersede(self) -> None:
-        """Take rows out of older shards whose id now stands for another image that is done; fold receipts."""
+    def supersede(self, reporter: Reporter) -> None:
+        """Take rows out of older shards whose id now stands for another image that is done; fold receipts.
+
+        Failures are withdrawn of rows that were made since, or whose id now stands for another row.
+        """
         superseded = list(self.index.superseded())
         dropped = {
             shard: {(row.id, row.fingerprint) for row in rows}
             for shard, rows in groupby(superseded, key=lambda row: row.shard)
         }
-        for receipt in list(read_receipts(self.dataset, repair=True)) if dropped else ():
+        mended = {(row.shard, row.id, row.fingerprint): row for row in self.index.mended()}
+        for receipt in self._receipts() if dropped else ():
             if receipt.shard in dropped:
-                drop_rows(self.dataset, receipt, dropped[receipt.shard])
-        self.index.forget(superseded)
+                with self._damage_told(reporter):
+                    drop_rows(self.dataset, receipt, dropped[receipt.shard])
+        chosen = [
+            (receipt, rows)
+            for receipt in (self._receipts() if mended else [])
+            if (rows := [row for row in receipt.failures if (receipt.shard, row.id, row.fingerprint) in mended])
+        ]
+        if chosen:
+            with self._damage_told(reporter):
+                withdraw_failures(self.dataset, chosen)
+        self.index.forget([*superseded, *mended.values()])
         fold_receipts(self.dataset)
         if superseded:
             self._write_card()
+
+    def _receipts(self) -> list[Receipt]:
+        return list(read_receipts(self.dataset, repair=True, damages=self.damages))
+
+    @contextmanager
+    def _damage_told(self, reporter: Reporter) -> Iterator[None]:
+        """What cannot be read keeps the rest from nothing."""
+        try:
+            yield
+        except Damaged as error:
+            self.damages.lines.append(str(error))
+            reporter.notice(str(error))
+
+    def settle_record(self) -> None:
+        """Bring the latest run's record up to date, by which `status` and `verify` know the manifest.
+
+        A run that has nothing to make leaves no record of its own.
+        """
+        if self.record.is_stored or self.previous is None:
+            return
+        current = replace(self.previous, rows=self.index.counts().total, settled=True, **self._rows())
+        if current != self.previous:
+            write_run(self.dataset.store, current)
+            self.record.previous = current
+
+    def _rows(self) -> dict[str, Any]:
+        """The rows of the manifest that are done or failed, as records hold them."""
+        failed = [failure_print(id_, fingerprint) for id_, fingerprint in self.index.failed()]
+        return {"done_by_shard": self.index.done_by_shard(), "failed_rows": failed}
 
     def _worker_settings(self, device: Literal["cpu", "cuda"], meeting: Meeting) -> WorkerSettings:
         automatic = Dtype.FLOAT16 if device == "cuda" else Dtype.FLOAT32

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from batchgen.dataset.carried import compare_carried
 from batchgen.dataset.dataset import Dataset
+from batchgen.dataset.progress import Damages
 from batchgen.dataset.runs import latest_run
 from batchgen.driver.output import count_live, reach, shortcomings, sizing_of, survey, wanted_format
 from batchgen.driver.resolved import resolved_rows
@@ -28,8 +29,10 @@ def plan(job: Job) -> PlanSummary:
             wanted = wanted_format(job, resolved)
             dataset = Dataset.begin(store, wanted, create=False)
             notices += shortcomings(dataset, wanted, resolved)
-            survey(dataset, index, measured, repair=False)
-            recorded = latest_run(store)
+            damages = Damages()
+            survey(dataset, index, measured, repair=False, damages=damages)
+            recorded = latest_run(store, damages)
+            notices += damages.told()
             computed = count_live(store, measured, recorded)
             outdated = compare_carried(dataset, index)
         sizing = sizing_of(

@@ -7,7 +7,7 @@ from contextlib import suppress
 from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.format import OutputFormat, new_format
 from batchgen.dataset.lease import live_holder
-from batchgen.dataset.progress import DoneRows, read_done
+from batchgen.dataset.progress import Damages, DoneRows, read_done
 from batchgen.dataset.runs import RunRecord
 from batchgen.errors import InputError, StoreError
 from batchgen.estimate import Measured
@@ -70,12 +70,12 @@ def mark_recorded(store: Store | None, index: Index) -> None:
     """Mark in the index what an output holds, if there is one."""
     if store is not None:
         with suppress(InputError):  # nothing is there yet
-            survey(Dataset.open(store), index, repair=False)
+            survey(Dataset.open(store), index, repair=False, damages=Damages())
 
 
-def survey(dataset: Dataset, index: Index, *measured: Measured, repair: bool) -> None:
-    """Mark in the index what the output holds, and sum up how fast it was made."""
-    for receipt, done in read_done(dataset, repair=repair):
+def survey(dataset: Dataset, index: Index, *measured: Measured, repair: bool, damages: Damages) -> None:
+    """Mark in the index what the output holds, and sum up how fast it was made; note what cannot be read."""
+    for receipt, done in read_done(dataset, repair=repair, damages=damages):
         index.mark(committed_rows(receipt, done))
         for device in measured:
             device.add(receipt)

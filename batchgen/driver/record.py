@@ -1,7 +1,7 @@
 """The record of a run that goes on: written before anything is made, closed in one place, whatever ends the run."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +22,7 @@ class OpenRecord:
     record: RunRecord
     previous: RunRecord | None = None  # of the run before
     whole: str = FINISHED  # the outcome, where nothing stops the run
+    rows: Callable[[], Mapping[str, Any]] | None = None  # tells where the manifest's rows stand, once that is known
     is_stored: bool = False
 
     def note(self, **known: Any) -> None:
@@ -41,12 +42,16 @@ class OpenRecord:
             yield
         except BaseException as error:
             with suppress(StoreError):  # what ended the run matters more
-                self.note(finished=time.time(), outcome=_outcome(error))
+                self._close(_outcome(error))
             raise
         outcome = control.reason or self.whole
         ended_well = self.previous is None or self.previous.outcome in (FINISHED, LIMIT_REACHED)
         if self.is_stored or outcome != FINISHED or not ended_well:
-            self.note(finished=time.time(), outcome=outcome)
+            self._close(outcome)
+
+    def _close(self, outcome: str) -> None:
+        known = {} if self.rows is None else {"settled": True, **self.rows()}
+        self.note(finished=time.time(), outcome=outcome, **known)
 
 
 def _outcome(error: BaseException) -> str:

@@ -4,10 +4,10 @@ import time
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from batchgen.dataset.commit import reopen_rows
+from batchgen.dataset.commit import withdraw_failures
 from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.lease import Lease
-from batchgen.dataset.progress import read_receipts
+from batchgen.dataset.progress import Damages, read_receipts
 from batchgen.dataset.runs import new_run_name
 from batchgen.errors import ErrorClass, InputError
 from batchgen.storage import open_store
@@ -29,10 +29,17 @@ def retry(uri: str, classes: Collection[str], storage_options: Mapping[str, Any]
     """
     dataset = Dataset.open(open_store(uri, storage_options))
     with Lease(dataset.store, new_run_name(time.time())):
-        receipts = list(read_receipts(dataset, repair=True))
+        receipts = list(read_receipts(dataset, repair=True, damages=Damages()))
         recorded = {row.error_class for receipt in receipts for row in receipt.failures}
         for name in classes:
             if name not in recorded | set(ErrorClass):
                 known = ", ".join([*ErrorClass, *sorted(recorded - set(ErrorClass))])
                 raise InputError(f"no error class {name!r}; known are {known}")
-        return sum(reopen_rows(dataset, receipt, classes) for receipt in receipts if receipt.failed)
+        chosen = [
+            (receipt, rows)
+            for receipt in receipts
+            if (rows := [row for row in receipt.failures if not classes or row.error_class in classes])
+        ]
+        if chosen:
+            withdraw_failures(dataset, chosen)
+        return len({(row.id, row.fingerprint) for _, rows in chosen for row in rows})

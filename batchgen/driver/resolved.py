@@ -5,7 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from batchgen.dataset.dataset import Dataset, begun_with
+from batchgen.dataset.begun import begun_with
+from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.fit import fit_to_output
 from batchgen.dataset.kept import take_resolved
 from batchgen.driver.output import mark_recorded, reach, shortcomings, wanted_format

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from rich.text import Text
 
 from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.lease import live_holder
-from batchgen.dataset.progress import read_receipts
+from batchgen.dataset.progress import Damages, read_receipts
 from batchgen.dataset.runs import FAILED, FINISHED, KILLED, LIMIT_REACHED, RUNNING, RunRecord, latest_run, standing
 from batchgen.errors import InfrastructureError, Interrupted, RunDied, printable
 from batchgen.estimate import Measured
@@ -44,6 +44,7 @@ class OutputStatus:
     seconds_left: float | None  # until a live run ends
     estimated: bool  # that time is scaled from images of other sizes or steps
     failures: Mapping[str, int]  # by error class
+    damages: Sequence[str]  # what could not be read, a line each
 
 
 def read_status(uri: str, storage_options: Mapping[str, Any] | None = None) -> OutputStatus:
@@ -59,10 +60,12 @@ def read_status(uri: str, storage_options: Mapping[str, Any] | None = None) -> O
     store = open_store(uri, storage_options, quick=True)
     dataset = Dataset.open(store)
     holder = live_holder(store)
-    record = latest_run(store)
+    damages = Damages()
+    record = latest_run(store, damages)
     live = LiveProgress.read(holder["said"]) if holder and record and holder["run"] == record.run else None
-    receipts = list(read_receipts(dataset, repair=False, damaged=lambda _: None))
-    failures = _failures(receipts)
+    receipts = list(read_receipts(dataset, repair=False, damages=damages))
+    failed_rows = {(row.id, row.fingerprint): row for receipt in receipts for row in receipt.failures}
+    failures = Counter(row.error_class for row in failed_rows.values())
     if record is None:
         done = sum(receipt.done for receipt in receipts)
         rows, failed, before = done + failures.total(), failures.total(), done
@@ -70,6 +73,8 @@ def read_status(uri: str, storage_options: Mapping[str, Any] | None = None) -> O
     else:
         now = standing(record, receipts, held=holder is not None)
         rows, done, failed, outcome, before = now.rows, now.done, now.failed, now.outcome, record.done_before or 0
+        if record.failed_rows is not None:  # else it is not known which of them are of the manifest
+            failures = Counter(row.error_class for row in now.failures)
     rate, seconds = _pace(record, receipts), None
     if holder is not None and live is not None:
         rate = live.images_a_second
@@ -90,6 +95,7 @@ def read_status(uri: str, storage_options: Mapping[str, Any] | None = None) -> O
         seconds_left=seconds,
         estimated=live is not None and live.estimated,
         failures=dict(failures.most_common()),
+        damages=list(damages.told()),
     )
 
 
@@ -102,12 +108,6 @@ def _pace(record: RunRecord | None, receipts: list[Receipt]) -> float | None:
         if receipt.run == record.run:
             measured.add(receipt)
     return measured.images_a_second(record.run, record.workers)
-
-
-def _failures(receipts: list[Receipt]) -> Counter[str]:
-    """Failed rows by class; one that two shards failed to make counts once."""
-    failed = {(row.id, row.fingerprint): row.error_class for receipt in receipts for row in receipt.failures}
-    return Counter(failed.values())
 
 
 def status_table(status: OutputStatus) -> Table:
@@ -131,6 +131,7 @@ def status_table(status: OutputStatus) -> Table:
         ("rate", "unknown" if status.images_a_second is None else f"{status.images_a_second:.2f} images/s"),
         ("time to go", time_left(status.seconds_left, status.estimated) if status.running else "-"),
         *((f"  {error_class}", f"{count:,}") for error_class, count in status.failures.items()),
+        *(("damaged", line) for line in status.damages),
     ):
         table.add_row(printable(name), Text(printable(value)))  # brackets in paths and errors are no markup of rich
     return table

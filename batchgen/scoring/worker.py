@@ -16,7 +16,8 @@ from typing import Any
 
 from PIL.Image import Image
 
-from batchgen.dataset.dataset import READERS, RECORD, Dataset, DatasetRow
+from batchgen.dataset.begun import RECORD
+from batchgen.dataset.dataset import READERS, Dataset, DatasetRow
 from batchgen.dataset.nodes import require_files
 from batchgen.errors import DeviceLost, ImageError, NotFound, one_line
 from batchgen.images import decode

@@ -7,12 +7,14 @@ A further layout is a further module beside this one, an entry of `LAYOUTS`, and
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
 from typing import IO, Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchgen.dataset.tables import StoredFile, decode_table, encode_table
+from batchgen.dataset.records import REPAIR
+from batchgen.dataset.tables import StoredFile, damage_named, decode_table, encode_table
 from batchgen.storage import Store
 
 __all__ = ["IMAGE", "DatasetLayout"]
@@ -106,6 +108,14 @@ class DatasetLayout(ABC):
         """
         source = self._open_marker(store, shard, whole=images)
         return decode_table(source, columns=columns, without=frozenset() if images else self.in_marker)
+
+    def shards(self, store: Store) -> list[str]:
+        """Names of the shards in data/, sorted; some may not be committed yet, and have no marker."""
+        return [self.shard_of(name) for name in store.names("data") if not name.startswith(".")]
+
+    def marker_damage(self, store: Store, shard: str) -> AbstractContextManager[None]:
+        """What reading a marker raises on damaged bytes becomes `Damaged`, with the place and what to do."""
+        return damage_named(f"{store.uri}/{self.marker_key(shard)}", f"{REPAIR}: the next run makes its rows again")
 
     def read_schema(self, store: Store, shard: str) -> pa.Schema:
         """The schema of a shard's table, images and all; raises as `read` does."""

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from batchgen.dataset.dataset import Dataset, open_dataset
-from batchgen.dataset.progress import read_receipts
+from batchgen.dataset.progress import Damages, read_receipts
 from batchgen.dataset.runs import latest_run
 from batchgen.dataset.schema import manifest_cells
 from batchgen.errors import InputError, StoreError
@@ -90,7 +90,7 @@ def write_report(
     points = [(one.at, one.scores) for one in shown]
     found = effects(points, axes, scores)
     receipts = {
-        name: list(read_receipts(dataset, repair=False, damaged=lambda _: None)) for name, dataset in datasets.items()
+        name: list(read_receipts(dataset, repair=False, damages=Damages())) for name, dataset in datasets.items()
     }
     failures = [failure for name, own in receipts.items() for failure in _failures(name, own)]
     index = {
@@ -192,7 +192,7 @@ def _plain(cell: Any) -> Any:
 
 def _facts(name: str, dataset: Dataset, receipts: Sequence[Receipt]) -> dict[str, Any]:
     """The latest run over an output, and what all took together."""
-    record = latest_run(dataset.store)
+    record = latest_run(dataset.store, Damages())
     seconds, done = sum(one.seconds for one in receipts), sum(one.done for one in receipts)
     facts = {"output": name, "images": done, "device seconds": round(seconds, 1), "shards": len(receipts)}
     facts["images a device second"] = round(done / seconds, 3) if seconds else None
