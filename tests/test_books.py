@@ -30,8 +30,10 @@ from batchgen.driver.making import _Run
 from batchgen.driver.output import committed_rows, survey
 from batchgen.errors import ErrorClass
 from batchgen.index import Index
+from batchgen.job import Job
 from batchgen.options import Layout
 from batchgen.report.status import read_status
+from batchgen.resolve import Resolved
 from batchgen.rows import DoneRow, Row, failed_row, make_shard
 from batchgen.storage import open_store
 
@@ -73,8 +75,8 @@ class Books(RuleBasedStateMachine):
         self.runs += 1
         with Index() as index:
             fill(index, self.rows())
-            job, resolved = SimpleNamespace(), SimpleNamespace(models={})
-            run = _Run(job=job, source="", dataset=dataset, index=index, resolved=resolved)  # type: ignore[arg-type]
+            resolved = Resolved(files=[], models={}, carried={}, notices=[], read=set())
+            run = _Run(job=Job(manifest="m"), source="", dataset=dataset, index=index, resolved=resolved)
             run.started = float(self.runs)
             run.read_done(NOBODY)
             yield run

@@ -104,17 +104,19 @@ def test_what_proves_a_death(local: Store, changed: dict[str, Any], gone: bool |
 def test_who_lost_a_lease_finds_out(begun: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the next renewal; what the other run wrote stays as it is."""
     monkeypatch.setattr(lease, "FIRST_LOOK", 0.05)
-    monkeypatch.setattr(lease, "RENEW_EVERY", 0.05)
+    monkeypatch.setattr(lease, "RENEW_EVERY", 0.3)
     theirs = b""
     with (
         pytest.raises(LeaseLost, match=r"run theirs .* has taken"),
         Lease(begun.store, "mine") as held,
     ):
-        time.sleep(0.3)
+        renewed = begun.store.read(lease.KEY)
+        while begun.store.read(lease.KEY) == renewed:  # a renewal that is under way would win
+            time.sleep(0.01)
         held.require()
         theirs = others(begun.store, run="theirs", id="theirs")
         begun.store.write(lease.KEY, theirs)
-        time.sleep(0.5)
+        time.sleep(1)
         held.require()
     assert begun.store.read(lease.KEY) == theirs
 
