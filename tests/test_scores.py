@@ -40,6 +40,7 @@ from batchgen.scoring.conditions import read_condition
 from batchgen.scoring.duplicates import first_alike
 from batchgen.scoring.metrics import find_metrics
 from batchgen.scoring.models import find_models
+from batchgen.scoring.pending import Models
 from batchgen.scoring.prompts import plain_prompt
 from batchgen.scoring.selection import select
 from batchgen.scoring.tables import scores_of
@@ -82,22 +83,26 @@ def commit(dataset: Dataset, shard: Shard) -> None:
     this.commit(done, [], size=1, seconds=1.0, device="test")
 
 
-def scored(
-    dataset: Dataset, *names: str, models: Mapping[str, str] = {}, allow_pickle: bool = False
-) -> dict[str, dict[str, Any]]:
-    """The scores of an output, by the worker itself in this process."""
-    metrics = find_metrics(names)
+def make_worker(dataset: Dataset, models: Models, *, allow_pickle: bool = False) -> ScoringWorker:
     settings = ScoringSettings(
         store=dataset.uri,
         storage_options={},
         output=dataset.format,
-        models=find_models(metrics, models, allow_pickle=allow_pickle),
+        models=models,
         device="cpu",
         dtype="float32",
         batch_size=16,
         allow_pickle=allow_pickle,
     )
-    worker = ScoringWorker(settings)
+    return ScoringWorker(settings)
+
+
+def scored(
+    dataset: Dataset, *names: str, models: Mapping[str, str] = {}, allow_pickle: bool = False
+) -> dict[str, dict[str, Any]]:
+    """The scores of an output, by the worker itself in this process."""
+    metrics = find_metrics(names)
+    worker = make_worker(dataset, find_models(metrics, models, allow_pickle=allow_pickle), allow_pickle=allow_pickle)
     for shard in dataset.shards():
         worker.run(ScoreUnit(shard=shard, rows=25, metrics=tuple(metric.name for metric in metrics)))
     return scores_of(dataset)

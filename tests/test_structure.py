@@ -31,10 +31,11 @@ DOORS = {
     "fsspec": {"storage"},
     "s3fs": {"storage"},
     "botocore": {"storage"},
+    "torchmetrics": {"scoring/distances"},
     "huggingface_hub": {"models/catalog"},
     "click": {"cli"},
     "cv2": {"diffusion", "scoring/pixels"},
-    "safetensors": {"diffusion", "scoring/aesthetic", "models/compatibility"},  # without torch: headers alone
+    "safetensors": {"diffusion", "scoring/weights", "models/compatibility"},  # without torch: headers alone
 }
 
 
@@ -91,7 +92,7 @@ ORDER = """
     __init__ __main__
     cli
     report
-    driver scores sweeps embedded
+    driver scores sweeps embedded exports
     tally
     estimate engine
     scoring
