@@ -6,7 +6,7 @@ Paths in a job file resolve against the file's own folder; those on the command 
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
@@ -22,7 +22,7 @@ from batchgen.models.adapters import anchored
 from batchgen.options import Device, Dtype, ImageFormat, Layout, Memory, Safety
 from batchgen.places import is_remote, join, local_path
 
-__all__ = ["DEFAULT_COLUMNS", "Job", "Limits", "WorkerResources", "load_job"]
+__all__ = ["DEFAULT_COLUMNS", "Job", "Limits", "Scoring", "WorkerResources", "load_job"]
 
 
 _COMPONENTS = ("text_encoder", "text_encoder_2", "vae")
@@ -59,6 +59,23 @@ class WorkerResources:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Scoring:
+    """What is scored of the images that a run has made, as the flags of `batchgen score` say it."""
+
+    metrics: tuple[str, ...] = ()
+    models: Mapping[str, Any] = field(default_factory=dict)
+    reference: str | None = None
+    features: str | None = None
+    by: tuple[str, ...] = ()
+    batch_size: int | None = None
+
+    def named_models(self) -> dict[str, str]:
+        """Models and the folder of real images, by the names under which metrics take them."""
+        flags = {"reference": self.reference, "features": self.features}
+        return {**self.models, **{name: model for name, model in flags.items() if model is not None}}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
     """All settings of a run; the command line's flags replace the file's keys of the same name."""
 
@@ -82,6 +99,7 @@ class Job:
     safety: Safety = Safety.KEEP
     memory: Memory = Memory.NORMAL
     save_steps: tuple[int, ...] = ()  # images after these sampling steps too, counted from 1
+    score: Scoring | None = None  # after the images
     lora_folder: str | None = None  # of LoRAs and hypernetworks that prompts name; else the manifest's folder
     strict: bool = False  # what may have been meant otherwise than it is read is a problem, not a notice
     allow_pickle: bool = False  # read pickled weights too, with torch's weights-only loader
@@ -132,6 +150,11 @@ def load_job(source: str, **settings: Any) -> Job:
 def _settings(table: Mapping[str, Any], wrong: list[str]) -> dict[str, Any]:
     """The keys of a job as arguments of `Job`; complaints go to `wrong`."""
     settings = _checked(Job, table, "", wrong)
+    if isinstance(asked := settings.get("score"), Scoring):
+        if not table["score"].get("metrics"):
+            wrong.append('[score] names no metrics; give it metrics = ["clip_score"], or others')
+        models = {part: model for part, model in asked.models.items() if not isinstance(model, str)}
+        wrong += [f"key 'score.models.{part}' is {model!r}; wants text" for part, model in models.items()]
     if "defaults" in table:
         settings["defaults"] = parse_defaults(table["defaults"], DEFAULT_COLUMNS, wrong)
     return settings
@@ -162,12 +185,28 @@ def _read_job(source: str, wrong: list[str]) -> dict[str, Any]:
                 settings[name] = _resolved(name, settings[name], path.parent)
             except InputError as error:
                 wrong.append(f"key {name!r}: {error}")
+    if isinstance(asked := settings.get("score"), Scoring):
+        settings["score"] = _anchored_scoring(asked, path.parent)
     for name, value in settings.get("defaults", {}).items():
         if name in ("model", "refiner"):
             settings["defaults"][name] = _resolved("model", value, path.parent)
         elif COLUMNS[name].kind is Kind.ADAPTER:
             settings["defaults"][name] = anchored(value, str(path.parent))
     return settings
+
+
+def _anchored_scoring(asked: Scoring, folder: Path) -> Scoring:
+    """Its paths seen from the job file's folder; models that are no paths there stay names."""
+
+    def model(name: str) -> str:
+        return name if name.startswith("builtin-") else _resolved("model", name, folder)
+
+    return replace(
+        asked,
+        models={part: model(name) if isinstance(name, str) else name for part, name in asked.models.items()},
+        reference=None if asked.reference is None else _resolved("reference", asked.reference, folder),
+        features=None if asked.features is None else model(asked.features),
+    )
 
 
 def _resolved(name: str, value: str, folder: Path) -> str:
@@ -199,7 +238,7 @@ def _checked(kind: type, table: Mapping[str, Any], prefix: str, wrong: list[str]
 
 def _elsewhere(key: str) -> list[str]:
     """Where a key is known that stands in another table."""
-    places = {"": Job, "limits.": Limits, "worker.": WorkerResources}
+    places = {"": Job, "limits.": Limits, "worker.": WorkerResources, "score.": Scoring}
     found = [place + key for place, kind in places.items() if key in [f.name for f in fields(kind) if f.compare]]
     column = find_column(key)
     return [*found, *([f"defaults.{column}"] if column in DEFAULT_COLUMNS else [])]
@@ -213,7 +252,7 @@ def _typed(hint: Any, value: Any, name: str, wrong: list[str]) -> Any:
     """
     if get_origin(hint) is tuple:
         if not isinstance(value, (list, tuple)):
-            raise ValueError("wants a list of whole numbers")
+            raise ValueError(f"wants a list of {'texts' if get_args(hint)[0] is str else 'whole numbers'}")
         return tuple(_typed(get_args(hint)[0], one, name, wrong) for one in value)
     accepted = [option for option in get_args(hint) if option is not type(None)] or [hint]
     wanted = accepted[0]

@@ -14,7 +14,7 @@ from batchgen.dataset.dataset import READERS, Dataset
 from batchgen.engine.loop import Control, Workers, drive, signals
 from batchgen.engine.queue import WorkQueue
 from batchgen.errors import InfrastructureError, InputError, Interrupted
-from batchgen.job import WorkerResources
+from batchgen.job import Job, WorkerResources
 from batchgen.options import Device, Dtype
 from batchgen.scoring.groups import GroupTable, read_table
 from batchgen.scoring.kind import scoring
@@ -36,7 +36,7 @@ from batchgen.storage import open_store, require_place
 from batchgen.version import __version__
 from batchgen.work import Failure
 
-__all__ = ["ColumnSummary", "ScoreSummary", "ScoringJob", "score"]
+__all__ = ["ColumnSummary", "ScoreSummary", "ScoringJob", "score", "score_made"]
 
 _DTYPES: Mapping[Dtype, Literal["float16", "bfloat16", "float32"]] = {
     Dtype.AUTO: "float32",  # on every device: scores that are compared should not lose digits
@@ -105,7 +105,7 @@ def score(job: ScoringJob, notice: Callable[[str], None]) -> ScoreSummary:
     dataset = Dataset.open(open_store(job.output, job.storage_options, quick=True))
     models = find_models(metrics, job.models, allow_pickle=job.allow_pickle)
     sets = [metric for metric in metrics if metric.family is Family.SETS]
-    require_columns(dataset, job.by, sets)
+    require_columns(dataset.format, job.by, sets)
     for line in (*_defaults(metrics, models, job.models), *paired_with(dataset, models)):
         notice(line)
     dataset = Dataset(store=open_store(job.output, job.storage_options), format=dataset.format)
@@ -125,6 +125,29 @@ def score(job: ScoringJob, notice: Callable[[str], None]) -> ScoreSummary:
     for line in _doubts(summary):
         notice(line)
     return summary
+
+
+def score_made(job: Job, notice: Callable[[str], None]) -> "ScoreSummary | None":
+    """Score what a run of a job has made, as its table [score] says; None where it has none.
+
+    Raises:
+        As `score`.
+    """
+    if (asked := job.score) is None:
+        return None
+    own = ScoringJob(
+        output=job.require_output(),
+        metrics=asked.metrics,
+        models=asked.named_models(),
+        by=asked.by,
+        device=job.device,
+        batch_size=asked.batch_size or BATCH,
+        workers=job.workers,
+        address=job.address,
+        allow_pickle=job.allow_pickle,
+        storage_options=job.storage_options,
+    )
+    return score(own, notice)
 
 
 def _doubts(summary: "ScoreSummary") -> Iterator[str]:

@@ -78,7 +78,7 @@ def score(
       batchgen score s3://bucket/set --metric pickscore --model pickscore=yuvalkirstain/PickScore_v1
       batchgen score out/set -k aesthetic -m aesthetic=models/clip-vit-l-14 -m aesthetic.head=models/head.safetensors
     """
-    from batchgen.report.display import group_tables, scores_table
+    from batchgen.report.display import print_scores
     from batchgen.scores import BATCH, ScoringJob
     from batchgen.scores import score as score_output
 
@@ -102,10 +102,7 @@ def score(
     if as_json:
         say_json({"output": uri, **asdict(summary)})
     else:
-        if summary.scores:
-            stdout().print(scores_table(summary))
-        for table in group_tables(summary):
-            stdout().print(table)
+        print_scores(summary, stdout())
     for metric, count in summary.failed.items():
         say(f"{count:,} of {summary.rows:,} rows have no {metric}; the next command tries them again", err=True)
     sys.exit(ROWS_FAILED if summary.failed else OK)

@@ -17,7 +17,7 @@ from batchgen.scoring.metrics import METRICS
 from batchgen.sweeps import SweepSummary
 from batchgen.tally import RunProgress
 
-__all__ = ["RunDisplay", "duration", "group_tables", "plan_table", "scores_table", "size", "sweep_table", "time_left"]
+__all__ = ["RunDisplay", "duration", "plan_table", "print_scores", "size", "sweep_table", "time_left"]
 
 LINE_EVERY = 60.0  # seconds between lines of a log while no shard is committed
 
@@ -107,7 +107,15 @@ def sweep_table(sweep: SweepSummary) -> Table:
     return table
 
 
-def scores_table(summary: ScoreSummary) -> Table:
+def print_scores(summary: ScoreSummary, console: Console) -> None:
+    """What the scores of an output are like, and those of groups."""
+    if summary.scores:
+        console.print(_scores_table(summary))
+    for table in _group_tables(summary):
+        console.print(table)
+
+
+def _scores_table(summary: ScoreSummary) -> Table:
     """What the scores of an output are like, a line a column."""
     table = Table("score", "rows", "mean", "least", "most", box=None, pad_edge=False)
     for name, column in summary.scores.items():
@@ -116,7 +124,7 @@ def scores_table(summary: ScoreSummary) -> Table:
     return table
 
 
-def group_tables(summary: ScoreSummary) -> Iterator[Table]:
+def _group_tables(summary: ScoreSummary) -> Iterator[Table]:
     """What metrics of sets say of each group, a table a metric."""
     for found in summary.groups:
         names = [name for group in found.groups[:1] for name in group.values]

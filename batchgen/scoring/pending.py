@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from batchgen.dataset.dataset import READERS, Dataset
+from batchgen.dataset.format import OutputFormat
 from batchgen.errors import InputError
 from batchgen.manifest.names import near_or_known
 from batchgen.scoring.groups import find_members, is_current, read_table
@@ -20,14 +21,18 @@ Models = Mapping[str, Mapping[str, ScoringModel]]
 """By metric, by part."""
 
 
-def require_columns(dataset: Dataset, by: Sequence[str], sets: Sequence[Metric]) -> None:
-    """Refuse columns that the output has not, and those that group nothing."""
+def require_columns(format_: OutputFormat, by: Sequence[str], sets: Sequence[Metric]) -> None:
+    """Refuse columns that an output of this format has not, and those that group nothing.
+
+    Raises:
+        InputError: there are such.
+    """
     if by and not sets:
         raise InputError("--by groups images for metrics of sets; give --metric fid or --metric kid, too")
-    known = [name for name in dataset.format.schema.names if name not in dataset.layout.in_marker]
+    known = [name for name in format_.schema.names if name not in format_.layout.in_marker]
     for name in by:
         if name not in known:
-            raise InputError(f"--by {name!r}: {dataset.uri} has no such column; {near_or_known(name, known)}")
+            raise InputError(f"--by {name!r}: there is no such column; {near_or_known(name, known)}")
 
 
 def paired_with(dataset: Dataset, models: Models) -> Iterator[str]:
