@@ -32,7 +32,7 @@ DOORS = {
     "s3fs": {"storage"},
     "botocore": {"storage"},
     "torchmetrics": {"scoring/distances"},
-    "huggingface_hub": {"models/catalog"},
+    "huggingface_hub": {"models/catalog", "report/push"},
     "click": {"cli"},
     "cv2": {"diffusion", "scoring/pixels"},
     "safetensors": {"diffusion", "scoring/weights", "models/compatibility"},  # without torch: headers alone
