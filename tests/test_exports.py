@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from batchgen.errors import InputError
 from batchgen.exports import export
 from batchgen.images import encode
 from batchgen.job import load_job
-from batchgen.options import Layout
+from batchgen.options import ImageFormat, Layout
 from batchgen.rows import Shard
+from batchgen.scoring.reference import Reference
 from batchgen.scoring.results import join_results
 from batchgen.scoring.selection import select
 from batchgen.storage import open_store
@@ -143,3 +145,25 @@ def test_an_export_wants_what_the_evaluator_reads(
     done = batchgen("export", tmp_path / "out", "--to", "geneval", "--output", tmp_path / "geneval")
     assert done.returncode == 2 and "evaluation_metadata.jsonl" in done.stderr
     assert not (tmp_path / "geneval").exists()
+
+
+@pytest.mark.s3
+def test_a_bucket_takes_exports_and_holds_real_images(tmp_path: Path, s3_bucket: str) -> None:
+    """An export into a prefix, which is no place for a second one; as real images another set once one changes."""
+    manifest = tmp_path / "evaluation_metadata.jsonl"
+    manifest.write_text("\n".join(PUBLISHED) + "\n")
+    dataset = make_output(tmp_path / "out", manifest)
+    place = f"{s3_bucket}/benchmarks/geneval"
+    export(dataset.uri, "geneval", place)
+    with pytest.raises(InputError, match="is not empty"):
+        export(dataset.uri, "geneval", place)
+    first, again = Reference.open(place), Reference.open(place)
+    assert len(first.names) == 8 and first == replace(again, store=first.store)
+    same = encode(pixels_of(0), ImageFormat.PNG)
+    open_store(place).write("00000/samples/00000.png", same[:-1] + b"!")
+    assert Reference.open(place).fingerprint != first.fingerprint
+    ids = dataset.to_table(["id"])["id"].to_pylist()
+    results = tmp_path / "results.csv"
+    samples = [f"geneval/0000{n // 2}/samples/0000{n % 2}.png" for n in range(8)]
+    results.write_text("filename,score\n" + "".join(f"{name},{n}\n" for n, name in enumerate(samples)))
+    assert join_results(dataset.uri, str(results), exported=place).joined == len(ids) == 8
