@@ -132,13 +132,15 @@ def read_table(dataset: Dataset, metric: Metric, by: Sequence[str]) -> GroupTabl
 
 def read_groups(dataset: Dataset) -> Iterator[GroupTable]:
     """All tables of groups that an output has and that are of the rows that it has now."""
+    digests: dict[tuple[str, ...], str] = {}
     for metric in METRICS.values():
         if metric.family is not Family.SETS:
             continue
         for name in dataset.store.names(f"{SIDE_TABLES}/{metric.name}"):
             if (by := _columns(name)) is None or (table := read_table(dataset, metric, by)) is None:
                 continue
-            if table.about.get("rows") == find_members(dataset, by).digest:
+            digest = digests.get(tuple(by)) or digests.setdefault(tuple(by), find_members(dataset, by).digest)
+            if table.about.get("rows") == digest:
                 yield table
 
 
