@@ -60,7 +60,7 @@ def plan(job: "Job") -> "PlanSummary":
 
 
 def run(job: "Job", *, limit: int | None = None, reporter: "Reporter | None" = None) -> "Counts":
-    """Generate what is not yet in the job's output, and return when all of it is there.
+    """Generate what is not yet in the job's output, score it where the job says so, and return when all is there.
 
     A second call does nothing, one after a kill resumes. Ray is started and stopped, unless the job or
     RAY_ADDRESS names a cluster.
@@ -81,6 +81,7 @@ def run(job: "Job", *, limit: int | None = None, reporter: "Reporter | None" = N
         InfrastructureError: store, cluster or model failed.
     """
     from batchgen.driver import run as run_job
+    from batchgen.scores import score_made
 
     if reporter is None:
         from rich.console import Console
@@ -88,7 +89,10 @@ def run(job: "Job", *, limit: int | None = None, reporter: "Reporter | None" = N
         from batchgen.report.display import RunDisplay
 
         reporter = RunDisplay(Console(stderr=True))
-    return run_job(job, source=job.manifest, limit=limit, reporter=reporter)
+    counts = run_job(job, source=job.manifest, limit=limit, reporter=reporter)
+    if counts.done:
+        score_made(job, reporter.notice)
+    return counts
 
 
 def open_dataset(uri: str, storage_options: Mapping[str, Any] | None = None) -> "Dataset":

@@ -5,7 +5,7 @@ Paths in a job file resolve against the file's own folder; those on the command 
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from batchgen.options import Device, Dtype, ImageFormat, Layout, Memory, Safety
 from batchgen.places import is_remote, join, local_path
 from batchgen.toml_tables import ZERO, read_fields, table_keys
 
-__all__ = ["DEFAULT_COLUMNS", "Job", "Limits", "WorkerResources", "load_job"]
+__all__ = ["DEFAULT_COLUMNS", "Job", "Limits", "Scoring", "WorkerResources", "load_job"]
 
 
 _COMPONENTS = ("text_encoder", "text_encoder_2", "vae")
@@ -66,6 +66,23 @@ class WorkerResources:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Scoring:
+    """What is scored of the images that a run has made, as the flags of `batchgen score` say it."""
+
+    metrics: tuple[str, ...] = ()
+    models: Mapping[str, Any] = field(default_factory=dict)
+    reference: str | None = None
+    features: str | None = None
+    by: tuple[str, ...] = ()
+    batch_size: int | None = None
+
+    def named_models(self) -> dict[str, str]:
+        """Models and the folder of real images, by the names under which metrics take them."""
+        flags = {"reference": self.reference, "features": self.features}
+        return {**self.models, **{name: model for name, model in flags.items() if model is not None}}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
     """All settings of a run; the command line's flags replace the file's keys of the same name."""
 
@@ -89,6 +106,7 @@ class Job:
     safety: Safety = Safety.KEEP
     memory: Memory = Memory.NORMAL
     save_steps: tuple[int, ...] = ()  # images after these sampling steps too, counted from 1
+    score: Scoring | None = None  # after the images
     lora_folder: str | None = None  # of LoRAs and hypernetworks that prompts name; else the manifest's folder
     strict: bool = False  # what may have been meant otherwise than it is read is a problem, not a notice
     allow_pickle: bool = False  # read pickled weights too, with torch's weights-only loader
@@ -139,6 +157,11 @@ def load_job(source: str, **settings: Any) -> Job:
 def _settings(table: Mapping[str, Any], wrong: list[str]) -> dict[str, Any]:
     """The keys of a job as arguments of `Job`; complaints go to `wrong`."""
     settings = read_fields(Job, table, wrong, elsewhere=_elsewhere)
+    if isinstance(asked := settings.get("score"), Scoring):
+        if not table["score"].get("metrics"):
+            wrong.append('[score] names no metrics; give it metrics = ["clip_score"], or others')
+        models = {part: model for part, model in asked.models.items() if not isinstance(model, str)}
+        wrong += [f"key 'score.models.{part}' is {model!r}; wants text" for part, model in models.items()]
     if "defaults" in table:
         settings["defaults"] = parse_defaults(table["defaults"], DEFAULT_COLUMNS, wrong)
     return settings
@@ -169,12 +192,28 @@ def _read_job(source: str, wrong: list[str]) -> dict[str, Any]:
                 settings[name] = _resolved(name, settings[name], path.parent)
             except InputError as error:
                 wrong.append(f"key {name!r}: {error}")
+    if isinstance(asked := settings.get("score"), Scoring):
+        settings["score"] = _anchored_scoring(asked, path.parent)
     for name, value in settings.get("defaults", {}).items():
         if name in ("model", "refiner"):
             settings["defaults"][name] = _resolved("model", value, path.parent)
         elif COLUMNS[name].kind is Kind.ADAPTER:
             settings["defaults"][name] = anchored(value, str(path.parent))
     return settings
+
+
+def _anchored_scoring(asked: Scoring, folder: Path) -> Scoring:
+    """Its paths seen from the job file's folder; models that are no paths there stay names."""
+
+    def model(name: str) -> str:
+        return name if name.startswith("builtin-") else _resolved("model", name, folder)
+
+    return replace(
+        asked,
+        models={part: model(name) if isinstance(name, str) else name for part, name in asked.models.items()},
+        reference=None if asked.reference is None else _resolved("reference", asked.reference, folder),
+        features=None if asked.features is None else model(asked.features),
+    )
 
 
 def _resolved(name: str, value: str, folder: Path) -> str:
@@ -188,7 +227,7 @@ def _resolved(name: str, value: str, folder: Path) -> str:
 
 def _elsewhere(key: str) -> list[str]:
     """Where a key is known that stands in another table."""
-    places = {"": Job, "limits.": Limits, "worker.": WorkerResources}
+    places = {"": Job, "limits.": Limits, "worker.": WorkerResources, "score.": Scoring}
     found = [place + key for place, kind in places.items() if key in table_keys(kind)]
     column = find_column(key)
     return [*found, *([f"defaults.{column}"] if column in DEFAULT_COLUMNS else [])]

@@ -14,14 +14,16 @@ from batchgen.dataset.begun import RECORD
 from batchgen.dataset.dataset import READERS, Dataset
 from batchgen.dataset.nodes import Meeting
 from batchgen.dataset.runs import new_run_name
-from batchgen.engine.loop import Control, drive, signals
+from batchgen.engine.loop import Control, Workers, drive, signals
 from batchgen.engine.queue import WorkQueue
-from batchgen.errors import InputError, Interrupted
-from batchgen.job import WorkerResources
+from batchgen.errors import InfrastructureError, InputError, Interrupted
+from batchgen.job import Job, WorkerResources
 from batchgen.options import Device, Dtype
+from batchgen.scoring.groups import GroupTable, read_table
 from batchgen.scoring.kind import scoring
 from batchgen.scoring.metrics import Family, Metric, find_metrics
-from batchgen.scoring.models import ScoringModel, find_models
+from batchgen.scoring.models import find_models, flag_of
+from batchgen.scoring.pending import Models, paired_with, reference_units, require_columns, score_units, sets_units
 from batchgen.scoring.tables import (
     MARKER_COLUMNS,
     error_column,
@@ -30,15 +32,14 @@ from batchgen.scoring.tables import (
     identity_of,
     join_scores,
     print_of_rows,
-    read_about,
     write_scores,
 )
-from batchgen.scoring.units import Scored, ScoreUnit, ScoringSettings
+from batchgen.scoring.units import ReferenceUnit, Scored, ScoreUnit, ScoringSettings, SetsUnit, Unit
 from batchgen.storage import open_store, require_place
 from batchgen.version import __version__
 from batchgen.work import Failure
 
-__all__ = ["ColumnSummary", "ScoreSummary", "ScoringJob", "score"]
+__all__ = ["ColumnSummary", "ScoreSummary", "ScoringJob", "score", "score_made"]
 
 _DTYPES: Mapping[Dtype, Literal["float16", "bfloat16", "float32"]] = {
     Dtype.AUTO: "float32",  # on every device: scores that are compared should not lose digits
@@ -46,6 +47,7 @@ _DTYPES: Mapping[Dtype, Literal["float16", "bfloat16", "float32"]] = {
     Dtype.FLOAT16: "float16",
     Dtype.BFLOAT16: "bfloat16",
 }
+_LATER = frozenset({Family.DUPLICATES, Family.SETS})  # than the images one by one
 BATCH = 16  # images decoded and scored at once; 50 MB at 1024 x 1024
 
 
@@ -55,7 +57,8 @@ class ScoringJob:
 
     output: str
     metrics: Sequence[str]
-    models: Mapping[str, str] = field(default_factory=dict)  # names by part, as METRIC or METRIC.part
+    models: Mapping[str, str] = field(default_factory=dict)  # names by part, as METRIC or METRIC.part, and reference
+    by: Sequence[str] = ()  # columns whose values make the groups of fid and kid; none: one group of all
     device: Device = Device.AUTO
     dtype: Dtype = Dtype.AUTO
     batch_size: int = BATCH
@@ -83,6 +86,7 @@ class ScoreSummary:
     scored: int  # images that this run scored
     scores: Mapping[str, ColumnSummary]  # by column
     failed: Mapping[str, int]  # rows that should have a score and have none, by metric; absent where there are none
+    groups: Sequence[GroupTable]  # of metrics of sets
 
 
 def score(job: ScoringJob, notice: Callable[[str], None]) -> ScoreSummary:
@@ -103,56 +107,70 @@ def score(job: ScoringJob, notice: Callable[[str], None]) -> ScoreSummary:
     require_place(job.output)
     dataset = Dataset.open(open_store(job.output, job.storage_options, quick=True))
     models = find_models(metrics, job.models, allow_pickle=job.allow_pickle)
-    for line in _defaults(metrics, models, job.models):
+    sets = [metric for metric in metrics if metric.family is Family.SETS]
+    require_columns(dataset.format, job.by, sets)
+    for line in (*_defaults(metrics, models, job.models), *paired_with(dataset, models)):
         notice(line)
     dataset = replace(dataset, store=open_store(job.output, job.storage_options, anchor=RECORD))
     for metric in metrics:
-        forget_shards(dataset, metric.name)
-    units = list(_units(dataset, [metric for metric in metrics if metric.family is not Family.DUPLICATES], models))
+        if metric not in sets:
+            forget_shards(dataset, metric.name)
+    units: list[Unit] = list(
+        score_units(dataset, [metric for metric in metrics if metric.family not in _LATER], models)
+    )
+    units += reference_units(dataset, sets, models)
     this = _Run(job=job, dataset=dataset, models=models, notice=notice)
-    if units:
-        this.work(units)
+    this.work(units, lambda: sets_units(dataset, sets, models, job.by))
     for metric in metrics:
         if metric.family is Family.DUPLICATES:
             _group(dataset, metric)
-    return _summary(dataset, metrics, this)
+    summary = _summary(dataset, metrics, this)
+    for line in _doubts(summary):
+        notice(line)
+    return summary
 
 
-def _defaults(
-    metrics: Sequence[Metric], models: Mapping[str, Mapping[str, ScoringModel]], given: Mapping[str, str]
-) -> Iterator[str]:
+def score_made(job: Job, notice: Callable[[str], None]) -> "ScoreSummary | None":
+    """Score what a run of a job has made, as its table [score] says; None where it has none.
+
+    Raises:
+        As `score`.
+    """
+    if (asked := job.score) is None:
+        return None
+    own = ScoringJob(
+        output=job.require_output(),
+        metrics=asked.metrics,
+        models=asked.named_models(),
+        by=asked.by,
+        device=job.device,
+        batch_size=asked.batch_size or BATCH,
+        workers=job.workers,
+        address=job.address,
+        allow_pickle=job.allow_pickle,
+        storage_options=job.storage_options,
+    )
+    return score(own, notice)
+
+
+def _doubts(summary: "ScoreSummary") -> Iterator[str]:
+    for table in summary.groups:
+        few = sum(group.rows <= table.about["dimensions"] for group in table.groups)
+        if table.metric == "fid" and few:
+            yield (
+                f"fid: {few:,} of {len(table.groups):,} groups have no more images than the features have dimensions "
+                f"({table.about['dimensions']}), which are biased upwards; compare groups of one size, or by kid"
+            )
+
+
+def _defaults(metrics: Sequence[Metric], models: Models, given: Mapping[str, str]) -> Iterator[str]:
     for metric in metrics:
         for part, model in models[metric.name].items():
-            if part not in given:
+            if part not in given and metric.family is not Family.SETS:  # whose features are a metric of their own
                 yield (
                     f"{metric.name}: by {model.name}, which knows the built-in model's world alone; "
-                    f"--model {part}=... takes another"
+                    f"{flag_of(part)}... takes another"
                 )
-
-
-def _units(
-    dataset: Dataset, metrics: Sequence[Metric], models: Mapping[str, Mapping[str, ScoringModel]]
-) -> Iterator[ScoreUnit]:
-    """The shards, each with the metrics whose tables are missing, of other rows or models, or not whole."""
-    wanted = {metric.name: identity_of(metric, models[metric.name]) for metric in metrics}
-
-    def lacking(shard: str) -> ScoreUnit | None:
-        if (marker := dataset.marker(shard, columns=MARKER_COLUMNS)) is None:
-            return None
-        rows = print_of_rows(marker.table)
-        missing = tuple(
-            name
-            for name, identity in wanted.items()
-            if not _is_current(read_about(dataset.store, name, shard), {**identity, "rows": rows, "failed": 0})
-        )
-        return ScoreUnit(shard=shard, rows=marker.table.num_rows, metrics=missing) if missing else None
-
-    with ThreadPoolExecutor(READERS) as pool:
-        yield from (unit for unit in pool.map(lacking, dataset.shards()) if unit is not None)
-
-
-def _is_current(said: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> bool:
-    return said is not None and all(said.get(name) == value for name, value in wanted.items())
 
 
 @dataclass(kw_only=True, slots=True)
@@ -161,7 +179,7 @@ class _Run:
 
     job: ScoringJob
     dataset: Dataset
-    models: Mapping[str, Mapping[str, ScoringModel]]
+    models: Models
     notice: Callable[[str], None]
     total: int = 0  # tables to write
     ended: int = 0  # tables that are written, or given up
@@ -169,18 +187,18 @@ class _Run:
     given_up: Counter[str] = field(default_factory=Counter)  # rows by metric
     started: float = field(default_factory=time.monotonic)
 
-    def work(self, units: Sequence[ScoreUnit]) -> None:
-        """Start the workers, score the units, stop the workers."""
+    def work(self, units: Sequence[Unit], after: Callable[[], Sequence[Unit]]) -> None:
+        """Start the workers, do the units and those that are to do then, stop the workers; start none for nothing."""
+        if not (first := units or after()):
+            return
         # Ray takes half a second to import: only when there is work
         from batchgen.engine.cluster import autoscales, cluster
         from batchgen.engine.pool import Pool
 
         control = Control()
         with cluster(self.job.address, self.job.workers, self.notice) as capacity, signals(control, self.notice):
-            self.total = sum(len(unit.metrics) for unit in units)
-            has_models = any(self.models[name] for unit in units for name in unit.metrics)
-            device = capacity.device(self.job.device, waits=autoscales()) if has_models else "cpu"
-            workers = min(self.job.workers or capacity.workers(device), len(units))
+            device = capacity.device(self.job.device, waits=autoscales()) if any(map(self._computes, first)) else "cpu"
+            workers = min(self.job.workers or capacity.workers(device), len(first))
             store = self.dataset.store
             meeting = Meeting.call(store, f"score-{new_run_name(time.time())}")
             settings = ScoringSettings(
@@ -194,7 +212,8 @@ class _Run:
                 batch_size=self.job.batch_size,
                 allow_pickle=self.job.allow_pickle,
             )
-            self.notice(f"{len(units):,} shards to score; {workers} worker{'s' * (workers > 1)} on {device}")
+            shards = sum(isinstance(unit, ScoreUnit) for unit in first)
+            self.notice(f"{shards:,} shards to score; {workers} worker{'s' * (workers > 1)} on {device}")
             pool = Pool(
                 scoring(settings, on_gpu=device == "cuda"),
                 workers,
@@ -203,39 +222,60 @@ class _Run:
                 lambda node: meeting.require_answer(store, node),
             )
             try:
-                drive(
-                    WorkQueue(iter(units)),
-                    pool,
-                    control,
-                    recovered=lambda _unit: None,
-                    committed=self._committed,
-                    failed=self._failed,
-                    retried=lambda unit, why: self.notice(f"shard {unit.id} will be tried again: {why.message}"),
-                    progressed=lambda _in_work: None,
-                )
+                self._drive(first, pool, control)
+                if units and control.reason is None:
+                    self._drive(after(), pool, control)
             finally:
                 pool.close()
-        if control.reason is not None and self.ended < self.total:
+        if control.reason is not None and (self.ended < self.total or after()):
             raise Interrupted(
                 f"{control.reason}; {self.ended:,} of {self.total:,} tables are written; the same command goes on"
             )
 
-    def _committed(self, unit: ScoreUnit, scored: Scored) -> None:
-        self.ended += len(unit.metrics)
-        self.images += scored.images
+    def _computes(self, unit: Unit) -> bool:
+        """Whether a unit asks a model."""
+        return isinstance(unit, ReferenceUnit) or (
+            isinstance(unit, ScoreUnit) and any(self.models[name] for name in unit.metrics)
+        )
+
+    def _drive(self, units: Sequence[Unit], pool: Workers, control: Control) -> None:
+        self.total += sum(unit.tables for unit in units)
+        drive(
+            WorkQueue(iter(units)),
+            pool,
+            control,
+            recovered=lambda _unit: None,
+            committed=self._committed,
+            failed=self._failed,
+            retried=lambda unit, why: self.notice(f"{_named(unit)} will be tried again: {why.message}"),
+            progressed=lambda _in_work: None,
+        )
+
+    def _committed(self, unit: Unit, scored: Scored) -> None:
+        self.ended += unit.tables
+        self.images += scored.images if isinstance(unit, ScoreUnit) else 0
+        if isinstance(unit, SetsUnit):
+            self.notice(f"{unit.id}: in {scored.seconds:.1f} s")
+            return
         failed = ", ".join(f"{count} without {name}" for name, count in scored.failed.items() if count)
         rate = self.images / max(time.monotonic() - self.started, 1e-9)
         self.notice(
-            f"shard {unit.shard}: {scored.images} images in {scored.seconds:.1f} s on {scored.device}"
+            f"{_named(unit)}: {scored.images} images in {scored.seconds:.1f} s on {scored.device}"
             f"{f', {failed}' if failed else ''}; {self.ended:,}/{self.total:,} tables, {rate:.1f} images/s"
         )
 
-    def _failed(self, unit: ScoreUnit, why: Failure, _attempts: int) -> None:
-        self.ended += len(unit.metrics)
+    def _failed(self, unit: Unit, why: Failure, _attempts: int) -> None:
+        if not isinstance(unit, ScoreUnit):
+            raise InfrastructureError(f"{unit.id}: {why.message}")
+        self.ended += unit.tables
         for metric in unit.metrics:
             self.given_up[metric] += unit.rows
             forget_scores(self.dataset, metric, unit.shard)
         self.notice(f"shard {unit.id} cannot be scored: {why.message}")
+
+
+def _named(unit: Unit) -> str:
+    return f"shard {unit.shard}" if isinstance(unit, ScoreUnit) else unit.id
 
 
 def _group(dataset: Dataset, metric: Metric) -> None:
@@ -271,12 +311,25 @@ def _summary(dataset: Dataset, metrics: Sequence[Metric], run: _Run) -> ScoreSum
     table = join_scores(dataset, rows, [metric.name for metric in metrics])
     columns: dict[str, ColumnSummary] = {}
     failed = Counter(run.given_up)
+    tables = [read_table(dataset, metric, run.job.by) for metric in metrics if metric.family is Family.SETS]
     for metric in metrics:
-        for name, kind in metric.columns.items():
-            columns[name] = _column_summary(table, name, is_number=kind == "number")
+        if metric.family is Family.SETS:
+            continue
         if error_column(metric.name) in table.schema.names:
             failed[metric.name] += len(table[error_column(metric.name)].drop_null())
-    return ScoreSummary(rows=rows.num_rows, scored=run.images, scores=columns, failed=dict(+failed))
+        for name, kind in metric.columns.items():
+            columns[name] = (
+                ColumnSummary(count=rows.num_rows - failed[metric.name])
+                if kind == "vector"
+                else _column_summary(table, name, is_number=kind == "number")
+            )
+    return ScoreSummary(
+        rows=rows.num_rows,
+        scored=run.images,
+        scores=columns,
+        failed=dict(+failed),
+        groups=[found for found in tables if found is not None],
+    )
 
 
 def _column_summary(table: pa.Table, name: str, *, is_number: bool) -> ColumnSummary:

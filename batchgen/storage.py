@@ -38,10 +38,11 @@ _S3 = ("s3://", "s3a://")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """A stored object: its key below the store's root, and its size in bytes."""
+    """A stored object: its key below the store's root, its size in bytes, and what changes when it does."""
 
     key: str
     size: int
+    version: str = ""  # modification time in ns, or a store's tag of the content; empty where neither is known
 
 
 class Store(Protocol):
@@ -212,7 +213,9 @@ class _LocalStore:
                 for name in files:
                     path = Path(folder, name)
                     with suppress(FileNotFoundError):  # a temporary file of a run that is going on
-                        yield Entry(key=path.relative_to(self.root).as_posix(), size=path.stat().st_size)
+                        fact = path.stat()
+                        key = path.relative_to(self.root).as_posix()
+                        yield Entry(key=key, size=fact.st_size, version=str(fact.st_mtime_ns))
 
     def delete(self, key: str) -> None:
         with _named(f"{self.uri}/{key}"):
@@ -290,7 +293,8 @@ class _FsspecStore:
         with _named(f"{self.uri}/{prefix}"):
             found = self.fs.find(f"{self.root}/{prefix}".rstrip("/"), detail=True)
         for path, info in found.items():
-            yield Entry(key=path[len(self.root.lstrip("/")) :].lstrip("/"), size=int(info["size"] or 0))
+            key, version = path[len(self.root.lstrip("/")) :].lstrip("/"), info.get("ETag") or info.get("mtime") or ""
+            yield Entry(key=key, size=int(info["size"] or 0), version=str(version))
 
     def delete(self, key: str) -> None:
         with _named(f"{self.uri}/{key}"):

@@ -490,6 +490,13 @@ def test_published_lists(model_configs: Path) -> None:
     assert same[0] == same[1]
 
 
+def test_drawbench(tmp_path: Path, model_configs: Path) -> None:
+    """Its sheet as it is saved, and as the hub has it: a column Prompts, and a category that is carried."""
+    for name in ("Prompts,Category", "prompts,category"):
+        (tmp_path / "m.csv").write_text(f'{name}\n"A red colored car.",Colors\nfour cups,Counting\n')
+        assert prompts(tmp_path / "m.csv", model_configs) == ["A red colored car.", "four cups"]
+
+
 def test_diffusiondb(tmp_path: Path, model_configs: Path) -> None:
     """Its metadata.parquet: settings apply, the rest is carried with its types."""
     file = write(

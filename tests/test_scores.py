@@ -17,7 +17,7 @@ import numpy.typing as npt
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from conftest import BIN, ONE_THREAD, RunCli
+from conftest import BIN, ONE_THREAD, RunCli, WriteManifest
 from PIL import Image
 from scipy.ndimage import convolve
 from test_commit import make_format, make_shard
@@ -29,7 +29,7 @@ from batchgen.dataset.commit import Attempt, drop_rows
 from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.progress import read_receipts
 from batchgen.dataset.schema import applied_cells
-from batchgen.driver import resolved_rows
+from batchgen.driver import check, resolved_rows
 from batchgen.errors import InputError, ModelLoadError
 from batchgen.images import encode
 from batchgen.job import load_job
@@ -40,6 +40,7 @@ from batchgen.scoring.conditions import read_condition
 from batchgen.scoring.duplicates import first_alike
 from batchgen.scoring.metrics import find_metrics
 from batchgen.scoring.models import find_models
+from batchgen.scoring.pending import Models
 from batchgen.scoring.prompts import plain_prompt
 from batchgen.scoring.selection import select
 from batchgen.scoring.tables import scores_of
@@ -82,22 +83,26 @@ def commit(dataset: Dataset, shard: Shard) -> None:
     this.commit(done, [], size=1, seconds=1.0, device="test")
 
 
-def scored(
-    dataset: Dataset, *names: str, models: Mapping[str, str] = {}, allow_pickle: bool = False
-) -> dict[str, dict[str, Any]]:
-    """The scores of an output, by the worker itself in this process."""
-    metrics = find_metrics(names)
+def make_worker(dataset: Dataset, models: Models, *, allow_pickle: bool = False) -> ScoringWorker:
     settings = ScoringSettings(
         store=dataset.uri,
         storage_options={},
         output=dataset.format,
-        models=find_models(metrics, models, allow_pickle=allow_pickle),
+        models=models,
         device="cpu",
         dtype="float32",
         batch_size=16,
         allow_pickle=allow_pickle,
     )
-    worker = ScoringWorker(settings)
+    return ScoringWorker(settings)
+
+
+def scored(
+    dataset: Dataset, *names: str, models: Mapping[str, str] = {}, allow_pickle: bool = False
+) -> dict[str, dict[str, Any]]:
+    """The scores of an output, by the worker itself in this process."""
+    metrics = find_metrics(names)
+    worker = make_worker(dataset, find_models(metrics, models, allow_pickle=allow_pickle), allow_pickle=allow_pickle)
     for shard in dataset.shards():
         worker.run(ScoreUnit(shard=shard, rows=25, metrics=tuple(metric.name for metric in metrics)))
     return scores_of(dataset)
@@ -374,6 +379,51 @@ def test_a_kill_in_the_middle_is_gone_on_from(tmp_path: Path, ray_address: str, 
     assert (said["rows"], said["scores"]["contrast"]["count"]) == (80, 80)
     assert said["scored"] <= 80 - 2 * len(before) + 2  # a kill between two tables of a shard
     assert {name: stamp for name, stamp in stamps(output, "contrast").items() if name in before} == before
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_job_scores_what_it_made(tmp_path: Path, ray_address: str, batchgen: RunCli) -> None:
+    """After the images; what is missing of the scores is made by the next run, and no image with it."""
+    (tmp_path / "prompts.csv").write_text("id,prompt\na,a red cube\nb,a blue cone\n")
+    (tmp_path / "job.toml").write_text(
+        'manifest = "prompts.csv"\noutput = "out"\nworkers = 1\n[defaults]\nsteps = 1\n'
+        '[score]\nmetrics = ["brightness", "duplicates"]\n'
+    )
+    command = ("run", tmp_path / "job.toml", "--address", ray_address, "--json")
+    done = batchgen(*command)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert (said["done"], said["scores"]["scored"], said["scores"]["scores"]["brightness"]["count"]) == (2, 2, 2)
+    assert "2 images" in done.stderr and "shards to score" in done.stderr
+    images = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/data/*/*/*.png")}
+    shutil.rmtree(tmp_path / "out" / "scores" / "brightness")
+    again = json.loads(batchgen(*command).stdout)
+    assert (again["scores"]["scored"], again["scores"]["failed"]) == (2, {})
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/data/*/*/*.png")} == images
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ('metrics = ["clip_scor"]', "did you mean 'clip_score'"),
+        ('metrics = ["clip_score"]\nmodels = {clip_score = "nowhere"}', "is no folder here"),
+        ('metrics = ["kid"]\nreference = "nowhere"', "holds 0 images"),
+        ('metrics = ["sharpness"]\nby = ["prompt"]', "groups images for metrics of sets"),
+        ('by = ["prompt"]', "names no metrics"),
+        ('metrics = "sharpness"', "list of texts"),
+        ('metrics = ["clip_score"]\nmodels = {clip_score = 3}', "wants text"),
+        ('metrics = ["sharpness"]\nmetric = 3', "did you mean 'score.metrics'"),
+    ],
+)
+def test_scores_that_a_job_cannot_have_are_said_before_the_night(
+    table: str, words: str, tmp_path: Path, write_manifest: WriteManifest
+) -> None:
+    write_manifest("m.jsonl", [{"prompt": "a red cube"}])
+    (tmp_path / "job.toml").write_text(f'manifest = "m.jsonl"\n[score]\n{table}\n')
+    with pytest.raises(InputError) as error:
+        check(load_job(str(tmp_path / "job.toml")))
+    assert words in str(error.value)
 
 
 def test_a_metric_that_fails_on_every_image_fails_as_a_whole(tmp_path: Path) -> None:

@@ -31,11 +31,12 @@ DOORS = {
     "fsspec": {"storage"},
     "s3fs": {"storage"},
     "botocore": {"storage"},
-    "huggingface_hub": {"models/catalog"},
+    "torchmetrics": {"scoring/distances"},
+    "huggingface_hub": {"models/catalog", "report/push"},
     "click": {"cli"},
     "msgspec": {"dataset"},
     "cv2": {"diffusion", "scoring/pixels"},
-    "safetensors": {"diffusion", "scoring/aesthetic", "models/compatibility"},  # without torch: headers alone
+    "safetensors": {"diffusion", "scoring/weights", "models/compatibility"},  # without torch: headers alone
 }
 
 
@@ -92,7 +93,7 @@ ORDER = """
     __init__ __main__
     cli
     report
-    driver scores sweeps embedded
+    driver scores sweeps embedded exports
     tally
     estimate engine
     scoring

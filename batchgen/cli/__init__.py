@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from batchgen.cli.benchmarks import export, join
 from batchgen.cli.generating import plan, run, validate
 from batchgen.cli.manifests import manifest, sweep
 from batchgen.cli.outputs import retry, status, verify
@@ -61,5 +62,20 @@ def main() -> None:
     """
 
 
-for _command in (run, validate, plan, sweep, manifest, status, verify, retry, score, select, report, explain):
+for _command in (
+    run,
+    validate,
+    plan,
+    sweep,
+    manifest,
+    status,
+    verify,
+    retry,
+    score,
+    select,
+    report,
+    export,
+    join,
+    explain,
+):
     main.add_command(_command)

@@ -79,8 +79,9 @@ def run(
       batchgen run jobs/nightly.toml --on-busy skip
     """
     from batchgen.driver import run as run_job
-    from batchgen.report.display import RunDisplay
+    from batchgen.report.display import RunDisplay, print_scores
     from batchgen.report.sample import write_sheet
+    from batchgen.scores import score_made
 
     if sample_by and sample is None:
         raise InputError("--sample-by says over which column a sample is spread; give --sample, too")
@@ -104,15 +105,19 @@ def run(
             say_json({"output": job.output, "busy": str(error)})
         say(f"skipped: {error}", err=True)
         return
+    scores = score_made(job, reporter.notice) if counts.done else None
     if as_json:
-        say_json({"output": job.output, **_in_json(counts), "interrupted": None})
+        said = {} if scores is None else {"scores": asdict(scores)}
+        say_json({"output": job.output, **_in_json(counts), "interrupted": None, **said})
+    elif scores is not None:
+        print_scores(scores, stderr())
     if counts.sample and (sheet := write_sheet(job.require_output(), counts.sample, job.storage_options)) is not None:
         say(f"wrote {sheet}", err=True)
     failed = f", {counts.failed:,} failed (see failures/)" if counts.failed else ""
     left = f", {counts.pending:,} left" if counts.pending else ""
     updated = f", {counts.updated:,} updated" if counts.updated else ""
     say(f"{counts.done:,} of {counts.total:,} rows done{updated}{failed}{left}: {job.output}", err=True)
-    sys.exit(ROWS_FAILED if counts.failed else OK)
+    sys.exit(ROWS_FAILED if counts.failed or (scores is not None and scores.failed) else OK)
 
 
 @click.command(cls=SourceCommand)

@@ -36,6 +36,11 @@ _METRICS = "\n".join(f"  {metric.name:<12}{metric.about}" for metric in METRICS.
     metavar="NAME=MODEL",
     help="What a metric reads: a folder, a file, a hub id. Default: builtin-clip for clip_score and pickscore.",
 )
+@click.option("--reference", metavar="FOLDER", help="Real images, for fid, kid and lpips.")
+@click.option(
+    "--features", metavar="MODEL", help="What sees the images that fid and kid compare. Default: builtin-clip."
+)
+@click.option("--by", multiple=True, metavar="COLUMN", help="Group images for fid and kid; may be repeated.")
 @click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="Images of one call. Default: 16.")
 @click.option("--dtype", type=choice(Dtype), help="Precision of the models; auto: float32.")
 @click.option("--device", type=choice(Device), help="Default: CUDA if there is one.")
@@ -47,6 +52,9 @@ def score(
     output: str,
     metrics: tuple[str, ...],
     models: tuple[str, ...],
+    reference: str | None,
+    features: str | None,
+    by: tuple[str, ...],
     batch_size: int | None,
     dtype: str | None,
     device: str | None,
@@ -66,18 +74,22 @@ def score(
     Examples:
       batchgen score out/quickstart --metric clip_score --metric sharpness
       batchgen score out/quickstart --metric duplicates
+      batchgen score out/compare --metric fid --metric kid --reference photos --by scheduler
       batchgen score s3://bucket/set --metric pickscore --model pickscore=yuvalkirstain/PickScore_v1
       batchgen score out/set -k aesthetic -m aesthetic=models/clip-vit-l-14 -m aesthetic.head=models/head.safetensors
     """
-    from batchgen.report.display import scores_table
+    from batchgen.report.display import print_scores
     from batchgen.scores import BATCH, ScoringJob
     from batchgen.scores import score as score_output
 
     uri, options = named_output(output)
+    flags = {"reference": reference, "features": features}
+    named = {name: model for name, model in flags.items() if model is not None}
     job = ScoringJob(
         output=uri,
         metrics=metrics,
-        models=dict(map(_named_model, models)),
+        models={**dict(map(_named_model, models)), **named},
+        by=tuple(dict.fromkeys(by)),
         device=Device(device or Device.AUTO),
         dtype=Dtype(dtype or Dtype.AUTO),
         batch_size=batch_size or BATCH,
@@ -90,7 +102,7 @@ def score(
     if as_json:
         say_json({"output": uri, **asdict(summary)})
     else:
-        stdout().print(scores_table(summary))
+        print_scores(summary, stdout())
     for metric, count in summary.failed.items():
         say(f"{count:,} of {summary.rows:,} rows have no {metric}; the next command tries them again", err=True)
     sys.exit(ROWS_FAILED if summary.failed else OK)

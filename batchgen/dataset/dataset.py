@@ -19,6 +19,7 @@ from batchgen.dataset.facts import MarkerFacts, marker_facts
 from batchgen.dataset.format import OUTPUT, OutputFormat, conflict, format_record, left_out
 from batchgen.dataset.layouts.layout import DatasetLayout
 from batchgen.dataset.records import encode_record, read_record
+from batchgen.dataset.side_tables import join_side_tables, side_names
 from batchgen.errors import Damaged, InputError, NotFound, OutputGone
 from batchgen.manifest.arrow import python_rows
 from batchgen.sharding import is_key
@@ -238,15 +239,22 @@ class Dataset:
         for row, image in self.rows_ahead(part=part):
             yield row, decode(image.result())
 
-    def to_table(self, columns: Sequence[str] | None = None) -> pa.Table:
+    def to_table(self, columns: Sequence[str] | None = None, *, scores: bool = False) -> pa.Table:
         """The metadata of all rows, without the bytes of images.
 
         Args:
             columns: those to read, in the schema's order; all where None.
+            scores: with all scores, and what was joined of evaluators; null where a row has none.
 
         Raises:
             InputError: there is no such column.
+            Damaged: a table of scores cannot be read.
         """
+        if scores:
+            keys = dict.fromkeys(["id", "fingerprint", *(columns or ())])
+            rows = self.to_table(None if columns is None else list(keys))
+            joined = join_side_tables(self.store, self.shards(), rows, side_names(self.store))
+            return joined.drop_columns([name for name in keys if columns is not None and name not in columns])
         names = [name for name in self.format.schema.names if name not in self.layout.in_marker]
         if unknown := sorted(set(columns or ()) - set(names)):
             raise InputError(f"{self.uri} has no column {unknown[0]!r}; it has {', '.join(names)}")
@@ -254,13 +262,13 @@ class Dataset:
         tables = [marker.table.select(schema.names) for marker in self._markers(columns=schema.names)]
         return pa.concat_tables([schema.empty_table(), *(table.cast(schema) for table in tables)])
 
-    def to_pandas(self, columns: Sequence[str] | None = None) -> "pandas.DataFrame":
+    def to_pandas(self, columns: Sequence[str] | None = None, *, scores: bool = False) -> "pandas.DataFrame":
         """The same as a pandas DataFrame.
 
         Raises:
             InputError: there is no such column.
         """
-        return self.to_table(columns).to_pandas()
+        return self.to_table(columns, scores=scores).to_pandas()
 
     def _markers(
         self, *, columns: Collection[str] | None = None, images: bool = False, part: tuple[int, int] = (0, 1)

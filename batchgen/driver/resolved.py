@@ -16,6 +16,7 @@ from batchgen.job import Job
 from batchgen.manifest.problems import ProblemLog
 from batchgen.models.catalog import NOT_BEGUN
 from batchgen.resolve import Resolved, resolve
+from batchgen.scoring.asked import require_groups, require_scorable
 from batchgen.storage import Store
 from batchgen.trials import try_schedulers
 
@@ -67,13 +68,18 @@ def resolved_rows(job: Job, output: Store | None = None, *, afresh: bool = False
         ManifestProblems: rows that cannot be made; all of them are in it.
         InputError: the job or the manifest as a whole cannot be used.
     """
+    require_scorable(job)
     with Index() as index:
         if output is not None and not afresh and (kept := take_resolved(output, job, index)) is not None:
-            yield index, fit_to_output(kept, output, index)
+            found = fit_to_output(kept, output, index)
+            require_groups(job, wanted_format(job, found))
+            yield index, found
             return
         problems = ProblemLog()
         resolved = resolve(job, index, problems, NOT_BEGUN if output is None else begun_with(output))
         try_schedulers(index, resolved.models, problems, survey=partial(mark_recorded, output, index))
         if problems.total:
             raise ManifestProblems(problems)
-        yield index, resolved if output is None else fit_to_output(resolved, output, index)
+        resolved = resolved if output is None else fit_to_output(resolved, output, index)
+        require_groups(job, wanted_format(job, resolved))
+        yield index, resolved

@@ -211,7 +211,7 @@ def _rows_of(value: Any, file: TextFile) -> Iterator[Any]:
     if not _is_container(value):
         yield value
         return
-    if any(find_column(name) == "prompt" for name in value):
+    if any(find_column(name) == "prompt" and not _holds_objects(part) for name, part in value.items()):
         file.notice(f"{file.file} is read by its columns")
         yield from _by_columns(value)
         return
@@ -222,6 +222,10 @@ def _rows_of(value: Any, file: TextFile) -> Iterator[Any]:
     ((name, rows),) = lists.items()
     file.notice(f"{file.file}: the list {name!r} is read")
     yield from rows
+
+
+def _holds_objects(part: Any) -> bool:
+    return isinstance(part, list) and any(isinstance(row, dict) for row in part)
 
 
 def _is_table(rows: list[Any]) -> bool:

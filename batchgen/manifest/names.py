@@ -32,6 +32,7 @@ ALIASES: Mapping[str, str] = {
     "init_image": "image",
     "text": "prompt",
     "caption": "prompt",
+    "prompts": "prompt",
 }
 """Other names of our own; one beside another of the same column is refused, but for texts beside a prompt."""
 

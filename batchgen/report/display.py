@@ -1,6 +1,7 @@
 """What a person sees while a run goes on: a live bar on a terminal, a line a shard elsewhere. All of it on stderr."""
 
 import time
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -12,10 +13,11 @@ from batchgen.estimate import PlanSummary
 from batchgen.index import Counts
 from batchgen.rows import Receipt
 from batchgen.scores import ScoreSummary
+from batchgen.scoring.metrics import METRICS
 from batchgen.sweeps import SweepSummary
 from batchgen.tally import RunProgress
 
-__all__ = ["RunDisplay", "duration", "plan_table", "scores_table", "size", "sweep_table", "time_left"]
+__all__ = ["RunDisplay", "duration", "plan_table", "print_scores", "size", "sweep_table", "time_left"]
 
 LINE_EVERY = 60.0  # seconds between lines of a log while no shard is committed
 
@@ -105,13 +107,35 @@ def sweep_table(sweep: SweepSummary) -> Table:
     return table
 
 
-def scores_table(summary: ScoreSummary) -> Table:
+def print_scores(summary: ScoreSummary, console: Console) -> None:
+    """What the scores of an output are like, and those of groups."""
+    if summary.scores:
+        console.print(_scores_table(summary))
+    for table in _group_tables(summary):
+        console.print(table)
+
+
+def _scores_table(summary: ScoreSummary) -> Table:
     """What the scores of an output are like, a line a column."""
     table = Table("score", "rows", "mean", "least", "most", box=None, pad_edge=False)
     for name, column in summary.scores.items():
         numbers = ("" if value is None else f"{value:.4g}" for value in (column.mean, column.min, column.max))
         table.add_row(name, f"{column.count:,}", *numbers)
     return table
+
+
+def _group_tables(summary: ScoreSummary) -> Iterator[Table]:
+    """What metrics of sets say of each group, a table a metric."""
+    for found in summary.groups:
+        names = [name for group in found.groups[:1] for name in group.values]
+        models, images = found.about["model_names"], found.about["reference_images"]
+        title = f"{found.metric} from {images:,} images of {models['reference']}, by {models['features']}"
+        columns = METRICS[found.metric].columns
+        table = Table(*names, "images", *columns, "", title=title, title_justify="left", box=None, pad_edge=False)
+        for group in found.groups:
+            numbers = (f"{group.scores[name]:.4g}" if name in group.scores else "" for name in columns)
+            table.add_row(*map(Text, group.values.values()), f"{group.rows:,}", *numbers, group.error or "")
+        yield table
 
 
 def _said(progress: RunProgress) -> str:

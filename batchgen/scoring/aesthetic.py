@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from PIL.Image import Image
-from safetensors.torch import load_file
 
 from batchgen.diffusion.device import device_errors
 from batchgen.errors import ModelLoadError
 from batchgen.scoring.clip import Clip
 from batchgen.scoring.scorers import Loading
+from batchgen.scoring.weights import load_weights
 
 __all__ = ["AestheticScorer"]
 
@@ -24,7 +24,7 @@ class AestheticScorer:
     def __init__(self, loading: Loading) -> None:
         self._clip = Clip("aesthetic", loading)
         head = Path(loading.models["aesthetic.head"].place)
-        weights = load_file(head) if head.suffix == ".safetensors" else torch.load(head, weights_only=True)
+        weights = load_weights(head)
         try:
             self._layers = [
                 tuple(weights[f"layers.{n}.{part}"].to(loading.device, torch.float32) for part in ("weight", "bias"))

@@ -45,4 +45,12 @@ def _make(metric: Metric, loading: Loading) -> Scorer:
             from batchgen.scoring.vqa import VqaScorer
 
             return VqaScorer(loading)
-    raise AssertionError(f"{metric.name} is of all images at once")
+        case Family.FEATURES:
+            from batchgen.scoring.features import FeatureScorer
+
+            return FeatureScorer(loading)
+        case Family.LPIPS:
+            from batchgen.scoring.lpips import LpipsScorer
+
+            return LpipsScorer(loading)
+    raise AssertionError(f"{metric.name} is of several images at once")

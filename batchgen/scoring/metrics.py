@@ -22,7 +22,11 @@ class Family(StrEnum):
     AESTHETIC = "aesthetic"
     SAFETY = "safety"
     VQA = "vqa"
+    FEATURES = "features"
+    LPIPS = "lpips"
     DUPLICATES = "duplicates"  # of all images at once, after the others
+    SETS = "sets"  # of groups of images, after the others
+    ELSEWHERE = "elsewhere"  # by an evaluator whose results were joined
 
 
 class ModelKind(StrEnum):
@@ -32,6 +36,9 @@ class ModelKind(StrEnum):
     HEAD = "the predictor's weights, a .safetensors or (with --allow-pickle) .pth file"
     CHECKER = "a StableDiffusionSafetyChecker folder, or its hub id"
     VQA = "an image-text-to-text folder of transformers, or its hub id"
+    FEATURES = "a folder of transformers with a model that sees images (CLIP, DINOv2, ViT), or its hub id"
+    LPIPS = "AlexNet's or VGG16's weights as torchvision has them, a .safetensors or (with --allow-pickle) .pth file"
+    REFERENCE = "a folder of real images"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,21 +52,26 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Metric:
-    """One metric: a number, or a text, for each image.
+    """One metric: a number, a text or a vector for each image, or numbers for each group of images.
 
     `models` are by the name under which the command line takes them: the metric's own for `--model NAME=...`, and
     `NAME.part` for what is beside it. `version` is raised when the same image would get another score.
     """
 
     name: str
-    columns: Mapping[str, Literal["number", "text"]]
+    columns: Mapping[str, Literal["number", "text", "vector"]]
     family: Family
     about: str  # one line of documentation
     source: str  # the paper, and the implementation whose numbers these are
     better: Literal["higher", "lower"] | None = None
     models: Mapping[str, Part] = field(default_factory=dict)
     after: tuple[str, ...] = ()  # metrics whose tables it reads
+    library: str | None = None  # that is not installed with batchgen
     version: int = 1
+
+
+_FEATURES = {"features": Part(kind=ModelKind.FEATURES, default="builtin-clip")}
+_REFERENCE = {"reference": Part(kind=ModelKind.REFERENCE)}
 
 
 def _one(name: str, family: Family, about: str, source: str, **more: object) -> Metric:
@@ -134,6 +146,44 @@ METRICS: Mapping[str, Metric] = {
             "Lin et al. 2024 (VQAScore)",
             better="higher",
             models={"vqa_score": Part(kind=ModelKind.VQA)},
+        ),
+        _one(
+            "lpips",
+            Family.LPIPS,
+            "how unlike the image in --reference it is that has the row's id for its name",
+            "Zhang et al. 2018, version 0.1; torchmetrics' weights",
+            better="lower",
+            models={"lpips": Part(kind=ModelKind.LPIPS), **_REFERENCE},
+            library="torchmetrics",
+        ),
+        Metric(
+            name="features",
+            columns={"features": "vector"},
+            family=Family.FEATURES,
+            about="what a model sees of an image: float32, for fid and kid, and for plots",
+            source="clean-fid's CLIP features; the pooled output of other models",
+            models=_FEATURES,
+        ),
+        _one(
+            "fid",
+            Family.SETS,
+            "Fréchet distance of groups of images (--by) from those in --reference",
+            "Heusel et al. 2017; torchmetrics",
+            better="lower",
+            models={**_FEATURES, **_REFERENCE},
+            after=("features",),
+            library="torchmetrics",
+        ),
+        Metric(
+            name="kid",
+            columns={"kid": "number", "kid_std": "number"},
+            family=Family.SETS,
+            about="kernel distance of the same, without bias in small groups, and its deviation over draws",
+            source="Bińkowski et al. 2018; torchmetrics",
+            better="lower",
+            models={**_FEATURES, **_REFERENCE},
+            after=("features",),
+            library="torchmetrics",
         ),
     )
 }

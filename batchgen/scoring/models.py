@@ -1,8 +1,10 @@
 """The models that metrics read, before they are loaded: where they lie, whether they are of that kind, fingerprints."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +12,24 @@ from batchgen import builtin
 from batchgen.errors import InputError
 from batchgen.models.catalog import hash_path, hash_text, hub_configs, is_hub_id
 from batchgen.scoring.metrics import Metric, ModelKind, Part
+from batchgen.scoring.reference import Reference
 
-__all__ = ["ScoringModel", "find_models", "processor_folder"]
+__all__ = ["ScoringModel", "find_models", "flag_of", "processor_folder"]
 
+_FILES = frozenset({ModelKind.HEAD, ModelKind.LPIPS})
+_WORDLESS = frozenset({ModelKind.CHECKER, ModelKind.FEATURES})  # without a tokenizer
 _PICKLES = frozenset({".pth", ".pt", ".bin", ".ckpt"})
+_FLAGS = frozenset({"features", "reference"})  # parts that have flags of their own
 _SIBLING = "feature_extractor"  # beside safety_checker/ in the folders of pipelines
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoringModel:
-    """A model that exists, by the name that the user gave it."""
+    """A model that exists, or a folder of images that metrics compare with, by the name that the user gave it."""
 
     name: str
     location: str  # path, or hub id
-    fingerprint: str  # sha256 of what is loaded; of a hub id: of repository and commit
+    fingerprint: str  # sha256 of what is loaded; of a hub id: of repository and commit; of images: of how they look
     revision: str | None = None  # commit of a hub id
 
     @property
@@ -46,23 +52,29 @@ def find_models(
         InputError: a model that is missing, or of another kind; a name that no metric takes. A line for each.
     """
     parts = {name: part for metric in metrics for name, part in metric.models.items()}
-    wrong = [_unknown(name, parts) for name in given if name not in parts]
+    wrong = list(_uninstalled(metrics)) + [_unknown(name, parts) for name in given if name not in parts]
+    find = cache(lambda named, part: _find(named, part, allow_pickle=allow_pickle))
     found: dict[str, dict[str, ScoringModel]] = {}
     for metric in metrics:
         models = found[metric.name] = {}
         for name, part in metric.models.items():
             named = given.get(name, part.default)
             if named is None and part.required:
-                wrong.append(f"{metric.name} needs {part.kind}; give --model {name}=...")
+                wrong.append(f"{metric.name} needs {part.kind}; give {flag_of(name)}...")
             if named is None:
                 continue
             try:
-                models[name] = _find(named, part, allow_pickle=allow_pickle)
+                models[name] = find(named, part)
             except InputError as error:
-                wrong.append(f"--model {name}={named}: {error}")
+                wrong.append(f"{flag_of(name)}{named}: {error}")
     if wrong:
-        raise InputError("\n".join(wrong))
+        raise InputError("\n".join(dict.fromkeys(wrong)))
     return found
+
+
+def flag_of(part: str) -> str:
+    """How the command line takes a part's name, up to the name."""
+    return f"--{part} " if part in _FLAGS else f"--model {part}="
 
 
 def processor_folder(folder: Path) -> Path | None:
@@ -73,13 +85,23 @@ def processor_folder(folder: Path) -> Path | None:
     return None
 
 
+def _uninstalled(metrics: Iterable[Metric]) -> Iterable[str]:
+    wanted = {metric.library: metric.name for metric in metrics if metric.library is not None}
+    for library, name in wanted.items():
+        if find_spec(library) is None:
+            yield f"{name} wants {library}, which is not installed; pip install 'batchgen[distances]'"
+
+
 def _unknown(name: str, parts: Mapping[str, Part]) -> str:
     if not parts:
-        return f"--model {name}=...: none of these metrics reads a model"
-    return f"--model {name}=...: these metrics read {', '.join(parts)}"
+        return f"{flag_of(name)}...: none of these metrics reads a model"
+    return f"{flag_of(name)}...: these metrics read {', '.join(parts)}"
 
 
 def _find(named: str, part: Part, *, allow_pickle: bool) -> ScoringModel:
+    if part.kind is ModelKind.REFERENCE:
+        reference = Reference.open(named)
+        return ScoringModel(name=named, location=reference.store.uri, fingerprint=reference.fingerprint)
     if named.startswith("builtin-"):
         try:
             path = builtin.companion_path(named)
@@ -87,8 +109,8 @@ def _find(named: str, part: Part, *, allow_pickle: bool) -> ScoringModel:
             raise InputError(str(error.args[0])) from None
     else:
         path = Path(named).expanduser()
-    if part.kind is ModelKind.HEAD:
-        _require_weights_file(path, allow_pickle=allow_pickle)
+    if part.kind in _FILES:
+        _require_weights_file(path, part.kind, allow_pickle=allow_pickle)
     elif path.is_dir():
         _require_kind(path, part.kind)
         if not any(path.glob("*.safetensors")) and not (allow_pickle and any(path.glob("*.bin"))):
@@ -103,9 +125,9 @@ def _find(named: str, part: Part, *, allow_pickle: bool) -> ScoringModel:
     return ScoringModel(name=named, location=str(path.resolve()), fingerprint=hash_path(path))
 
 
-def _require_weights_file(path: Path, *, allow_pickle: bool) -> None:
+def _require_weights_file(path: Path, kind: ModelKind, *, allow_pickle: bool) -> None:
     if not path.is_file():
-        raise InputError(f"is no file here; it wants {ModelKind.HEAD}")
+        raise InputError(f"is no file here; it wants {kind}")
     if path.suffix in _PICKLES and not allow_pickle:
         raise InputError(
             "is a pickle; give --allow-pickle to have it read with torch's weights-only loader, or convert it"
@@ -126,7 +148,7 @@ def _require_kind(folder: Path, kind: ModelKind) -> None:
         raise InputError(f"is a {architectures[0] or 'model without a class'}; it wants {kind}")
     if processor_folder(folder) is None:
         raise InputError("has no preprocessor_config.json, which says how images are prepared; is the folder whole?")
-    if kind is not ModelKind.CHECKER and not any(
+    if kind not in _WORDLESS and not any(
         (folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer_config.json")
     ):
         raise InputError("has no tokenizer; is the folder whole?")

@@ -6,16 +6,24 @@ id and fingerprint, whatever else lies in the tables.
 """
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from batchgen.dataset.dataset import READERS, Dataset
-from batchgen.dataset.tables import about, damage_named, decode_table, encode_table, with_about
+from batchgen.dataset.dataset import Dataset
+from batchgen.dataset.side_tables import (
+    join_side_tables,
+    read_side_tables,
+    side_key,
+    side_names,
+    side_shards,
+)
+from batchgen.dataset.tables import about, damage_named, encode_table, with_about
 from batchgen.errors import Damaged, NotFound
 from batchgen.identity import shard_id
 from batchgen.scoring.metrics import METRICS, Metric
@@ -31,15 +39,15 @@ __all__ = [
     "join_scores",
     "print_of_rows",
     "read_about",
+    "read_vectors",
     "scores_of",
     "write_scores",
 ]
 
-SCORES = "scores"
 MARKER_COLUMNS = ("id", "fingerprint", "sha256")
 """Those of a shard's marker by which its rows are told from others: a repaired image has another sha256."""
 
-_TYPES = {"number": pa.float64(), "text": pa.string()}
+_TYPES = {"number": pa.float64(), "text": pa.string(), "vector": pa.list_(pa.float32())}
 
 
 def error_column(metric: str) -> str:
@@ -91,12 +99,12 @@ def write_scores(
     own = [pa.array([row.get(name) for row in cells], kind) for name, kind in fields[2:]]
     identity = [marker[name].combine_chunks().cast(pa.string()) for name in ("id", "fingerprint")]
     table = with_about(pa.Table.from_arrays([*identity, *own], schema=pa.schema(fields)), **said)
-    store.write(_key(metric.name, shard), encode_table(table))
+    store.write(side_key(metric.name, shard), encode_table(table))
 
 
 def read_about(store: Store, metric: str, shard: str) -> Mapping[str, Any] | None:
     """What a table says of itself: `metric`, `version`, `models`, `rows` and `failed`; None where it does not count."""
-    key = _key(metric, shard)
+    key = side_key(metric, shard)
     try:
         with damage_named(f"{store.uri}/{key}", "it is made again"):
             return about(pq.read_schema(io.BytesIO(store.read(key))))
@@ -106,39 +114,32 @@ def read_about(store: Store, metric: str, shard: str) -> Mapping[str, Any] | Non
 
 def forget_scores(dataset: Dataset, metric: str, shard: str) -> None:
     """Remove what a metric said of a shard: another model's scores must not stand for this one's."""
-    dataset.store.delete(_key(metric, shard))
+    dataset.store.delete(side_key(metric, shard))
 
 
 def forget_shards(dataset: Dataset, metric: str) -> None:
     """Remove the tables of shards that are no more: their rows are others' now, or nobody's."""
     present = set(dataset.shards())
-    for shard in _scored_shards(dataset.store, metric):
+    for shard in side_shards(dataset.store, metric):
         if shard not in present:
-            dataset.store.delete(_key(metric, shard))
+            dataset.store.delete(side_key(metric, shard))
 
 
 def join_scores(dataset: Dataset, rows: pa.Table, metrics: Sequence[str] | None = None) -> pa.Table:
-    """A table of rows with every column of the scores added; null where a row is not scored.
+    """A table of rows with every column of the scores added, but for vectors; null where a row is not scored.
 
     Args:
         dataset: whose rows they are.
         rows: with `id` and `fingerprint`.
-        metrics: those to add; all that the output has where None.
+        metrics: those to add; all that the output has where None, in the order of the list of metrics, others last.
 
     Raises:
         Damaged: a table cannot be read.
     """
-    rows = rows.combine_chunks()
-    for metric in _scored_metrics(dataset.store) if metrics is None else metrics:
-        tables = list(_read_tables(dataset, metric))
-        if not tables:
-            continue
-        scores = pa.concat_tables(tables).combine_chunks()
-        places = pc.index_in(_keys(rows), value_set=_keys(scores))
-        for name in scores.schema.names[2:]:
-            taken = scores[name].combine_chunks().take(places.combine_chunks())
-            rows = rows.append_column(scores.schema.field(name), taken)
-    return rows
+    if metrics is None:
+        places = {name: place for place, name in enumerate(METRICS)}
+        metrics = sorted(side_names(dataset.store), key=lambda name: (places.get(name, len(places)), name))
+    return join_side_tables(dataset.store, dataset.shards(), rows, metrics)
 
 
 def scores_of(dataset: Dataset) -> dict[str, dict[str, Any]]:
@@ -151,34 +152,17 @@ def scores_of(dataset: Dataset) -> dict[str, dict[str, Any]]:
     return {row.pop("id"): row for row in table.to_pylist()}
 
 
-def _key(metric: str, shard: str) -> str:
-    return f"{SCORES}/{metric}/{shard}.parquet"
+def read_vectors(dataset: Dataset, metric: str) -> tuple[list[tuple[str, str]], npt.NDArray[np.float32]]:
+    """The vectors of all images that have one, (n, d), and of which rows they are, by id and fingerprint.
 
-
-def _keys(table: pa.Table) -> pa.ChunkedArray:
-    return pc.binary_join_element_wise(table["fingerprint"], table["id"], "")  # fingerprints are of one length
-
-
-def _scored_metrics(store: Store) -> list[str]:
-    """Metrics that have tables, in the order of the list of metrics; those of a newer batchgen last."""
-    found = [name for name in store.names(SCORES) if not name.startswith(".")]
-    return sorted(found, key=lambda name: (list(METRICS).index(name) if name in METRICS else len(METRICS), name))
-
-
-def _scored_shards(store: Store, metric: str) -> list[str]:
-    names = store.names(f"{SCORES}/{metric}")
-    return [name.removesuffix(".parquet") for name in names if name.endswith(".parquet") and not name.startswith(".")]
-
-
-def _read_tables(dataset: Dataset, metric: str) -> Iterator[pa.Table]:
-    present = set(dataset.shards())
-    shards = [shard for shard in _scored_shards(dataset.store, metric) if shard in present]
-    with ThreadPoolExecutor(READERS) as pool:
-        for table in pool.map(lambda shard: _read_table(dataset.store, metric, shard), shards):
-            yield table.replace_schema_metadata(None)
-
-
-def _read_table(store: Store, metric: str, shard: str) -> pa.Table:
-    key = _key(metric, shard)
-    with damage_named(f"{store.uri}/{key}", "remove it, and score again"):
-        return decode_table(io.BytesIO(store.read(key)))
+    Raises:
+        Damaged: a table cannot be read.
+    """
+    keys: list[tuple[str, str]] = []
+    found: list[npt.NDArray[np.float32]] = []
+    for table in read_side_tables(dataset.store, metric, dataset.shards()):
+        own = table.filter(pc.is_valid(table[metric]))
+        if own.num_rows:
+            keys += zip(own["id"].to_pylist(), own["fingerprint"].to_pylist(), strict=True)
+            found.append(np.stack(own[metric].to_numpy()))
+    return keys, np.concatenate(found) if found else np.zeros((0, 0), np.float32)

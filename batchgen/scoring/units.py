@@ -8,7 +8,7 @@ from batchgen.dataset.format import OutputFormat
 from batchgen.dataset.nodes import Meeting
 from batchgen.scoring.models import ScoringModel
 
-__all__ = ["ScoreUnit", "Scored", "ScoringSettings"]
+__all__ = ["ReferenceUnit", "ScoreUnit", "Scored", "ScoringSettings", "SetsUnit", "Unit"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +36,66 @@ class ScoreUnit:
         if len(self.metrics) == 1:
             return ()
         return [replace(self, metrics=(metric,)) for metric in self.metrics]
+
+    @property
+    def tables(self) -> int:
+        return len(self.metrics)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReferenceUnit:
+    """A part of the folder of real images, whose features are wanted."""
+
+    part: int
+    keys: tuple[str, ...]  # of the images
+    tables: int = 1
+
+    @property
+    def id(self) -> str:
+        return f"part {self.part} of the real images"
+
+    @property
+    def needs(self) -> str:
+        return "features of real images"
+
+    @property
+    def key(self) -> str:
+        return self.needs
+
+    def split(self) -> Sequence["ReferenceUnit"]:
+        return ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SetsUnit:
+    """Groups of images by columns, whose distances from the real ones are wanted: after all features."""
+
+    metrics: tuple[str, ...]
+    by: tuple[str, ...]
+
+    @property
+    def id(self) -> str:
+        return (
+            f"{' and '.join(self.metrics)} of groups by {', '.join(self.by)}" if self.by else " and ".join(self.metrics)
+        )
+
+    @property
+    def needs(self) -> str:
+        return " and ".join(self.metrics)
+
+    @property
+    def key(self) -> str:
+        return self.needs
+
+    def split(self) -> Sequence["SetsUnit"]:
+        return () if len(self.metrics) == 1 else [replace(self, metrics=(metric,)) for metric in self.metrics]
+
+    @property
+    def tables(self) -> int:
+        return len(self.metrics)
+
+
+Unit = ScoreUnit | ReferenceUnit | SetsUnit
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,10 +1,11 @@
 """The scoring worker: reads a shard's images, asks each metric in batches, writes a side table a metric.
 
+Real images it reads alike, and for metrics of sets it compares what was seen of both.
+
 An image that cannot be read or scored is a row with a null and the reason; where not one image of a shard can be
 scored the reason is the metric's, and the unit fails.
 """
 
-import math
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from itertools import islice
 from threading import Lock
 from typing import Any
 
+import numpy as np
 from PIL.Image import Image
 
 from batchgen.dataset.begun import RECORD
@@ -24,9 +26,11 @@ from batchgen.images import decode
 from batchgen.scoring.families import make_scorer
 from batchgen.scoring.metrics import METRICS, Metric
 from batchgen.scoring.models import ScoringModel
+from batchgen.scoring.reference import identity_of_features, keep_part, read_images
 from batchgen.scoring.scorers import Loading, Scorer
+from batchgen.scoring.sets import write_sets
 from batchgen.scoring.tables import error_column, identity_of, print_of_rows, write_scores
-from batchgen.scoring.units import Scored, ScoreUnit, ScoringSettings
+from batchgen.scoring.units import ReferenceUnit, Scored, ScoreUnit, ScoringSettings, SetsUnit, Unit
 from batchgen.storage import open_store
 from batchgen.version import __version__
 
@@ -69,8 +73,8 @@ class ScoringWorker:
         """Nothing: a shard is scored in seconds, and told when it is."""
         return {}
 
-    def run(self, unit: ScoreUnit, /) -> Scored:
-        """Score a shard and store its tables.
+    def run(self, unit: Unit, /) -> Scored:
+        """Do a unit and store its tables.
 
         Raises:
             DeviceLost: the process cannot go on.
@@ -78,9 +82,23 @@ class ScoringWorker:
             Exception: of a metric that cannot score a single image of the shard.
         """
         started = time.monotonic()
+        if isinstance(unit, ScoreUnit):
+            images, failed = self._score(unit)
+        elif isinstance(unit, ReferenceUnit):
+            images, failed = self._see(unit)
+        else:
+            with self._lock:
+                write_sets(self._dataset, unit.metrics, unit.by, self._settings.models)
+            images, failed = 0, {}
+        device = "cpu" if isinstance(unit, SetsUnit) else self._settings.device
+        seconds = time.monotonic() - started
+        return Scored(images=images, failed=failed, seconds=seconds, device=f"{device} of {platform.node()}")
+
+    def _score(self, unit: ScoreUnit) -> tuple[int, Mapping[str, int]]:
+        """Score a shard; returns how many images, and how many of them have no score, by metric."""
         marker = self._dataset.marker(unit.shard, images=True)
         if marker is None:  # its rows were made anew meanwhile, in another shard
-            return Scored(images=0, failed={}, seconds=0.0, device=self._settings.device)
+            return 0, {}
         columns = [_Column(metric=METRICS[name]) for name in unit.metrics]
         rows = self._dataset.rows_of(marker)
         with ThreadPoolExecutor(READERS) as pool:
@@ -88,7 +106,7 @@ class ScoringWorker:
                 images = list(pool.map(_image, batch))
                 with self._lock:
                     for column in columns:
-                        self._add(column, batch, images)
+                        self._add(column, [row.cells for row in batch], images)
         for column in columns:
             if column.errors and column.failed == len(column.cells):
                 raise column.errors[0]
@@ -103,12 +121,21 @@ class ScoringWorker:
                 "batchgen": __version__,
             }
             write_scores(self._dataset.store, column.metric, unit.shard, marker.table, column.cells, said)
-        return Scored(
-            images=marker.table.num_rows,
-            failed={column.metric.name: column.failed for column in columns},
-            seconds=time.monotonic() - started,
-            device=f"{self._settings.device} of {platform.node()}",
-        )
+        return marker.table.num_rows, {column.metric.name: column.failed for column in columns}
+
+    def _see(self, unit: ReferenceUnit) -> tuple[int, Mapping[str, int]]:
+        """See a part of the real images; returns how many, and how many of them cannot be seen."""
+        models = next(models for models in self._settings.models.values() if {"features", "reference"} <= models.keys())
+        folder, column = open_store(models["reference"].place), _Column(metric=METRICS["features"])
+        for start in range(0, len(unit.keys), self._settings.batch_size):
+            images = read_images(folder, unit.keys[start : start + self._settings.batch_size])
+            with self._lock:
+                self._add(column, [{}] * len(images), images)
+        if column.errors and column.failed == len(column.cells):
+            raise column.errors[0]
+        identity = identity_of_features(models["features"].fingerprint, models["reference"].fingerprint)
+        keep_part(self._dataset.store, identity, unit.part, unit.keys, column.cells)
+        return len(unit.keys), {"features of real images": column.failed}
 
     def _models(self, metric: Metric) -> Mapping[str, ScoringModel]:
         return self._settings.models[metric.name]
@@ -124,7 +151,7 @@ class ScoringWorker:
             self._scorers[metric.name] = make_scorer(metric, loading)
         return self._scorers[metric.name]
 
-    def _add(self, column: _Column, rows: Sequence[DatasetRow], images: Sequence[Image | ImageError]) -> None:
+    def _add(self, column: _Column, rows: Sequence[Mapping[str, Any]], images: Sequence[Image | ImageError]) -> None:
         """Append a batch's cells to a column; a batch that fails is taken apart by its images."""
         score = self._scorer(column.metric).score
         found: list[Mapping[str, Any] | None] = [
@@ -139,14 +166,14 @@ class ScoringWorker:
         self,
         column: _Column,
         score: Callable[..., Sequence[Mapping[str, Any]]],
-        rows: Sequence[DatasetRow],
+        rows: Sequence[Mapping[str, Any]],
         images: Sequence[Image | ImageError],
         numbers: Sequence[int],
     ) -> Sequence[Mapping[str, Any]]:
         if not numbers:
             return ()
         try:
-            found = score([images[number] for number in numbers], [rows[number].cells for number in numbers])
+            found = score([images[number] for number in numbers], [rows[number] for number in numbers])
             return [cells if _is_finite(cells) else _failed(column.metric, _NOT_FINITE) for cells in found]
         except DeviceLost:
             raise
@@ -168,7 +195,7 @@ def _image(row: DatasetRow) -> Image | ImageError:
 
 
 def _is_finite(cells: Mapping[str, Any]) -> bool:
-    return all(math.isfinite(value) for value in cells.values() if isinstance(value, float))
+    return all(np.isfinite(value).all() for value in cells.values() if isinstance(value, (float, np.ndarray)))
 
 
 def _failed(metric: Metric, error: Exception) -> Mapping[str, str]:

@@ -40,6 +40,7 @@ from batchgen.report.page.effects import effects
 from batchgen.report.page.sheet import draw_axes
 from batchgen.report.page.sprites import ACROSS, PER_SHEET, SIDE, sheets
 from batchgen.rows import Receipt
+from batchgen.scoring.groups import read_groups
 from batchgen.scoring.tables import scores_of
 from batchgen.storage import Store, open_store
 
@@ -104,6 +105,7 @@ def write_report(
         "sprite": {"side": SIDE, "per": PER_SHEET, "across": ACROSS},
         "chunk": ROWS_A_CHUNK,
         "effects": [asdict(effect) for effect in found],
+        "sets": [group for name, dataset in datasets.items() for group in _sets(name, dataset)],
         "runs": [_facts(name, dataset, receipts[name]) for name, dataset in datasets.items()],
         "failures": failures[:MOST_FAILURES],
         "failed": len(failures),
@@ -202,6 +204,16 @@ def _facts(name: str, dataset: Dataset, receipts: Sequence[Receipt]) -> dict[str
         if record.finished is not None:
             facts["seconds of the latest run"] = round(record.finished - record.started, 1)
     return facts
+
+
+def _sets(name: str, dataset: Dataset) -> Iterator[dict[str, Any]]:
+    """What metrics of sets say of groups of an output's images, as far as it is of the rows that there are now."""
+    for table in read_groups(dataset):
+        said = {"output": name, "metric": table.metric, **table.about["model_names"]}
+        for group in table.groups:
+            place = ", ".join(f"{column} = {value}" for column, value in group.values.items()) or "all"
+            value, deviation = group.scores.get(table.metric), group.scores.get(f"{table.metric}_std")
+            yield {**said, "group": place, "rows": group.rows, "value": value, "deviation": deviation}
 
 
 def _failures(name: str, receipts: Sequence[Receipt]) -> Iterator[dict[str, str]]:

@@ -234,6 +234,8 @@ const report = (() => {
     const rows = data.effects.filter((one) => one.score === state.score)
       .map((one) => [one.axis, one.value, one.rows, one.mean, one.low, one.high, one.above, one.paired ? "paired" : ""]);
     table($("effects"), ["axis", "value", "rows", "mean", "95 % from", "to", "above the mean of all", "interval"], rows);
+    $("no-sets").hidden = data.sets.length > 0;
+    if (data.sets.length) table($("sets"), ["output", "metric", "group", "images", "distance", "deviation", "from", "by"], data.sets.map((one) => [one.output, one.metric, one.group, one.rows, one.value, one.deviation, one.reference, one.features]));
     if (!names.length) return void $("charts").replaceChildren(element("p", "No scores yet: batchgen score OUTPUT --metric NAME makes some."));
     script("vendor/vega.min.js").then(() => script("vendor/vega-lite.min.js")).then(() => script("vendor/vega-embed.min.js"))
       .then(() => (drawnCharts ? null : script("data/charts.js"))).then(embed);
