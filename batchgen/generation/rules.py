@@ -22,7 +22,7 @@ from batchgen.models.adapters import ADAPTERS, Finder, find_adapters
 from batchgen.models.catalog import Family, Model
 from batchgen.models.compatibility import read_classifier
 
-__all__ = ["Defaults", "RowProblems", "apply_rules", "choose_task"]
+__all__ = ["Defaults", "RowProblems", "apply_rules", "choose_task", "named_sampler"]
 
 _NOT_APPLIED = frozenset({"id", "task", "num_images_per_prompt"})  # columns of a task that are no argument of it
 _IMAGE_COLUMNS = frozenset(column.name for column in COLUMNS.values() if column.kind is Kind.IMAGE)
@@ -113,10 +113,7 @@ def apply_rules(
     """
     values: Values = {}
     for name in sorted(task.columns_for(model.family) - _NOT_APPLIED - _IMAGE_COLUMNS):
-        value = parsed.cells.get(name)
-        if value is None or (COLUMNS[name].kind is Kind.ADAPTER and value in ([], ())):
-            value = defaults.values.get(name, model.defaults.get(name, COLUMNS[name].default))
-        values[name] = value
+        values[name] = _asked(name, parsed, model, defaults)
     values["model"] = model.name
     problems.extend(_size_problems(values, model, inputs))
     values["width"], values["height"] = _size(values, model, inputs)
@@ -134,6 +131,20 @@ def apply_rules(
     problems.extend(_image_problems(task, model, inputs))
     problems.extend(_watermark_problems(values, model))
     return values
+
+
+def named_sampler(parsed: Parsed, model: Model, defaults: Defaults) -> str:
+    """The sampler as it was written, whose class and options are what is applied; the model's class where none was."""
+    name: str | None = _asked("scheduler", parsed, model, defaults)
+    return name or model.scheduler
+
+
+def _asked(name: str, parsed: Parsed, model: Model, defaults: Defaults) -> Any:
+    """What the row, the job, the model or the column contract says of a column, the first that does."""
+    value = parsed.cells.get(name)
+    if value is None or (COLUMNS[name].kind is Kind.ADAPTER and value in ([], ())):
+        value = defaults.values.get(name, model.defaults.get(name, COLUMNS[name].default))
+    return value
 
 
 def _drop(values: Values, names: Iterable[str], parsed: Parsed, reason: str, problems: RowProblems) -> None:

@@ -78,11 +78,17 @@ def find_axes(shown: Sequence[Shown]) -> list[Axis]:
 
 def _cell(one: Shown, column: str, name: str) -> Any:
     """An image's value on an axis; what was applied, in outputs that no sweep made."""
-    return one.cells.get(column, one.cells.get(name))
+    return one.cells.get(column, _applied(one, name))
+
+
+def _applied(one: Shown, name: str) -> Any:
+    """What was applied; samplers by their names, where the output has them, since several have one class."""
+    own = "sampler" if name == "scheduler" and "sampler" in one.cells else name
+    return one.cells.get(own)
 
 
 def _labels(shown: Sequence[Shown], column: str) -> set[str]:
-    return {label(one.cells.get(column)) for one in shown}
+    return {label(_applied(one, column)) for one in shown}
 
 
 def _axis(shown: Sequence[Shown], name: str, cells: Sequence[Any]) -> Axis:
