@@ -37,7 +37,7 @@ from batchgen.rows import Row, decode_row
 from batchgen.sharding import batch_key
 from batchgen.storage import read_input
 
-__all__ = ["Resolved", "misfits", "resolve"]
+__all__ = ["ImageReader", "Resolved", "misfits", "resolve"]
 
 CHUNK_ROWS = 64  # rows whose images are fetched side by side
 IMAGE_THREADS = 16  # object stores answer in 20 to 100 ms: one at a time would be 10 to 50 images a second
@@ -77,7 +77,7 @@ def resolve(job: Job, index: Index, problems: ProblemLog, begun: ModelDefaults |
     builder = _RowBuilder(job, index, problems, begun)
     builder.model(job.model)
     with ThreadPoolExecutor(IMAGE_THREADS) as pool:
-        images = _ImageReader(sorter, pool)
+        images = ImageReader(sorter, pool)
         for file in files:
             rows = records(file, problems, notices.setdefault, builder.read.add)
             while chunk := list(islice(rows, CHUNK_ROWS)):
@@ -125,7 +125,7 @@ def misfits(index: Index, types: Mapping[str, pa.DataType]) -> Iterator[tuple[st
                 yield name, row.file, row.number, why
 
 
-class _ImageReader:
+class ImageReader:
     """Reads the conditioning images of a chunk of records side by side: they exist, decode, and have a hash."""
 
     def __init__(self, sorter: CellSorter, pool: ThreadPoolExecutor) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from batchgen.diffusion.adapters import Adapters
 from batchgen.diffusion.pipelines import RowScale
-from batchgen.diffusion.prompts import Encoded, Prompt, PromptEncoder
+from batchgen.diffusion.prompts import Encoded, Prompt, PromptEncoder, Token
 from batchgen.generation.parameters import Prompting
 from batchgen.rows import Row
 
@@ -34,6 +34,10 @@ class RowPrompts:
     def count_tokens(self, row: Row) -> int:
         """Tokens of the row's whole prompt, start and end markers not counted."""
         return self._encoder.count_tokens(self._prompt(row))
+
+    def tokens(self, row: Row) -> list[Token]:
+        """The tokens of the row's prompt."""
+        return self._encoder.token_table(self._prompt(row))
 
     def arguments(self, rows: Sequence[Row], *, guided: bool, dtype: torch.dtype) -> dict[str, Any]:
         """The arguments that carry prompts and guidance; without guidance there is no negative prompt.
