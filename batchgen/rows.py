@@ -55,7 +55,7 @@ class Row:
 def encode_row(row: Row) -> str:
     """A row as JSON, without its carried cells: no pickle, since outputs are read that others wrote."""
     inputs = {name: asdict(image) for name, image in row.inputs.items()}
-    own = {"id": row.id, "fingerprint": row.fingerprint, "task": row.task, "sampler": row.sampler}
+    own: dict[str, Any] = {"id": row.id, "fingerprint": row.fingerprint, "task": row.task, "sampler": row.sampler}
     own |= {"sample_index": row.sample_index}
     return json.dumps(
         {**own, "file": row.file, "number": row.number, "parameters": row.parameters.to_cells(), "inputs": inputs},

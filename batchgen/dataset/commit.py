@@ -52,12 +52,13 @@ class Attempt:
             cells[layout.image_path.name] = layout.image_key(self._shard.id, cells[layout.image.name])
         return cells
 
-    def add_step_image(self, row: Row, data: bytes, step: int) -> dict[str, Any]:
-        """The same for the image after a step; the cell is one of the row's `step_images`."""
-        return {self._dataset.layout.step_image.name: self._keep(data, self._name(row, step))}
+    def add_side_image(self, row: Row, data: bytes, what: str) -> dict[str, Any]:
+        """The same for an image beside the row's own, with its sha256; `what` tells it from others of the row."""
+        cell = self._keep(data, self._name(row, f".{what}"))
+        return {self._dataset.layout.side_image.name: cell, "sha256": hashlib.sha256(data).hexdigest()}
 
-    def _name(self, row: Row, step: int | None = None) -> str:
-        return image_name(row, self._dataset.format.image_format, step)
+    def _name(self, row: Row, suffix: str = "") -> str:
+        return image_name(row, self._dataset.format.image_format, suffix)
 
     def _keep(self, data: bytes, name: str) -> Any:
         return self._dataset.layout.add_image(self._dataset.store, self._shard.id, self.id, name, data)
@@ -211,8 +212,8 @@ def update_carried(dataset: Dataset, receipt: Receipt, changed: Mapping[str, Map
     dataset.store.write(dataset.layout.marker_key(receipt.shard), dataset.layout.encode(table))
 
 
-def image_name(row: Row, image_format: ImageFormat, step: int | None = None) -> str:
-    """File name of a row's image, or of that after a step.
+def image_name(row: Row, image_format: ImageFormat, suffix: str = "") -> str:
+    """File name of a row's image, or of one beside it.
 
     An id that is no safe name everywhere is cut down, and a hash of it added.
     """
@@ -220,5 +221,4 @@ def image_name(row: Row, image_format: ImageFormat, step: int | None = None) -> 
     if not _SAFE_NAME.fullmatch(stem):
         own = hashlib.sha256(stem.encode()).hexdigest()[:16]
         stem = "-".join(filter(None, [re.sub(r"[^A-Za-z0-9_-]+", "-", stem)[:60].strip("-"), own]))
-    suffix = "" if step is None else f".step-{step:03d}"
     return f"{stem}{suffix}.{image_format.value}"

@@ -70,9 +70,11 @@ FAILURES = pa.schema(
 def metadata_schema(layout: DatasetLayout, carried: Mapping[str, pa.DataType]) -> pa.Schema:
     """Schema of every shard of a new output: result columns, what was applied, then the carried columns by name.
 
-    `step_images` holds or names the images after the job's `save_steps`; null where it has none.
+    `step_images` holds or names the images after the job's `save_steps`, `control_images` what ControlNets were given,
+    where the job says `save_control_images`; null where it does not.
     """
-    step = pa.struct([("step", pa.int32()), layout.step_image, ("sha256", pa.string())])
+    step = pa.struct([("step", pa.int32()), layout.side_image, ("sha256", pa.string())])
+    control = pa.struct([("name", pa.string()), layout.side_image, ("sha256", pa.string())])
     columns: list[pa.Field | tuple[str, pa.DataType]] = [
         ("id", pa.string()),
         ("fingerprint", pa.string()),
@@ -83,6 +85,7 @@ def metadata_schema(layout: DatasetLayout, carried: Mapping[str, pa.DataType]) -
         ("seed", pa.int64()),
         ("sha256", pa.string()),
         ("step_images", pa.list_(step)),
+        ("control_images", pa.list_(control)),
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("task", pa.string()),

@@ -286,8 +286,9 @@ COLUMNS: Mapping[str, Column] = {
 }
 
 RESERVED = frozenset(
-    "fingerprint file_name picture_path step_images flagged status error error_class sha256 model_fingerprint "
-    "batch_size device dtype seconds prompt_tokens sample_index torch_version diffusers_version".split()
+    "fingerprint file_name picture_path step_images control_images flagged status error error_class sha256 "
+    "model_fingerprint batch_size device dtype seconds prompt_tokens sample_index torch_version "
+    "diffusers_version".split()
 ) | {f"{column.name}_{part}" for column in COLUMNS.values() if column.kind is Kind.IMAGE for part in ("uri", "sha256")}
 """Names of the result columns that a manifest may not bring."""
 

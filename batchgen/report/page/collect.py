@@ -24,7 +24,7 @@ _VARIED = (  # columns that make axes where no sweep named any, and the most val
     ("height", 30),
     ("seed", 64),
 )
-_KEPT_APART = frozenset({"step_images", "status", "image", "file_name"})
+_KEPT_APART = frozenset({"step_images", "control_images", "status", "image", "file_name"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +44,7 @@ class Shown:
     output: str
     link: str | None  # to the image, seen from the report's folder; None where it cannot be read
     scores: Mapping[str, float]
+    controls: Mapping[str, str] = field(default_factory=dict)  # links to what ControlNets were given, by what it is
     at: dict[str, str] = field(default_factory=dict)  # labels by axis
 
 
@@ -78,7 +79,7 @@ def find_axes(shown: Sequence[Shown]) -> list[Axis]:
 
 def _cell(one: Shown, column: str, name: str) -> Any:
     """An image's value on an axis; what was applied, in outputs that no sweep made."""
-    return one.cells.get(column, _applied(one, name))
+    return one.cells[column] if column.startswith(_AXIS) and column in one.cells else _applied(one, name)
 
 
 def _applied(one: Shown, name: str) -> Any:
