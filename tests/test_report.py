@@ -164,6 +164,14 @@ def test_a_report_elsewhere_holds_the_images(layout: Layout, tmp_path: Path) -> 
         assert Image.open(tmp_path / "report" / link).size == (8, 8)
 
 
+def test_a_report_of_one_image(tmp_path: Path) -> None:
+    """Incident: without anything that images differ in there was no axis, and no report."""
+    output = make_output(tmp_path / "out", [{"prompt": "a cube"}])
+    found = write_report([str(output)], str(tmp_path / "report"))
+    assert (found.images, found.axes) == (1, ["model"])
+    assert Image.open(tmp_path / "report" / "sheet.png").width > 128
+
+
 def test_several_outputs_have_an_axis_more(tmp_path: Path) -> None:
     for name in ("monday", "tuesday"):
         make_output(tmp_path / name, GRID[:8])

@@ -67,6 +67,7 @@ def find_axes(shown: Sequence[Shown]) -> list[Axis]:
     swept = [name for name in dict.fromkeys(name for one in shown for name in one.cells) if name.startswith(_AXIS)]
     named = {name.removeprefix(_AXIS): name for name in swept}
     columns = named or {name: name for name, most in _VARIED if 1 < len(_labels(shown, name)) <= most}
+    columns = columns or {"model": "model"}  # of one image, or of images that differ in nothing of these
     if len(swept) > 1 and "model" not in named and len(_labels(shown, "model")) > 1:
         columns = {**columns, "model": "model"}
     axes = [_axis(shown, name, [_cell(one, column, name) for one in shown]) for name, column in columns.items()]
