@@ -85,6 +85,15 @@ def test_tokens_are_the_tokenizers(batchgen: RunCli, tiny_model: Path) -> None:
     assert found["applied"]["num_inference_steps"] == 25
 
 
+def test_tokens_of_an_embedding_have_its_word(tiny_model: Path, tmp_path: Path) -> None:
+    """In the table, in their chunk, as many as it has vectors."""
+    file = tiny_adapters.build_embedding(tmp_path / "ring.safetensors", tiny_model, vectors=2)
+    settings = {"embeddings": json.dumps({"path": str(file), "token": "<ring>"})}
+    tokens = explain({"prompt": "a <ring> b"}, settings=settings, model=str(tiny_model)).tokens
+    assert [token.text for token in tokens][1:3] == ["<ring>", "<ring>_1"]
+    assert [token.id for token in tokens][::3] == [*ids_of(tiny_model, "a"), *ids_of(tiny_model, "b")]
+
+
 @pytest.mark.parametrize(
     ("name", "class_name", "options"),
     [
