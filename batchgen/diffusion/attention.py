@@ -47,7 +47,7 @@ class AttentionMaps:
         place = _PROMPT[len(seen)]
         query = layer.head_to_batch_dim(layer.to_q(seen[place : place + 1]))
         key = layer.head_to_batch_dim(layer.to_k(states[place : place + 1]))
-        weights = layer.get_attention_scores(query, key).sum(dim=0).float()  # (h * w, T)
+        weights = layer.get_attention_scores(query, key).float().sum(dim=0)  # (h * w, T)
         map_ = weights.T.reshape(1, weights.shape[1], *self._shape(len(weights)))
         enlarged = torch.nn.functional.interpolate(map_, size=self._grid, mode="bicubic", align_corners=False)
         added = enlarged[0].clamp(min=0)
