@@ -8,13 +8,14 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from tiny_models import build_sd1
 
 from batchgen.diffusion.attention import AttentionMaps
 from batchgen.diffusion.levels import noise_levels
 from batchgen.diffusion.observation import Call, observed
 from batchgen.diffusion.schedulers import PNDMScheduler, make_scheduler
 from batchgen.generation.samplers import OPTIONS, find_sampler
+
+pytestmark = pytest.mark.slow
 
 CONFIG = {
     "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "set_alpha_to_one": False,
@@ -99,9 +100,9 @@ def test_estimates_are_diffusers_own(name: str, prediction: str) -> None:
         assert torch.allclose(call.estimate, wanted, rtol=1e-3, atol=1e-3)
 
 
-def test_attention_is_that_of_the_layers(tmp_path: Path) -> None:
+def test_attention_is_that_of_the_layers(tiny_model: Path) -> None:
     """Against a processor that computes the layers' attention by hand; the UNet's output is bit for bit the same."""
-    unet = diffusers.UNet2DConditionModel.from_pretrained(build_sd1(tmp_path / "model"), subfolder="unet").eval()
+    unet = diffusers.UNet2DConditionModel.from_pretrained(tiny_model, subfolder="unet").eval()
     generator = torch.Generator().manual_seed(0)
     sample = torch.randn((2, 4, 12, 8), generator=generator)  # two passes: without the prompt, then with it
     states = torch.randn((2, 77, unet.config.cross_attention_dim), generator=generator)
