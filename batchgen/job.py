@@ -106,6 +106,7 @@ class Job:
     safety: Safety = Safety.KEEP
     memory: Memory = Memory.NORMAL
     save_steps: tuple[int, ...] = ()  # images after these sampling steps too, counted from 1
+    save_control_images: bool = False  # keep what ControlNets are given: edges, depth, poses
     score: Scoring | None = None  # after the images
     lora_folder: str | None = None  # of LoRAs and hypernetworks that prompts name; else the manifest's folder
     strict: bool = False  # what may have been meant otherwise than it is read is a problem, not a notice

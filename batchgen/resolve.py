@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from batchgen.errors import ImageError, InputError, StoreError, printable
 from batchgen.generation.parameters import ImageRef, Parameters, decisive_cells
-from batchgen.generation.rules import Defaults, RowProblems, apply_rules, choose_task
+from batchgen.generation.rules import Defaults, RowProblems, apply_rules, choose_task, named_sampler
 from batchgen.generation.suitability import Suitability
 from batchgen.generation.tasks import Task
 from batchgen.generation.unread import UnreadSyntax
@@ -37,7 +37,7 @@ from batchgen.rows import Row, decode_row
 from batchgen.sharding import batch_key
 from batchgen.storage import read_input
 
-__all__ = ["Resolved", "misfits", "resolve"]
+__all__ = ["ImageReader", "Resolved", "misfits", "resolve"]
 
 CHUNK_ROWS = 64  # rows whose images are fetched side by side
 IMAGE_THREADS = 16  # object stores answer in 20 to 100 ms: one at a time would be 10 to 50 images a second
@@ -77,7 +77,7 @@ def resolve(job: Job, index: Index, problems: ProblemLog, begun: ModelDefaults |
     builder = _RowBuilder(job, index, problems, begun)
     builder.model(job.model)
     with ThreadPoolExecutor(IMAGE_THREADS) as pool:
-        images = _ImageReader(sorter, pool)
+        images = ImageReader(sorter, pool)
         for file in files:
             rows = records(file, problems, notices.setdefault, builder.read.add)
             while chunk := list(islice(rows, CHUNK_ROWS)):
@@ -125,7 +125,7 @@ def misfits(index: Index, types: Mapping[str, pa.DataType]) -> Iterator[tuple[st
                 yield name, row.file, row.number, why
 
 
-class _ImageReader:
+class ImageReader:
     """Reads the conditioning images of a chunk of records side by side: they exist, decode, and have a hash."""
 
     def __init__(self, sorter: CellSorter, pool: ThreadPoolExecutor) -> None:
@@ -218,7 +218,8 @@ class _RowBuilder:
             self._note_all(parsed, row_problems)
             return
         task = choose_task(parsed, model, row_problems)
-        cells = apply_rules(parsed, task, model, inputs, self._defaults_for(parsed.record), row_problems)
+        defaults = self._defaults_for(parsed.record)
+        cells = apply_rules(parsed, task, model, inputs, defaults, row_problems)
         copies = parsed.cells.get("num_images_per_prompt") or self._job.defaults.get("num_images_per_prompt", 1)
         if (cells.get("seed") or 0) + copies - 1 > MAX_SEED:
             row_problems.add("seed", f"is {cells['seed']}, and {copies} images would count it past {MAX_SEED}")
@@ -228,8 +229,9 @@ class _RowBuilder:
         self._note_read(cells, inputs)
         self.unread.add(cells, parsed.record.file, parsed.record.number)
         self.suitability.add(cells, model, parsed.record.file, parsed.record.number)
+        sampler = named_sampler(parsed, model, defaults)
         for copy in range(copies):
-            self._add_row(parsed, task, model, cells, inputs, copy if copies > 1 else None)
+            self._add_row(parsed, task, model, cells, inputs, sampler, copy if copies > 1 else None)
 
     def _note_read(self, cells: Mapping[str, Any], inputs: Mapping[str, ImageRef]) -> None:
         self.read.update(image.uri for image in inputs.values() if image.row is None)
@@ -245,6 +247,7 @@ class _RowBuilder:
         model: Model,
         cells: Mapping[str, Any],
         inputs: Mapping[str, ImageRef],
+        sampler: str,
         copy: int | None,
     ) -> None:
         id_ = parsed.cells.get("id")
@@ -265,6 +268,7 @@ class _RowBuilder:
             parameters=Parameters.from_cells({**cells, "seed": decisive["seed"]}),
             inputs=inputs,
             carried=parsed.carried,
+            sampler=sampler,
             sample_index=copy or 0,
             file=parsed.record.file,
             number=parsed.record.number,

@@ -46,6 +46,7 @@ class Row:
     parameters: Parameters
     inputs: Mapping[str, ImageRef] = field(default_factory=dict)
     carried: Mapping[str, Any] = field(default_factory=dict)
+    sampler: str | None = None  # as it was written; what is applied, and decides pixels, are its class and options
     sample_index: int = 0  # which of a manifest row's num_images_per_prompt
     file: str = ""
     number: int = 0  # 1-based row number in `file`
@@ -54,7 +55,8 @@ class Row:
 def encode_row(row: Row) -> str:
     """A row as JSON, without its carried cells: no pickle, since outputs are read that others wrote."""
     inputs = {name: asdict(image) for name, image in row.inputs.items()}
-    own = {"id": row.id, "fingerprint": row.fingerprint, "task": row.task, "sample_index": row.sample_index}
+    own: dict[str, Any] = {"id": row.id, "fingerprint": row.fingerprint, "task": row.task, "sampler": row.sampler}
+    own |= {"sample_index": row.sample_index}
     return json.dumps(
         {**own, "file": row.file, "number": row.number, "parameters": row.parameters.to_cells(), "inputs": inputs},
         separators=(",", ":"),

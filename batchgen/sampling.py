@@ -51,7 +51,9 @@ def spread(rows: Iterable[Row], count: int, columns: Sequence[str] = ()) -> list
 
 
 def _cells(row: Row) -> dict[str, Any]:
-    return {**row.parameters.to_cells(), **row.carried}
+    """What rows differ in; samplers by their names, since several have one class."""
+    applied = row.parameters.to_cells()
+    return {**applied, "scheduler": row.sampler or applied["scheduler"], **row.carried}
 
 
 def _axes(found: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:

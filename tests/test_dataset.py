@@ -38,8 +38,8 @@ class TarLayout(DatasetLayout):
 
     name = "tar"
     image = pa.field("image", IMAGE)
-    step_image = pa.field("image", IMAGE)
-    in_marker = frozenset({"image", "step_images"})
+    side_image = pa.field("image", IMAGE)
+    in_marker = frozenset({"image", "step_images", "control_images"})
     objects_a_row = 0
     glob = "data/*.tar"
     card_config = "data_files: data/*.tar"
@@ -119,20 +119,24 @@ def test_rows_come_with_their_images(dataset: Dataset) -> None:
     assert images["row-3"].getpixel((4, 4)) == (3, 3, 3)
 
 
-def test_step_images(dataset: Dataset) -> None:
-    """Images after steps come by step, and damage to one is found."""
+def test_images_beside_a_rows_own(dataset: Dataset) -> None:
+    """Images after steps come by step, what ControlNets were given by name, and damage to one is found."""
     shard = make_shard(1, "b" * 16, first=8)
     this = Attempt(dataset, shard, "run-1")
-    step = {"step": 2, **this.add_step_image(shard.rows[0], image(9), 2)}
+    step = {"step": 2, **this.add_side_image(shard.rows[0], image(9), "step-002")}
+    control = {"name": "control_image", **this.add_side_image(shard.rows[0], image(10), "control_image")}
     cells: dict[str, Any] = {
         "id": "row-8", "fingerprint": shard.rows[0].fingerprint, "width": 8, "height": 8, "device": "test",
         "seconds": 1.0, "sha256": hashlib.sha256(image(8)).hexdigest(), **this.add_image(shard.rows[0], image(8)),
     }  # fmt: skip
-    wrong = {**step, "sha256": hashlib.sha256(image(7)).hexdigest()}
-    this.commit([{**cells, "step_images": [wrong]}], [], size=1, seconds=1.0, device="test")
+    wrong = {**control, "sha256": hashlib.sha256(image(7)).hexdigest()}
+    made = {**cells, "step_images": [step], "control_images": [wrong]}
+    this.commit([made], [], size=1, seconds=1.0, device="test")
     (row,) = [row for row in dataset.rows() if row.cells["id"] == "row-8"]
     assert row.image() == image(8) and row.step_images() == {2: image(9)}
-    (fault,) = verify_output(dataset.uri).faults
+    assert row.control_images() == {"control_image": image(10)}
+    (fault,) = verify_output(dataset.uri, clean=True).faults
+    assert row.control_images() == {"control_image": image(10)}, "no stray"
     assert "row-8" in fault and "sha256" in fault
 
 
@@ -189,8 +193,8 @@ def test_the_gallery_lays_out_any_layout(tmp_path: Path, layout: Layout) -> None
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.getpixel((6 + 64, 6 + 64)) == (0, 0, 0)  # the first row's image, enlarged
-        assert sheet.getpixel((6 + 134 + 64, 6 + 64)) == (1, 1, 1)
+        assert sheet.getpixel((8 + 64, 8 + 64)) == (0, 0, 0)  # the first row's image, enlarged
+        assert sheet.getpixel((8 + 136 + 64, 8 + 64)) == (1, 1, 1)
 
 
 def test_a_layout_is_written_read_verified_and_resumed(dataset: Dataset) -> None:

@@ -80,7 +80,13 @@ def default_of(command: str, name: str) -> str | None:
         value = SEED if name == "seed" else COLUMNS[name].default if name in COLUMNS else None
     elif (command, name) == ("score", "batch_size"):
         value = BATCH
-    return None if value is None or value == "auto" else f"{value:g}" if isinstance(value, float) else str(value)
+    return (
+        None
+        if value is None or value is False or value == "auto"
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 @pytest.mark.parametrize("command", sorted(main.commands))
@@ -97,7 +103,7 @@ def test_defaults_in_help_are_those_of_the_code(command: str) -> None:
 def test_defaults_of_flags_in_the_readme_are_those_of_the_code() -> None:
     for flag, _, default in table(README, "flag, or key of a job |"):
         name = names(flag)[0].removeprefix("--").replace("-", "_")
-        literal = None if name == "strict" else default_of("run", name)
+        literal = default_of("run", name)
         assert [name for name in names(default) if not name.isupper()] == ([] if literal is None else [literal]), flag
 
 

@@ -36,7 +36,7 @@ PAIRS = st.tuples(IDS, st.one_of(IDS, st.sampled_from(NEAR))).map(
 
 
 def name_of(id_: str, step: int | None = None) -> str:
-    return image_name(id_, ImageFormat.PNG, step)
+    return image_name(id_, ImageFormat.PNG, "" if step is None else f".step-{step:03d}")
 
 
 def as_copied(name: str) -> str:
@@ -80,7 +80,7 @@ def test_images_of_ids_that_are_nearly_one(tmp_path: Path) -> None:
     rows = [replace(row, id=id_) for row, id_ in zip(shard.rows, ids, strict=True)]
     for row in rows:
         this.add_image(row, row.id.encode())
-        this.add_step_image(row, b"step of " + row.id.encode(), 1)
+        this.add_side_image(row, b"step of " + row.id.encode(), "step-001")
     stored = {path.name: path.read_bytes() for path in tmp_path.glob("data/*/*/*")}
     assert sorted(stored.values()) == sorted(part + id_.encode() for id_ in ids for part in (b"", b"step of "))
     assert len({as_copied(name) for name in stored}) == 2 * len(ids)

@@ -356,6 +356,13 @@ def test_a_sample_shows_every_value_alike_and_is_the_same_each_time() -> None:
         spread(rows, 2, ["colour"])
 
 
+@pytest.mark.parametrize("by", [["scheduler"], ["sampler"], []])
+def test_a_sample_tells_samplers_of_one_class_apart(by: list[str]) -> None:
+    """By their names, as the manifest has them."""
+    rows = [replace(make_row(number), sampler="DPM++ 2M Karras" if number == 7 else "DPM++ 2M") for number in range(9)]
+    assert "row-7" in spread(rows, 2, by)
+
+
 def test_rows_beside_a_sample_are_left_for_later() -> None:
     with Index() as index:
         for number in range(10):

@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from importlib import resources
 from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
@@ -26,7 +27,7 @@ from batchgen.dataset.format import new_format
 from batchgen.errors import InputError
 from batchgen.options import ImageFormat, Layout
 from batchgen.report.page import write_report
-from batchgen.report.page.collect import Axis
+from batchgen.report.page.collect import Axis, Shown, find_axes
 from batchgen.report.page.effects import effects
 from batchgen.report.page.sprites import PER_SHEET
 from batchgen.rows import Shard
@@ -101,7 +102,26 @@ def test_shared_seeds_make_the_interval_paired() -> None:
     assert y.mean - x.mean == pytest.approx(2.0)
 
 
+def test_samplers_of_one_class_are_told_apart() -> None:
+    """By their names; an output that is older than the column has its classes."""
+    samplers = ["DPM++ 2M", "DPM++ 2M Karras", None]
+    applied = [{"scheduler": "DPMSolverMultistepScheduler", "id": str(number)} for number in range(3)]
+    shown = [
+        Shown(cells=cells | ({} if name is None else {"sampler": name}), output="o", link=None, scores={})
+        for cells, name in zip(applied, samplers, strict=True)
+    ]
+    [found] = find_axes(shown)
+    assert (found.name, found.values) == ("scheduler", [*samplers[:2], "DPMSolverMultistepScheduler"])
+
+
 # Files
+
+
+def test_every_part_of_the_page_has_an_id_of_its_own() -> None:
+    """Incident: what a ControlNet was given was shown among the filters, whose id it had."""
+    page = resources.files("batchgen.report.page") / "static" / "index.html"
+    ids = re.findall(r'\bid="([^"]+)"', page.read_text(encoding="utf-8"))
+    assert len(ids) > 20 and len(ids) == len(set(ids))
 
 
 def test_a_report_lies_in_its_output_and_links_to_the_images(tmp_path: Path) -> None:
@@ -142,6 +162,14 @@ def test_a_report_elsewhere_holds_the_images(layout: Layout, tmp_path: Path) -> 
     index = read_script(tmp_path / "report" / "data" / "index.js")
     for link in index["links"]:
         assert Image.open(tmp_path / "report" / link).size == (8, 8)
+
+
+def test_a_report_of_one_image(tmp_path: Path) -> None:
+    """Incident: without anything that images differ in there was no axis, and no report."""
+    output = make_output(tmp_path / "out", [{"prompt": "a cube"}])
+    found = write_report([str(output)], str(tmp_path / "report"))
+    assert (found.images, found.axes) == (1, ["model"])
+    assert Image.open(tmp_path / "report" / "sheet.png").width > 128
 
 
 def test_several_outputs_have_an_axis_more(tmp_path: Path) -> None:

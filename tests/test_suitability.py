@@ -120,7 +120,9 @@ def test_a_models_defaults_come_after_the_jobs(model: Path, tmp_path: Path) -> N
     first, second = applied(job(tmp_path, model, rows, defaults={"num_inference_steps": 7}))
     assert (first["guidance_scale"], first["num_inference_steps"], first["eta"]) == (3.0, 7, 0.0)
     assert second["guidance_scale"] == 9.0
-    explained = _make_row({"prompt": "a"}, find_model(str(model))).parameters.to_cells()
+    row = _make_row({"prompt": "a"}, find_model(str(model)), {}, {})
+    assert row is not None
+    explained = row.parameters.to_cells()
     assert (explained["guidance_scale"], explained["num_inference_steps"]) == (3.0, 4)
 
 

@@ -116,6 +116,12 @@ def generation_options(command: _Command) -> _Command:
             click.option(
                 "--workers", type=click.IntRange(min=1), metavar="N", help="Default: one a GPU, or one a core."
             ),
+            click.option(
+                "--save-control-images",
+                is_flag=True,
+                default=None,
+                help="Keep what ControlNets are given (edges, depth, poses) beside each image.",
+            ),
             strict_option,
         )
     ):

@@ -4,6 +4,7 @@ A reader sees a shard whole or not at all. Images lie under keys of this attempt
 late attempt meets the marker, is refused, and takes over the receipt of the attempt that was first.
 """
 
+import hashlib
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -47,12 +48,13 @@ class Attempt:
             cells[layout.image_path.name] = layout.image_key(self._shard.id, cells[layout.image.name])
         return cells
 
-    def add_step_image(self, row: Row, data: bytes, step: int) -> dict[str, Any]:
-        """The same for the image after a step; the cell is one of the row's `step_images`."""
-        return {self._dataset.layout.step_image.name: self._keep(data, self._name(row, step))}
+    def add_side_image(self, row: Row, data: bytes, what: str) -> dict[str, Any]:
+        """The same for an image beside the row's own, with its sha256; `what` tells it from others of the row."""
+        cell = self._keep(data, self._name(row, f".{what}"))
+        return {self._dataset.layout.side_image.name: cell, "sha256": hashlib.sha256(data).hexdigest()}
 
-    def _name(self, row: Row, step: int | None = None) -> str:
-        return image_name(row.id, self._dataset.format.image_format, step)
+    def _name(self, row: Row, suffix: str = "") -> str:
+        return image_name(row.id, self._dataset.format.image_format, suffix)
 
     def _keep(self, data: bytes, name: str) -> Any:
         return self._dataset.layout.add_image(self._dataset.store, self._shard.id, self.id, name, data)

@@ -61,14 +61,27 @@ class DatasetRow:
 
     def step_images(self) -> dict[int, bytes]:
         """The encoded images after the steps that the job's `save_steps` names, by step."""
-        name = self.dataset.layout.step_image.name
-        return {step["step"]: self._bytes(step[name]) for step in self.cells["step_images"] or ()}
+        return {one["step"]: self._bytes(self._side(one)) for one in self.cells["step_images"] or ()}
+
+    def control_images(self) -> dict[str, bytes]:
+        """What ControlNets were given, encoded, by the names of the row's control images: edges, depth, poses.
+
+        Empty where the job did not say `save_control_images`.
+        """
+        return {one["name"]: self._bytes(self._side(one)) for one in self.cells.get("control_images") or ()}
+
+    def side_cells(self) -> list[Mapping[str, Any]]:
+        """What the metadata says of the images beside the row's own: those after steps, then those of ControlNets."""
+        return [*(self.cells["step_images"] or ()), *(self.cells.get("control_images") or ())]
 
     def image_keys(self) -> list[str]:
-        """Keys of the objects that hold the image and those after steps."""
+        """Keys of the objects that hold the image and those beside it, in the order of `side_cells`."""
         layout = self.dataset.layout
-        steps = [step[layout.step_image.name] for step in self.cells["step_images"] or ()]
-        return [layout.image_key(self.shard, cell) for cell in (self.cells[layout.image.name], *steps)]
+        cells = [self.cells[layout.image.name], *map(self._side, self.side_cells())]
+        return [layout.image_key(self.shard, cell) for cell in cells]
+
+    def _side(self, one: Mapping[str, Any]) -> Any:
+        return one[self.dataset.layout.side_image.name]
 
     def _bytes(self, cell: Any) -> bytes:
         layout = self.dataset.layout

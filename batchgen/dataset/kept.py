@@ -39,7 +39,7 @@ from batchgen.version import __version__
 __all__ = ["PLANS", "damaged_plans", "forget_resolved", "keep_resolved", "take_resolved"]
 
 PLANS = ".batchgen/plan"
-FORMAT = 4  # raised when older files would be read wrong
+FORMAT = 5  # raised when older files would be read wrong
 PART_ROWS = 20_000  # of one file, at most
 PART_BYTES = 16 << 20  # of one file, about: what the driver holds of it, some times over
 MOST_BYTES = 256 << 20  # carried cells that are larger (thumbnails) are not stored a second time

@@ -15,8 +15,8 @@ _RESERVED = re.compile(r"con|prn|aux|nul|com[0-9]|lpt[0-9]")  # devices of Windo
 _READABLE = 60  # characters of an id that is hashed
 
 
-def image_name(id_: str, image_format: ImageFormat, step: int | None = None) -> str:
-    """The name of a row's image, or of that after a step.
+def image_name(id_: str, image_format: ImageFormat, suffix: str = "") -> str:
+    """The name of a row's image, or of one beside it, by a suffix that begins with a dot.
 
     An id that is no name everywhere, and one that looks as if it had been hashed, becomes what can be read of it, two
     dashes and a hash: no other id has that name.
@@ -25,5 +25,4 @@ def image_name(id_: str, image_format: ImageFormat, step: int | None = None) -> 
     if not _PLAIN.fullmatch(id_) or _RESERVED.fullmatch(id_) or _HASHED.fullmatch(id_):
         readable = re.sub(r"[^A-Za-z0-9_-]+", "-", id_)[:_READABLE].strip("-") or "id"
         stem = f"{readable}--{hashlib.sha256(id_.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"
-    suffix = "" if step is None else f".step-{step:03d}"
     return f"{stem}{suffix}.{image_format.value}"

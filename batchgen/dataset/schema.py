@@ -12,7 +12,9 @@ from typing import Any
 import pyarrow as pa
 
 from batchgen.dataset.layouts.layout import DatasetLayout
+from batchgen.errors import UnknownSampler
 from batchgen.generation.parameters import APPLIED, Parameters
+from batchgen.generation.samplers import find_sampler
 from batchgen.generation.tasks import TASKS
 from batchgen.identity import canonical
 from batchgen.manifest.arrow import arrow_column
@@ -33,7 +35,7 @@ __all__ = [
     "parameters_of",
 ]
 
-VERSION = 3  # of the metadata; raised when a column is added or changes
+VERSION = 4  # of the metadata; raised when a column is added or changes
 
 _TYPES = {
     Kind.TEXT: pa.string(),
@@ -68,9 +70,11 @@ FAILURES = pa.schema(
 def metadata_schema(layout: DatasetLayout, carried: Mapping[str, pa.DataType]) -> pa.Schema:
     """Schema of every shard of a new output: result columns, what was applied, then the carried columns by name.
 
-    `step_images` holds or names the images after the job's `save_steps`; null where it has none.
+    `step_images` holds or names the images after the job's `save_steps`, `control_images` what ControlNets were given,
+    where the job says `save_control_images`; null where it does not.
     """
-    step = pa.struct([("step", pa.int32()), layout.step_image, ("sha256", pa.string())])
+    step = pa.struct([("step", pa.int32()), layout.side_image, ("sha256", pa.string())])
+    control = pa.struct([("name", pa.string()), layout.side_image, ("sha256", pa.string())])
     columns: list[pa.Field | tuple[str, pa.DataType]] = [
         ("id", pa.string()),
         ("fingerprint", pa.string()),
@@ -81,6 +85,7 @@ def metadata_schema(layout: DatasetLayout, carried: Mapping[str, pa.DataType]) -
         ("seed", pa.int64()),
         ("sha256", pa.string()),
         ("step_images", pa.list_(step)),
+        ("control_images", pa.list_(control)),
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("task", pa.string()),
@@ -105,12 +110,14 @@ def _applied_columns(column: Column) -> list[tuple[str, pa.DataType]]:
         return [(f"{column.name}_uri", pa.string()), (f"{column.name}_sha256", pa.string())]
     if column.kind is Kind.TEXT and column.listed:
         return [(column.name, pa.list_(pa.string()))]
+    if column.name == "scheduler":
+        return [("sampler", pa.string()), ("scheduler", pa.string())]
     return [(column.name, _TYPES[column.kind])]
 
 
 def applied_cells(row: Row) -> dict[str, Any]:
     """What was applied to a row, as cells of the metadata; several images of one column become JSON lists."""
-    cells: dict[str, Any] = {"task": row.task, "sample_index": row.sample_index}
+    cells: dict[str, Any] = {"task": row.task, "sampler": row.sampler, "sample_index": row.sample_index}
     for name, value in row.parameters.to_cells().items():
         cells[name] = canonical(value) if COLUMNS[name].kind in _AS_JSON else value
     images: dict[str, list[tuple[str, str]]] = {}
@@ -156,11 +163,23 @@ def manifest_cells(cells: Mapping[str, Any], find_model: Callable[[str], Model |
         cell = cells.get(f"{name}_uri" if column.kind is Kind.IMAGE else name)
         if cell is not None:
             row[name] = _without_hashes(cell) if column.kind is Kind.ADAPTER else cell
+    if (sampler := cells.get("sampler")) is not None and _still_means(sampler, row):
+        row["scheduler"] = sampler
     enlarged = cells.get("hires_scale") is not None or cells["task"] == "upscaling"
     if enlarged and (model := find_model(cells["model"])) is not None:
         asked = parameters_of(cells, model).to_cells()
         row |= {side: asked[side] for side in ("width", "height")}
     return row
+
+
+def _still_means(sampler: str, row: Mapping[str, Any]) -> bool:
+    """Whether a sampler's name stands for the class and options that were applied when it was written."""
+    try:
+        found = find_sampler(sampler)
+    except UnknownSampler:
+        return False
+    applied = json.loads(row.get("scheduler_kwargs") or "{}")
+    return found.class_name == row.get("scheduler") and {**applied, **found.kwargs} == applied
 
 
 def _without_hashes(cell: str) -> str:

@@ -310,10 +310,10 @@ def _verify_row(row: DatasetRow, deep: bool) -> _Verified:
     if path is not None and cells.get(path.name, keys[0]) != keys[0]:  # older outputs have no such column
         return _Verified(row, set(keys), f"{keys[0]}, id {cells['id']!r}: {path.name} says {cells[path.name]!r}")
     try:
-        images = [row.image(), *row.step_images().values()]
+        images = [row.image(), *row.step_images().values(), *row.control_images().values()]
     except StoreError as error:
         return _Verified(row, set(keys), str(error), isinstance(error, (NotFound, Damaged)))
-    hashes = [cells["sha256"], *(step["sha256"] for step in cells["step_images"] or ())]
+    hashes = [cells["sha256"], *(one["sha256"] for one in row.side_cells())]
     for key, data, sha256 in zip(keys, images, hashes, strict=True):
         # those of steps may be smaller: the first pass of a hires fix is
         size = (cells["width"], cells["height"]) if data is images[0] else None

@@ -50,11 +50,14 @@ class Canary:
         *,
         refiner: Model | None,
         save_steps: Collection[int],
+        save_controls: bool = False,
     ) -> Images:
         """`PipelineHost.generate`."""
         self._calls += 1
         try:
-            made = self._host.generate(model, batch, inputs, refiner=refiner, save_steps=save_steps)
+            made = self._host.generate(
+                model, batch, inputs, refiner=refiner, save_steps=save_steps, save_controls=save_controls
+            )
         except Exception:
             self._failed = True
             raise

@@ -1,4 +1,4 @@
-"""Control images as tensors, and maps made of ordinary images: edges, depth and poses."""
+"""Control images, and maps made of ordinary images: edges, depth and poses."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -40,25 +40,33 @@ class ControlMaker:
             "depth": self._depth,
         }
 
-    def tensors(
+    def maps(
         self,
         inputs: Sequence[Mapping[str, Image.Image]],
-        how: Sequence[str],
+        how: Sequence[Sequence[str]],
         poses: Callable[[], PoseReader],
-    ) -> list[torch.Tensor]:
-        """One tensor a ControlNet, float32 (B, 3, H, W) in [0, 1].
+    ) -> list[npt.NDArray[np.uint8]]:
+        """What each ControlNet is given, uint8 (B, H, W, 3).
 
         Args:
             inputs: the rows' images by name, RGB.
-            how: for each ControlNet, what to make of its images: none, canny, depth or pose.
+            how: for each row and ControlNet, what to make of its image: none, canny, depth or pose.
             poses: gives what reads poses, where they are asked for.
         """
-        made = []
-        for place, kind in enumerate(how):
-            make = _pose_maker(poses()) if kind == "pose" else self._makers[kind]
-            images = [make(one[input_name("control_image", place)]) for one in inputs]
-            made.append(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255)
-        return made
+        return [
+            np.stack(
+                [
+                    self._make(one[input_name("control_image", net)], kinds[net], poses)
+                    for one, kinds in zip(inputs, how, strict=True)
+                ]
+            )
+            for net in range(len(how[0]))
+        ]
+
+    def _make(self, image: Image.Image, kind: str, poses: Callable[[], PoseReader]) -> npt.NDArray[np.uint8]:
+        if kind == "pose":
+            return draw_poses(poses().poses(image), image.width, image.height)
+        return self._makers[kind](image)
 
     def _depth(self, image: Image.Image) -> npt.NDArray[np.uint8]:
         """Inverse depth, near is white, of the image's size."""
@@ -71,10 +79,6 @@ class ControlMaker:
         low, high = depth.min(), depth.max()
         levels = ((depth - low) / (high - low).clamp(min=1e-6) * 255).round().byte().cpu().numpy()
         return np.repeat(levels[..., None], 3, axis=2)
-
-
-def _pose_maker(reader: PoseReader) -> Callable[[Image.Image], npt.NDArray[np.uint8]]:
-    return lambda image: draw_poses(reader.poses(image), image.width, image.height)
 
 
 def _builtin_estimator() -> tuple[Any, Any]:

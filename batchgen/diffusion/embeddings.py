@@ -3,13 +3,14 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from batchgen.diffusion.adapters import Adapters
 from batchgen.diffusion.pipelines import RowScale
-from batchgen.diffusion.prompts import Encoded, Prompt, PromptEncoder
+from batchgen.diffusion.prompts import Encoded, Prompt, PromptEncoder, Token
 from batchgen.generation.parameters import Prompting
 from batchgen.rows import Row
 
@@ -34,6 +35,19 @@ class RowPrompts:
     def count_tokens(self, row: Row) -> int:
         """Tokens of the row's whole prompt, start and end markers not counted."""
         return self._encoder.count_tokens(self._prompt(row))
+
+    def tokens(self, row: Row) -> list[Token]:
+        """The tokens of the row's prompt; those of embeddings by the words that stand for them."""
+        prompt = self._prompt(row)
+        tokens = self._encoder.token_table(prompt)
+        for word, internal in prompt.tokens:
+            tokens = [
+                replace(token, text=word + token.text.removeprefix(internal))
+                if token.text.startswith(internal)
+                else token
+                for token in tokens
+            ]
+        return tokens
 
     def arguments(self, rows: Sequence[Row], *, guided: bool, dtype: torch.dtype) -> dict[str, Any]:
         """The arguments that carry prompts and guidance; without guidance there is no negative prompt.

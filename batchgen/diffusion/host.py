@@ -9,7 +9,7 @@ at a time, and every row draws its noise from a CPU generator of its own, made a
 import gc
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -20,13 +20,15 @@ import numpy.typing as npt
 import torch
 from PIL.Image import Image
 
-from batchgen.diffusion.loaded import AfterStep, LoadedModel
+from batchgen.diffusion.attention import AttentionMaps
+from batchgen.diffusion.loaded import LoadedModel
 from batchgen.diffusion.loading import DTYPES, Loader, Loading, load_components
+from batchgen.diffusion.observation import Call, Observer
 from batchgen.diffusion.pixels import PixelModel
 from batchgen.models.catalog import Family, Model, require_unchanged
 from batchgen.rows import MicroBatch, Row
 
-__all__ = ["Environment", "Images", "PipelineHost"]
+__all__ = ["Environment", "Images", "PipelineHost", "Watched"]
 
 _Loaded = LoadedModel | PixelModel
 """What makes images of rows; the two have the same methods."""
@@ -41,8 +43,24 @@ class Images:
     pixels: npt.NDArray[np.uint8]  # (B, H, W, 3)
     finite: tuple[bool, ...]  # False where latents or decoded image held NaN or infinity
     steps: Mapping[int, npt.NDArray[np.uint8]]  # (B, H, W, 3) after each of the chosen steps that ran
+    controls: Sequence[npt.NDArray[np.uint8]]  # (B, H, W, 3) that each ControlNet was given, where they are asked for
     flagged: tuple[bool | None, ...]  # by the model's safety checker; None where it has none or is not asked
     prompt_tokens: tuple[int, ...]  # of the whole prompt, start and end markers not counted
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Watched:
+    """An image, uint8 (H, W, 3), and what was seen while it was made, by the number of the model's call, from 1.
+
+    `noised` is what the model was given, on its own scale, `estimates` what it took the image for; both are decoded.
+    `attention`, (tokens, h, w) on the grid of the latents, is how much of its cross-attention went to each token of
+    the prompt, as a share of what went to all states of the text.
+    """
+
+    image: npt.NDArray[np.uint8]
+    noised: Mapping[int, npt.NDArray[np.uint8]]
+    estimates: Mapping[int, npt.NDArray[np.uint8]]
+    attention: npt.NDArray[np.float32] | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,6 +122,7 @@ class PipelineHost:
         *,
         refiner: Model | None = None,
         save_steps: Collection[int] = (),
+        save_controls: bool = False,
     ) -> Images:
         """Make the images of a micro-batch; after an error the model is read anew by the next call.
 
@@ -119,6 +138,7 @@ class PipelineHost:
             inputs: the rows' conditioning images by name, in the task's modes and the rows' size.
             refiner: the model that the rows name as theirs.
             save_steps: sampling steps, from 1, after which the latents are decoded too, with the noise still in them.
+            save_controls: keep what ControlNets are given, too; of the hires fix what its first pass is given.
 
         Raises:
             ModelLoadError: the model cannot be loaded, or changed since it was checked.
@@ -130,13 +150,20 @@ class PipelineHost:
             pixels: dict[int, npt.NDArray[np.uint8]] = {}
             finite: dict[int, bool] = {}
             steps: dict[int, dict[int, npt.NDArray[np.uint8]]] = {}
+            controls: dict[int, dict[int, npt.NDArray[np.uint8]]] = {}
             for places in _alike([loaded.chunks(row) for row in batch.rows]):
                 rows, images = [batch.rows[i] for i in places], [inputs[i] for i in places]
                 seen: dict[int, torch.Tensor] = {}
-                made, sound = self._make(loaded, rows, images, batch.size, _keeper(seen, save_steps))
+                maps: list[npt.NDArray[np.uint8]] = []
+                observer = Observer(
+                    after_step=_keeper(seen, save_steps), control_maps=maps.extend if save_controls else None
+                )
+                made, sound = self._make(loaded, rows, images, batch.size, observer)
                 for step, latents in seen.items():
                     after, _ = loaded.decode(latents[: len(rows)], rows[0].parameters.adapters.vae)
                     steps.setdefault(step, {}).update(zip(places, after, strict=True))
+                for net, given in enumerate(maps):
+                    controls.setdefault(net, {}).update(zip(places, given[: len(rows)], strict=True))
                 pixels.update(zip(places, made, strict=True))
                 finite.update(zip(places, sound, strict=True))
             ordered = [_unmasked_kept(pixels[i], row, inputs[i]) for i, row in enumerate(batch.rows)]
@@ -147,6 +174,7 @@ class PipelineHost:
                     for step, after in steps.items()
                     if len(after) == len(ordered)
                 },
+                controls=[np.stack([given[i] for i in range(len(ordered))]) for given in controls.values()],
                 flagged=tuple(loaded.is_flagged(image) for image in ordered),
                 finite=tuple(finite[i] for i in range(len(ordered))),
                 prompt_tokens=tuple(loaded.count_tokens(row) for row in batch.rows),
@@ -157,18 +185,46 @@ class PipelineHost:
         self._loaded = self._refiner = None
 
     @torch.inference_mode()
-    def watch(self, model: Model, row: Row, inputs: Mapping[str, Image]) -> list[npt.NDArray[np.uint8]]:
-        """The images, (H, W, 3), of what a row's latents are after every sampling step: noise first, the row's last.
+    def watch(
+        self,
+        model: Model,
+        row: Row,
+        inputs: Mapping[str, Image],
+        *,
+        refiner: Model | None = None,
+        calls: Collection[int] = (),
+        attention: bool = False,
+    ) -> Watched:
+        """Make a row's image alone, as a micro-batch of one, and tell what was seen meanwhile.
+
+        Args:
+            inputs: as of `generate`, for this row.
+            refiner: as of `generate`.
+            calls: of the model, from 1, that are told of; those of a refiner and of a second pass are not.
+            attention: take up where the model looks.
 
         Raises:
             ModelLoadError: the model cannot be loaded.
             InputError: the model, an adapter or the scheduler cannot do what the row asks.
         """
-        seen: list[torch.Tensor] = []
-        generators = [torch.Generator("cpu").manual_seed(row.parameters.sampling.seed)]
-        with self._using(model, None) as loaded:
-            loaded.denoise([row], [inputs], generators, after_step=lambda _step, latents: seen.append(latents))
-            return [loaded.decode(latents, row.parameters.adapters.vae)[0][0] for latents in seen]
+        seen: list[Call] = []
+        maps = AttentionMaps() if attention else None
+
+        def look(call: Call) -> None:
+            if call.level.step in calls:
+                seen.append(call)
+
+        with self._using(model, refiner) as loaded:
+            assert isinstance(loaded, LoadedModel), "rows with a prompt have a model that reads one"
+            made, _ = self._make(loaded, [row], [inputs], 1, Observer(at_call=look, attention=maps))
+            vae = row.parameters.adapters.vae
+            estimates = {call.level.step: call.estimate for call in seen if call.estimate is not None}
+            return Watched(
+                image=_unmasked_kept(made[0], row, inputs),
+                noised={call.level.step: loaded.decode(call.noised, vae)[0][0] for call in seen},
+                estimates={step: loaded.decode(estimate, vae)[0][0] for step, estimate in estimates.items()},
+                attention=None if maps is None or maps.sums is None else _of_tokens(maps.sums, loaded, row),
+            )
 
     def _make(
         self,
@@ -176,13 +232,13 @@ class PipelineHost:
         rows: Sequence[Row],
         inputs: Sequence[Mapping[str, Image]],
         size: int,
-        after_step: AfterStep | None,
+        observer: Observer,
     ) -> tuple[npt.NDArray[np.uint8], tuple[bool, ...]]:
         """Images (n, H, W, 3) of at most `size` rows, and which of them are finite."""
         padding = size - len(rows)
         padded = [*rows, *[rows[-1]] * padding]
         generators = [torch.Generator("cpu").manual_seed(row.parameters.sampling.seed) for row in padded]
-        latents = loaded.denoise(padded, [*inputs, *[inputs[-1]] * padding], generators, after_step)
+        latents = loaded.denoise(padded, [*inputs, *[inputs[-1]] * padding], generators, observer)
         last = loaded
         if self._refiner is not None:
             latents, last = self._refiner.refine(latents, padded, generators), self._refiner
@@ -225,7 +281,7 @@ class PipelineHost:
         return loaded
 
 
-def _keeper(seen: dict[int, torch.Tensor], wanted: Collection[int]) -> AfterStep | None:
+def _keeper(seen: dict[int, torch.Tensor], wanted: Collection[int]) -> Callable[[int, torch.Tensor], None] | None:
     """Keeps the latents after the wanted steps; nothing to call where none are."""
 
     def keep(step: int, latents: torch.Tensor) -> None:
@@ -233,6 +289,17 @@ def _keeper(seen: dict[int, torch.Tensor], wanted: Collection[int]) -> AfterStep
             seen[step] = latents
 
     return keep if wanted else None
+
+
+def _of_tokens(sums: torch.Tensor, loaded: LoadedModel, row: Row) -> npt.NDArray[np.float32]:
+    """The maps (T, h, w) of those states of the text that are the prompt's tokens, as shares of all."""
+    length = len(sums) // loaded.chunks(row)  # states of a chunk, with its markers and padding
+    tokens = loaded.tokens(row)
+    firsts = {chunk: next(one.position for one in tokens if one.chunk == chunk) for chunk in {t.chunk for t in tokens}}
+    places = [one.chunk * length + 1 + one.position - firsts[one.chunk] for one in tokens]
+    shares = sums / sums.sum(dim=0, keepdim=True)
+    found: npt.NDArray[np.float32] = shares[places].cpu().numpy()
+    return found
 
 
 def _alike(numbers: Sequence[int]) -> Iterator[list[int]]:

@@ -16,16 +16,17 @@ from batchgen.diffusion.adapters import Adapters
 from batchgen.diffusion.control import ControlMaker
 from batchgen.diffusion.embeddings import RowPrompts, prompting_of, sized
 from batchgen.diffusion.loading import Components
+from batchgen.diffusion.observation import NOBODY, Observer, observed
 from batchgen.diffusion.pipelines import make_pipeline
-from batchgen.diffusion.prompts import PromptEncoder
+from batchgen.diffusion.prompts import PromptEncoder, Token
 from batchgen.diffusion.schedulers import make_scheduler, seed_scheduler
 from batchgen.errors import InputError
-from batchgen.generation.parameters import Adapter, Control, Hires, Parameters, RowAdapters
+from batchgen.generation.parameters import Adapter, Hires, Parameters, RowAdapters
 from batchgen.generation.tasks import Task, batch_strength, find_task
 from batchgen.models.catalog import Family, Model, latent_factor
 from batchgen.rows import Row
 
-__all__ = ["AfterStep", "LoadedModel"]
+__all__ = ["LoadedModel"]
 
 _LARGEST_UNTILED = 1024  # pixels a side
 
@@ -34,9 +35,6 @@ _NO_TEXT = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokeni
 
 Inputs = Sequence[Mapping[str, Image]]
 """The rows' conditioning images by name."""
-
-AfterStep = Callable[[int, torch.Tensor], None]
-"""Called with the number of a step, from 1, and the latents after it, at the noise level of that step."""
 
 
 class LoadedModel:
@@ -64,28 +62,47 @@ class LoadedModel:
         """Tokens of the row's whole prompt, start and end markers not counted."""
         return self._prompts.count_tokens(row)
 
+    def tokens(self, row: Row) -> list[Token]:
+        """The tokens of the row's prompt, its embeddings' among them."""
+        return self._prompts.tokens(row)
+
+    def prepared(self, row: Row) -> Any:
+        """The row's pipeline, its scheduler after `set_timesteps`.
+
+        Raises:
+            InputError: the model or the scheduler's class cannot do what the row asks.
+        """
+        pipeline = self._pipeline(find_task(row.task), row.parameters)
+        pipeline.scheduler.set_timesteps(row.parameters.sampling.num_inference_steps)
+        return pipeline
+
     def denoise(
         self,
         rows: Sequence[Row],
         inputs: Inputs,
         generators: list[torch.Generator],
-        after_step: AfterStep | None = None,
+        observer: Observer = NOBODY,
     ) -> torch.Tensor:
-        """Latents of rows that share everything a call has one value for: (B, 4, H/8, W/8)."""
+        """Latents of rows that share everything a call has one value for: (B, 4, H/8, W/8).
+
+        The observer is told of the first pass of a hires fix, not of the second.
+        """
         shared = rows[0].parameters
         task, refining = find_task(rows[0].task), shared.refining
         arguments = self._tensors(task.arguments(shared, inputs))
         pipeline = self._pipeline(task, shared)
         if arguments.get("strength") == 0 and refining.denoising_start is None:  # no step is left to run
             return self._encode(pipeline, arguments["image"], generators)
-        arguments |= self._control_arguments(task.name, shared.control, inputs)
+        arguments |= self._control_arguments(task.name, rows, inputs, observer)
         part = {"denoising_start": refining.denoising_start, "denoising_end": refining.denoising_end}
         arguments |= {name: place for name, place in part.items() if place is not None}
+        after_step = observer.after_step
         if after_step is not None and task.name == "upscaling":  # its pipelines know the older way only
             arguments["callback"] = lambda step, _timestep, latents: after_step(step + 1, latents.clone())
         elif after_step is not None:
             arguments["callback_on_step_end"] = _told(after_step)
-        latents = self._call(pipeline, rows, inputs, generators, arguments)
+        with observed(pipeline.scheduler, observer.at_call):
+            latents = self._call(pipeline, rows, inputs, generators, arguments, observer)
         if shared.hires is not None:
             latents = self._enlarge(latents, rows, inputs, generators, shared.hires)
         return latents
@@ -130,13 +147,15 @@ class LoadedModel:
         inputs: Inputs,
         generators: list[torch.Generator],
         arguments: Mapping[str, Any],
+        observer: Observer = NOBODY,
     ) -> torch.Tensor:
         shared = rows[0].parameters
         guided = prompting_of(rows[0]).is_guided
         seed_scheduler(pipeline.scheduler, [row.parameters.sampling.seed for row in rows])
         is_xl = self.model.family in (Family.SDXL, Family.REFINER)
         sizes = sized(pipeline, rows, self._options, guided=guided) if is_xl else nullcontext()
-        with self._adapters.on(shared), sizes:
+        attention = nullcontext() if observer.attention is None else observer.attention.on(self._parts["unet"])
+        with self._adapters.on(shared), sizes, attention:
             own = self._prompts.arguments(rows, guided=guided, dtype=self._parts["unet"].dtype)
             arguments = {**arguments, **own}
             if shared.image_prompt is not None:
@@ -172,7 +191,7 @@ class LoadedModel:
         arguments = {"image": larger.to(latents.dtype), "strength": strength}
         width, height = size[1] * self._factor, size[0] * self._factor
         enlarged = [{name: image.resize((width, height)) for name, image in one.items()} for one in inputs]
-        arguments |= self._control_arguments(task.name, shared.control, enlarged)
+        arguments |= self._control_arguments(task.name, rows, enlarged)
         return self._call(pipeline, rows, inputs, generators, arguments)
 
     def _tensors(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,11 +202,19 @@ class LoadedModel:
             made["depth_map"] = torch.from_numpy(np.stack(maps))
         return made
 
-    def _control_arguments(self, task: str, control: Control | None, inputs: Inputs) -> dict[str, Any]:
-        if control is None:
+    def _control_arguments(
+        self, task: str, rows: Sequence[Row], inputs: Inputs, observer: Observer = NOBODY
+    ) -> dict[str, Any]:
+        controls = [row.parameters.control for row in rows if row.parameters.control is not None]
+        if not controls:
             return {}
+        control = controls[0]
         name = "image" if task == "text-to-image" else "control_image"
-        images = self._controls.tensors(inputs, control.control_preprocess, lambda: self._adapters.pose_reader(control))
+        how = [one.control_preprocess for one in controls]  # the rows' own: it is in no batch key
+        maps = self._controls.maps(inputs, how, lambda: self._adapters.pose_reader(control))
+        if observer.control_maps is not None:
+            observer.control_maps(maps)
+        images = [torch.from_numpy(one).permute(0, 3, 1, 2).float() / 255 for one in maps]
         values: dict[str, Any] = {
             name: images,
             "controlnet_conditioning_scale": list(control.controlnet_conditioning_scale),
@@ -236,7 +263,7 @@ class LoadedModel:
         return pipeline
 
 
-def _told(after_step: AfterStep) -> Callable[..., dict[str, Any]]:
+def _told(after_step: Callable[[int, torch.Tensor], None]) -> Callable[..., dict[str, Any]]:
     """A diffusers callback that passes latents on and changes nothing."""
 
     def tell(_pipeline: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:

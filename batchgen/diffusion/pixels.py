@@ -14,6 +14,7 @@ from batchgen.diffusion.adapters import as_checked
 from batchgen.diffusion.classifier import Classifier, load_classifier
 from batchgen.diffusion.loading import Components
 from batchgen.diffusion.noise import randn_tensor
+from batchgen.diffusion.observation import NOBODY, Observer
 from batchgen.diffusion.schedulers import make_scheduler, seed_scheduler, takes_variance
 from batchgen.generation.parameters import ClassGuidance
 from batchgen.models.catalog import Model
@@ -49,7 +50,7 @@ class PixelModel:
         rows: Sequence[Row],
         _inputs: Sequence[Mapping[str, Image]],
         generators: list[torch.Generator],
-        after_step: Callable[[int, torch.Tensor], None] | None = None,
+        observer: Observer = NOBODY,
     ) -> torch.Tensor:
         """Images (B, C, H, W), in [-1, 1] where the model keeps to it, by the scheduler's own numbers."""
         shared = rows[0].parameters
@@ -73,8 +74,8 @@ class PixelModel:
             if not takes_variance(scheduler):
                 predicted = predicted[:, :channels]
             samples = scheduler.step(predicted, timestep, samples, **extra).prev_sample
-            if after_step is not None:
-                after_step(number + 1, samples.clone())
+            if observer.after_step is not None:
+                observer.after_step(number + 1, samples.clone())
         return samples
 
     def refine(self, latents: torch.Tensor, _rows: Sequence[Row], _generators: list[torch.Generator]) -> torch.Tensor:

@@ -31,3 +31,4 @@ class WorkerSettings:
     memory: Memory = Memory.NORMAL
     allow_pickle: bool = False
     save_steps: tuple[int, ...] = ()
+    save_control_images: bool = False

@@ -28,22 +28,21 @@ from batchgen.dataset.nodes import require_files
 from batchgen.dataset.schema import applied_cells
 from batchgen.dataset.tracebacks import Tracebacks
 from batchgen.diffusion.canary import Canary
+from batchgen.diffusion.conditioning import conditioning_images
 from batchgen.diffusion.device import device_errors
 from batchgen.diffusion.host import Environment, PipelineHost
 from batchgen.diffusion.loading import Loading
 from batchgen.diffusion.settings import WorkerSettings
 from batchgen.errors import ErrorClass, ImageError, InfrastructureError, NotFound, OutOfDeviceMemory, StoreError
-from batchgen.generation.parameters import ImageRef
-from batchgen.generation.tasks import TASKS
 from batchgen.generation.watermark import capacity, embed
-from batchgen.images import decode, encode, fit
-from batchgen.manifest.columns import image_column
+from batchgen.images import encode
+from batchgen.manifest.columns import input_name
 from batchgen.manifest.files import embedded_bytes
 from batchgen.models.catalog import Model, Source
 from batchgen.options import Memory, Safety
 from batchgen.rows import FailedRow, MicroBatch, Receipt, Row, Shard, ShardProgress, Status, failed_row
 from batchgen.sharding import key_model
-from batchgen.storage import open_store, read_input
+from batchgen.storage import open_store
 from batchgen.work import Failure, FailureKind, failure_of
 
 __all__ = ["GenerationWorker"]
@@ -119,6 +118,8 @@ class GenerationWorker:
                 dtypes=settings.dtypes,
             ),
         )
+        # an output that is older than the column has no place to name them in
+        self._saves_controls = settings.save_control_images and "control_images" in settings.output.schema.names
         self._canary = Canary(self._host)
         self._tracebacks = Tracebacks(store, settings.run)
         self._device = threading.Lock()
@@ -183,7 +184,7 @@ class GenerationWorker:
     def _fetch(self, rows: Sequence[Row], work: _ShardWork) -> dict[str, Mapping[str, Image]]:
         """The rows' conditioning images, in their tasks' modes and the rows' sizes."""
         embedded = self._fetch_embedded(rows)
-        futures = {row.id: self._fetchers.submit(_conditioning, row, embedded) for row in rows}
+        futures = {row.id: self._fetchers.submit(conditioning_images, row, embedded) for row in rows}
         inputs: dict[str, Mapping[str, Image]] = {}
         for row in rows:
             try:
@@ -282,6 +283,7 @@ class GenerationWorker:
                 inputs,
                 refiner=None if refiner is None else self._settings.models[refiner],
                 save_steps=self._settings.save_steps,
+                save_controls=self._saves_controls,
             )
         seconds = time.perf_counter() - started - (self._host.loading_seconds - loading)
         work.seconds += seconds
@@ -297,16 +299,19 @@ class GenerationWorker:
             elif images.flagged[number] and self._settings.safety is Safety.DROP:
                 work.fail(row, ErrorClass.SAFETY, "the model's safety checker objects; another seed or prompt may pass")
             else:
-                steps = {step: after[number] for step, after in images.steps.items()}
-                mark = row.parameters.watermark
+                kept = _Pixels(
+                    image=pixels,
+                    steps={step: after[number] for step, after in images.steps.items()},
+                    controls=[given[number] for given in images.controls],
+                    mark=row.parameters.watermark,
+                )
                 if images.flagged[number] and self._settings.safety is Safety.BLANK:
-                    pixels, steps = np.zeros_like(pixels), {step: np.zeros_like(after) for step, after in steps.items()}
-                    mark = None
+                    kept = kept.blank()
                 cells = about | {
                     "prompt_tokens": images.prompt_tokens[number],
                     "flagged": images.flagged[number],
                 }
-                work.pending[row.id] = self._encoders.submit(self._finish, row, pixels, steps, mark, cells, attempt)
+                work.pending[row.id] = self._encoders.submit(self._finish, row, kept, cells, attempt)
 
     def _collect(self, shard: Shard, work: _ShardWork) -> dict[str, _Made]:
         """The rows that were encoded and stored, by id; one whose encoding fails is recorded."""
@@ -322,37 +327,31 @@ class GenerationWorker:
                     work.fail(row, ErrorClass.GENERATION, failure_of(error).message)
         return made
 
-    def _finish(
-        self,
-        row: Row,
-        pixels: npt.NDArray[np.uint8],
-        steps: Mapping[int, npt.NDArray[np.uint8]],
-        mark: str | None,
-        cells: Mapping[str, Any],
-        attempt: Attempt,
-    ) -> _Made:
-        if mark is not None:  # here and not beside the device: it takes as long as several encodings
-            pixels = embed(pixels, mark)
-            steps = {step: _marked_if_it_fits(after, mark) for step, after in steps.items()}
-        data = encode(pixels, self._settings.output.image_format)
+    def _finish(self, row: Row, kept: "_Pixels", cells: Mapping[str, Any], attempt: Attempt) -> _Made:
+        if kept.mark is not None:  # here and not beside the device: it takes as long as several encodings
+            kept = kept.marked(kept.mark)
+        form = self._settings.output.image_format
+        data = encode(kept.image, form)
         image = attempt.add_image(row, data)
-        saved = {step: encode(after, self._settings.output.image_format) for step, after in steps.items()}
+        steps = {step: encode(after, form) for step, after in kept.steps.items()}
+        controls = {input_name("control_image", net): encode(one, form) for net, one in enumerate(kept.controls)}
         step_images = [
-            {"step": step, **attempt.add_step_image(row, part, step), "sha256": sha256(part).hexdigest()}
-            for step, part in saved.items()
+            {"step": step, **attempt.add_side_image(row, part, f"step-{step:03d}")} for step, part in steps.items()
         ]
+        control_images = [{"name": name, **attempt.add_side_image(row, part, name)} for name, part in controls.items()]
         made = {
             "id": row.id,
             "fingerprint": row.fingerprint,
             "status": Status.DONE.value,
             "sha256": sha256(data).hexdigest(),
             "step_images": step_images or None,
-            "height": pixels.shape[0],
-            "width": pixels.shape[1],
+            "control_images": control_images or None,
+            "height": kept.image.shape[0],
+            "width": kept.image.shape[1],
         }
         return _Made(
             cells={**row.carried, **applied_cells(row), **cells, **made, **image},
-            size=len(data) + sum(map(len, saved.values())),
+            size=sum(map(len, (data, *steps.values(), *controls.values()))),
         )
 
 
@@ -360,6 +359,26 @@ def _footprint(model: Model, batch: MicroBatch) -> tuple[object, ...]:
     """What the memory of a call depends on besides the number of its images."""
     parameters = batch.rows[0].parameters
     return model.name, parameters.canvas, parameters.hires
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Pixels:
+    """A row's image and those that are kept beside it, each uint8 (H, W, 3), and the watermark that it is to get."""
+
+    image: npt.NDArray[np.uint8]
+    steps: Mapping[int, npt.NDArray[np.uint8]]
+    controls: Sequence[npt.NDArray[np.uint8]]
+    mark: str | None
+
+    def blank(self) -> "_Pixels":
+        """Black, as the safety policy may ask for; what ControlNets were given shows nothing of the image."""
+        steps = {step: np.zeros_like(after) for step, after in self.steps.items()}
+        return replace(self, image=np.zeros_like(self.image), steps=steps, mark=None)
+
+    def marked(self, text: str) -> "_Pixels":
+        """With a watermark in the image and in those after steps that have room for it."""
+        steps = {step: _marked_if_it_fits(after, text) for step, after in self.steps.items()}
+        return replace(self, image=embed(self.image, text), steps=steps)
 
 
 def _made_by(environment: Environment, model: Model, batch_size: int) -> dict[str, Any]:
@@ -377,22 +396,3 @@ def _marked_if_it_fits(pixels: npt.NDArray[np.uint8], text: str) -> npt.NDArray[
     """A step's image with the row's watermark; smaller than the row's it may have no room for it."""
     fits = len(text.encode()) <= capacity(pixels.shape[1], pixels.shape[0])
     return embed(pixels, text) if fits else pixels
-
-
-def _conditioning(row: Row, embedded: Mapping[tuple[str, str, int], bytes]) -> Mapping[str, Image]:
-    modes = TASKS[row.task].modes
-    size = row.parameters.canvas.width, row.parameters.canvas.height
-    return {
-        name: fit(decode(_bytes_of(image, embedded)), modes[image_column(name)], *size)
-        for name, image in row.inputs.items()
-    }
-
-
-def _bytes_of(image: ImageRef, embedded: Mapping[tuple[str, str, int], bytes]) -> bytes:
-    if image.column is not None and image.row is not None:
-        data = embedded[image.uri, image.column, image.row]
-    else:
-        data = read_input(image.uri)
-    if sha256(data).hexdigest() != image.sha256:
-        raise ImageError(f"{image.uri} changed since the manifest was checked; run again to take it as it is now")
-    return data

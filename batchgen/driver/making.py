@@ -372,6 +372,7 @@ class _Run:
             memory=self.job.memory,
             allow_pickle=self.job.allow_pickle,
             save_steps=self.job.save_steps,
+            save_control_images=self.job.save_control_images,
             device=device,
             dtype=_DTYPES[automatic if self.job.dtype is Dtype.AUTO else self.job.dtype],
             dtypes=self.job.dtypes,

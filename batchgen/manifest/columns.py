@@ -20,6 +20,7 @@ __all__ = [
     "MAX_SEED",
     "MAX_SIDE",
     "RESERVED",
+    "RESULTS",
     "WORDING",
     "Column",
     "Kind",
@@ -285,10 +286,14 @@ COLUMNS: Mapping[str, Column] = {
 }
 
 RESERVED = frozenset(
-    "fingerprint file_name picture_path step_images flagged status error error_class sha256 model_fingerprint "
-    "batch_size device dtype seconds prompt_tokens sample_index torch_version diffusers_version".split()
+    "fingerprint file_name picture_path step_images control_images flagged status error error_class sha256 "
+    "model_fingerprint batch_size device dtype seconds prompt_tokens sample_index torch_version "
+    "diffusers_version".split()
 ) | {f"{column.name}_{part}" for column in COLUMNS.values() if column.kind is Kind.IMAGE for part in ("uri", "sha256")}
-"""Names of the result columns; a manifest that brings one of them is refused."""
+"""Names of the result columns that a manifest may not bring."""
+
+RESULTS = RESERVED | {"sampler"}
+"""Names of all result columns; in a manifest the sampler is another name of the scheduler."""
 
 
 def input_name(column: str, place: int) -> str:

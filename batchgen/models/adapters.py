@@ -29,11 +29,22 @@ from batchgen.models.compatibility import (
 from batchgen.models.lora import check_lora, peft_config, peft_scale
 from batchgen.places import is_remote, join, local_path
 
-__all__ = ["ADAPTERS", "Finder", "adapter_files", "adapter_fingerprint", "anchored", "find_adapters", "image_encoder"]
+__all__ = [
+    "ADAPTERS",
+    "Finder",
+    "adapter_files",
+    "adapter_fingerprint",
+    "adapter_name",
+    "anchored",
+    "find_adapters",
+    "image_encoder",
+]
 
 _BUILTIN = re.compile(r"builtin-[a-z0-9-]+")
 _SUFFIXES = (".safetensors", ".pt")  # that a name may lack; A1111 saves hypernetworks as the latter
 _PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth"})
+_WEIGHTS = _PICKLES | {".safetensors"}
+_USUAL_NAMES = frozenset({"adapter_model", "learned_embeds", "model", "pytorch_lora_weights"})  # that libraries give
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +81,12 @@ class Finder:
         if self.lora_folder is None or _BUILTIN.fullmatch(name):
             return name
         return str(local_path(self.lora_folder) / name)
+
+
+def adapter_name(path: str) -> str:
+    """What an adapter is called: its file's name or, where all such files have one, its folder's."""
+    file = Path(path)
+    return file.parent.name if file.stem in _USUAL_NAMES else file.stem if file.suffix in _WEIGHTS else file.name
 
 
 def find_adapters(column: str, cell: Any, model: Model, finder: Finder) -> Any:

@@ -9,7 +9,7 @@ from PIL import ImageOps
 from batchgen.dataset.dataset import DatasetRow, open_dataset
 from batchgen.images import decode, encode
 from batchgen.options import ImageFormat
-from batchgen.report.sheets import draw_sheet
+from batchgen.report.grid import Grid, Tile, draw_grids, in_lines
 
 __all__ = ["SHEET", "write_sheet"]
 
@@ -34,8 +34,10 @@ def write_sheet(uri: str, ids: Collection[str], storage_options: Mapping[str, An
     rows = [row for row in dataset.rows() if row.cells["id"] in wanted]
     if not rows:
         return None
-    images = [np.asarray(ImageOps.pad(decode(row.image()).convert("RGB"), (_SIDE, _SIDE))) for row in rows]
-    dataset.store.write(SHEET, encode(draw_sheet(images, list(map(_label, rows))), ImageFormat.PNG))
+    images = [ImageOps.pad(decode(row.image()).convert("RGB"), (_SIDE, _SIDE)) for row in rows]
+    tiles = [Tile(images=[image], label=_label(row)) for image, row in zip(images, rows, strict=True)]
+    sheet = draw_grids([Grid(rows=in_lines(tiles))])
+    dataset.store.write(SHEET, encode(np.asarray(sheet), ImageFormat.PNG))
     return f"{dataset.uri}/{SHEET}"
 
 

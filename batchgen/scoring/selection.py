@@ -10,7 +10,7 @@ import pyarrow as pa
 from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.schema import manifest_cells
 from batchgen.errors import InputError
-from batchgen.manifest.columns import COLUMNS, RESERVED, Kind
+from batchgen.manifest.columns import COLUMNS, RESULTS, Kind
 from batchgen.manifest.writer import require_parquet, write_table
 from batchgen.models.catalog import find_model
 from batchgen.scoring.conditions import read_condition
@@ -23,6 +23,7 @@ __all__ = ["Selection", "select"]
 _MADE: Mapping[str, pa.DataType] = {
     "width": pa.int32(),
     "height": pa.int32(),
+    "scheduler": pa.string(),
     **{name: pa.string() for name, column in COLUMNS.items() if column.kind in (Kind.IMAGE, Kind.ADAPTER)},
 }
 """Columns that the metadata has in another way than a manifest."""
@@ -73,7 +74,7 @@ def _manifest(rows: pa.Table) -> pa.Table:
     """
     find = cache(find_model)
     made = [manifest_cells(cells, find) for cells in rows.to_pylist()]
-    columns: dict[str, Any] = {name: rows[name] for name in rows.schema.names if name not in RESERVED}
+    columns: dict[str, Any] = {name: rows[name] for name in rows.schema.names if name not in RESULTS}
     for name, kind in _MADE.items():
         columns[name] = pa.array([row.get(name) for row in made], kind)
     return pa.table({name: cells for name, cells in columns.items() if cells.null_count < len(cells) or name == "id"})

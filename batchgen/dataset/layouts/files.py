@@ -21,7 +21,7 @@ class FilesLayout(DatasetLayout):
     name = Layout.FILES
     image = pa.field("file_name", pa.string())  # which `datasets` takes from the folder of the table
     image_path = pa.field("picture_path", pa.string())  # `image_path` is an init image where the table is a manifest
-    step_image = pa.field("path", pa.string())  # `datasets` looks for `file_name` in lists, and fails where it is null
+    side_image = pa.field("path", pa.string())  # `datasets` looks for `file_name` in lists, and fails where it is null
     objects_a_row = 1
     glob = "data/*/metadata.parquet"
     card_config = "data_dir: data\n  drop_labels: true"

@@ -35,8 +35,8 @@ class DatasetLayout(ABC):
     image_path: ClassVar[pa.Field | None] = None
     """The column that says where in the output a row's image lies; None where that is in the marker itself."""
 
-    step_image: ClassVar[pa.Field]
-    """The same for one of a row's `step_images`."""
+    side_image: ClassVar[pa.Field]
+    """The same for an image beside a row's own, one of its `step_images` or `control_images`."""
 
     in_marker: ClassVar[frozenset[str]] = frozenset()
     """Columns whose cells hold bytes of images."""
@@ -69,7 +69,7 @@ class DatasetLayout(ABC):
 
     @abstractmethod
     def add_image(self, store: Store, shard: str, attempt: str, name: str, data: bytes) -> Any:
-        """Keep an encoded image for an attempt at a shard; returns the cell of `image` or `step_image`."""
+        """Keep an encoded image for an attempt at a shard; returns the cell of `image` or `side_image`."""
 
     @abstractmethod
     def image_key(self, shard: str, cell: Any) -> str:
@@ -77,7 +77,7 @@ class DatasetLayout(ABC):
 
     @abstractmethod
     def image_bytes(self, store: Store, shard: str, cell: Any) -> bytes:
-        """The encoded image that a cell of `image` or `step_image` holds or names.
+        """The encoded image that a cell of `image` or `side_image` holds or names.
 
         Raises:
             StoreError: it cannot be read.

@@ -18,8 +18,8 @@ class ParquetLayout(DatasetLayout):
 
     name = Layout.PARQUET
     image = pa.field("image", IMAGE)
-    step_image = pa.field("image", IMAGE)
-    in_marker = frozenset({"image", "step_images"})
+    side_image = pa.field("image", IMAGE)
+    in_marker = frozenset({"image", "step_images", "control_images"})
     # without this key `datasets` shows the column as a struct of bytes, not as images
     schema_metadata: ClassVar[Mapping[str, str]] = {
         "huggingface": json.dumps({"info": {"features": {"image": {"_type": "Image"}}}})

@@ -17,13 +17,13 @@ from batchgen.generation.rules.draft import Defaults, Draft, Problems, RowProble
 from batchgen.generation.rules.image_prompt import image_prompt_rule
 from batchgen.generation.rules.passes import hires_rule, refiner_rule
 from batchgen.generation.rules.prompting import prompt_rule
-from batchgen.generation.rules.sampling import scheduler_rule
+from batchgen.generation.rules.sampling import named_sampler, scheduler_rule
 from batchgen.generation.rules.task import choose_task
 from batchgen.generation.tasks import Task
 from batchgen.manifest.cells import Parsed
 from batchgen.models.catalog import Model
 
-__all__ = ["Defaults", "RowProblems", "apply_rules", "choose_task"]
+__all__ = ["Defaults", "RowProblems", "apply_rules", "choose_task", "named_sampler"]
 
 RULES: tuple[Callable[[Draft], Problems], ...] = (
     size_rule,

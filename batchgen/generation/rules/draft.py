@@ -11,7 +11,7 @@ from batchgen.manifest.columns import COLUMNS, Kind
 from batchgen.models.adapters import Finder
 from batchgen.models.catalog import Model
 
-__all__ = ["Defaults", "Draft", "Problems", "RowProblems"]
+__all__ = ["Defaults", "Draft", "Problems", "RowProblems", "asked"]
 
 _NOT_APPLIED = frozenset({"id", "task", "num_images_per_prompt"})  # columns of a task that are no argument of it
 _IMAGE_COLUMNS = frozenset(column.name for column in COLUMNS.values() if column.kind is Kind.IMAGE)
@@ -37,6 +37,14 @@ class Defaults:
     values: Mapping[str, Any]
     adapters: Finder
     find_model: Callable[[str], Model]
+
+
+def asked(name: str, parsed: Parsed, model: Model, defaults: Defaults) -> Any:
+    """What the row, the job, the model or the column contract says of a column, the first that does."""
+    value = parsed.cells.get(name)
+    if value is None or (COLUMNS[name].kind is Kind.ADAPTER and value in ([], ())):
+        value = defaults.values.get(name, model.defaults.get(name, COLUMNS[name].default))
+    return value
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,10 +76,7 @@ class Draft:
         """A row's cells, and the defaults of its null ones."""
         values: dict[str, Any] = {"model": model.name}
         for name in sorted(task.columns_for(model.family) - _NOT_APPLIED - _IMAGE_COLUMNS - {"model"}):
-            value = parsed.cells.get(name)
-            if value is None or (COLUMNS[name].kind is Kind.ADAPTER and value in ([], ())):
-                value = defaults.values.get(name, model.defaults.get(name, COLUMNS[name].default))
-            values[name] = value
+            values[name] = asked(name, parsed, model, defaults)
         return cls(
             parsed=parsed,
             task=task,

@@ -3,11 +3,18 @@
 from difflib import get_close_matches
 
 from batchgen.errors import UnknownSampler
-from batchgen.generation.rules.draft import Draft, Problems
+from batchgen.generation.rules.draft import Defaults, Draft, Problems, asked
 from batchgen.generation.samplers import OPTIONS, find_sampler, option_problems
-from batchgen.models.catalog import Family
+from batchgen.manifest.cells import Parsed
+from batchgen.models.catalog import Family, Model
 
-__all__ = ["scheduler_rule"]
+__all__ = ["named_sampler", "scheduler_rule"]
+
+
+def named_sampler(parsed: Parsed, model: Model, defaults: Defaults) -> str:
+    """The sampler as it was written, whose class and options are what is applied; the model's class where none was."""
+    name: str | None = asked("scheduler", parsed, model, defaults)
+    return name or model.scheduler
 
 
 def scheduler_rule(draft: Draft) -> Problems:

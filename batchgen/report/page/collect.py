@@ -24,7 +24,7 @@ _VARIED = (  # columns that make axes where no sweep named any, and the most val
     ("height", 30),
     ("seed", 64),
 )
-_KEPT_APART = frozenset({"step_images", "status", "image", "file_name"})
+_KEPT_APART = frozenset({"step_images", "control_images", "status", "image", "file_name"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +44,7 @@ class Shown:
     output: str
     link: str | None  # to the image, seen from the report's folder; None where it cannot be read
     scores: Mapping[str, float]
+    controls: Mapping[str, str] = field(default_factory=dict)  # links to what ControlNets were given, by what it is
     at: dict[str, str] = field(default_factory=dict)  # labels by axis
 
 
@@ -66,6 +67,7 @@ def find_axes(shown: Sequence[Shown]) -> list[Axis]:
     swept = [name for name in dict.fromkeys(name for one in shown for name in one.cells) if name.startswith(_AXIS)]
     named = {name.removeprefix(_AXIS): name for name in swept}
     columns = named or {name: name for name, most in _VARIED if 1 < len(_labels(shown, name)) <= most}
+    columns = columns or {"model": "model"}  # of one image, or of images that differ in nothing of these
     if len(swept) > 1 and "model" not in named and len(_labels(shown, "model")) > 1:
         columns = {**columns, "model": "model"}
     axes = [_axis(shown, name, [_cell(one, column, name) for one in shown]) for name, column in columns.items()]
@@ -78,11 +80,17 @@ def find_axes(shown: Sequence[Shown]) -> list[Axis]:
 
 def _cell(one: Shown, column: str, name: str) -> Any:
     """An image's value on an axis; what was applied, in outputs that no sweep made."""
-    return one.cells.get(column, one.cells.get(name))
+    return one.cells[column] if column.startswith(_AXIS) and column in one.cells else _applied(one, name)
+
+
+def _applied(one: Shown, name: str) -> Any:
+    """What was applied; samplers by their names, where the output has them, since several have one class."""
+    own = "sampler" if name == "scheduler" and "sampler" in one.cells else name
+    return one.cells.get(own)
 
 
 def _labels(shown: Sequence[Shown], column: str) -> set[str]:
-    return {label(one.cells.get(column)) for one in shown}
+    return {label(_applied(one, column)) for one in shown}
 
 
 def _axis(shown: Sequence[Shown], name: str, cells: Sequence[Any]) -> Axis:

@@ -21,23 +21,26 @@ from importlib import resources
 from pathlib import PurePosixPath
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 from PIL import Image
 
-from batchgen.dataset.dataset import Dataset, open_dataset
+from batchgen.dataset.dataset import Dataset, DatasetRow, open_dataset
 from batchgen.dataset.progress import Damages, read_receipts
 from batchgen.dataset.runs import latest_run
 from batchgen.dataset.schema import manifest_cells
 from batchgen.errors import InputError, StoreError
+from batchgen.images import encode
 from batchgen.manifest.sweep import label
 from batchgen.models.catalog import Model, find_model
-from batchgen.options import Layout
+from batchgen.options import ImageFormat, Layout
+from batchgen.report.grid import draw_grids
 from batchgen.report.page.charts import charts
 from batchgen.report.page.collect import Axis, Shown, find_axes, finite, plain_cells
 from batchgen.report.page.effects import effects
-from batchgen.report.page.sheet import draw_axes
+from batchgen.report.page.sheet import axes_grid
 from batchgen.report.page.sprites import ACROSS, PER_SHEET, SIDE, sheets
 from batchgen.rows import Receipt
 from batchgen.scoring.groups import read_groups
@@ -82,8 +85,8 @@ def write_report(
     store = open_store(folder, storage_options)
     shown: list[Shown] = []
     images = _gathered(datasets, store, copy, shown)
-    for number, sheet in enumerate(sheets(images)):
-        store.write(f"thumbs/{number:03d}.webp", sheet)
+    for number, packed in enumerate(sheets(images)):
+        store.write(f"thumbs/{number:03d}.webp", packed)
     if not shown:
         raise InputError(f"{', '.join(outputs)}: no image is done yet; there is nothing to show")
     axes = find_axes(shown)
@@ -117,7 +120,8 @@ def write_report(
         _write_script(store, f"data/rows-{number:03d}.js", "rows", {"chunk": number, "rows": rows})
     _write_script(store, "data/charts.js", "charts", charts(points, axes, scores, found))
     _write_pivot(store, shown, axes, scores)
-    store.write("sheet.png", draw_axes([one.at for one in shown], axes, _Thumbnails(store).image))
+    sheet = draw_grids([axes_grid([one.at for one in shown], axes, _Thumbnails(store).image)])
+    store.write("sheet.png", encode(np.asarray(sheet), ImageFormat.PNG))
     _write_page(store)
     return ReportSummary(
         report=store.uri,
@@ -148,8 +152,35 @@ def _gathered(datasets: Mapping[str, Dataset], store: Store, copy: bool, shown: 
                 link = f"images/{len(shown):06d}.{dataset.format.image_format.value}"
                 store.write(link, data)
             cells = plain_cells(row)
-            shown.append(Shown(cells=cells, output=name, link=link, scores=finite(scores.get(cells["id"], {}))))
+            shown.append(
+                Shown(
+                    cells=cells,
+                    output=name,
+                    link=link,
+                    scores=finite(scores.get(cells["id"], {})),
+                    controls=_controls(row, base, store, f"images/{len(shown):06d}"),
+                )
+            )
             yield data or b""
+
+
+def _controls(row: DatasetRow, base: str | None, store: Store, stem: str) -> dict[str, str]:
+    """Links to what a row's ControlNets were given, by what was made of the image first; copied where it must be."""
+    kept = row.cells.get("control_images") or ()
+    if not kept:
+        return {}
+    names = [one["name"] for one in kept]
+    labels = [f"{name}, {how}" for name, how in zip(names, row.cells["control_preprocess"], strict=True)]
+    if base is not None:
+        return dict(zip(labels, (base + key for key in row.image_keys()[-len(kept) :]), strict=True))
+    try:
+        images = row.control_images()
+    except StoreError:
+        return {}
+    links = {name: f"{stem}.{name}.{row.dataset.format.image_format.value}" for name in names}
+    for name, link in links.items():
+        store.write(link, images[name])
+    return dict(zip(labels, links.values(), strict=True))
 
 
 def _bytes(image: Future[bytes]) -> bytes | None:
@@ -184,7 +215,8 @@ def _at_hand(name: str) -> Model | None:
 def _detail(one: Shown, find: Callable[[str], Model | None]) -> dict[str, Any]:
     """What is shown of an image that is opened."""
     row = json.dumps(manifest_cells(one.cells, find), ensure_ascii=False, default=str)
-    return {"cells": {name: _plain(cell) for name, cell in one.cells.items()}, "row": row}
+    cells = {name: _plain(cell) for name, cell in one.cells.items()}
+    return {"cells": cells, "row": row, "controls": list(one.controls.items())}
 
 
 def _plain(cell: Any) -> Any:

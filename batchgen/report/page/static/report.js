@@ -288,9 +288,15 @@ const report = (() => {
     $("place").textContent = at < 0 ? data.ids[number] : `${at + 1} of ${order.length}`;
     $("choose").textContent = chosen.has(number) ? "Remove from comparison" : "Add to comparison";
     $("parameters").replaceChildren();
+    $("given").replaceChildren();
     $("again").textContent = "";
-    details(number).then(({ cells, row }) => {
+    details(number).then(({ cells, row, controls }) => {
       if (current !== number) return;
+      $("given").replaceChildren(...controls.map(([text, source]) => {
+        const figure = element("figure");
+        figure.append(element("img", null, { src: source, alt: `What the ControlNet was given: ${text}` }), element("figcaption", text));
+        return figure;
+      }));
       const scores = Object.entries(data.scores).map(([name, values]) => [name, values[number]]).filter(([, value]) => value !== null);
       table($("parameters"), ["", ""], [...scores, ...Object.entries(cells)]);
       const quoted = row.replaceAll("'", "'\\''");

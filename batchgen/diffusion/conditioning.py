@@ -1,0 +1,44 @@
+"""Conditioning images as pipelines take them: read, known to be those that were checked, in their tasks' modes."""
+
+from collections.abc import Mapping
+from hashlib import sha256
+
+from PIL.Image import Image
+
+from batchgen.errors import ImageError
+from batchgen.generation.parameters import ImageRef
+from batchgen.generation.tasks import TASKS
+from batchgen.images import decode, fit
+from batchgen.manifest.columns import image_column
+from batchgen.rows import Row
+from batchgen.storage import read_input
+
+__all__ = ["Embedded", "conditioning_images"]
+
+Embedded = Mapping[tuple[str, str, int], bytes]
+"""Images that lie in manifests themselves, by file, column and row."""
+
+
+def conditioning_images(row: Row, embedded: Embedded) -> Mapping[str, Image]:
+    """A row's conditioning images by name, in its size.
+
+    Raises:
+        ImageError: one cannot be decoded, or changed since the row was checked.
+        StoreError: one cannot be read.
+    """
+    modes = TASKS[row.task].modes
+    size = row.parameters.canvas.width, row.parameters.canvas.height
+    return {
+        name: fit(decode(_bytes_of(image, embedded)), modes[image_column(name)], *size)
+        for name, image in row.inputs.items()
+    }
+
+
+def _bytes_of(image: ImageRef, embedded: Embedded) -> bytes:
+    if image.column is not None and image.row is not None:
+        data = embedded[image.uri, image.column, image.row]
+    else:
+        data = read_input(image.uri)
+    if sha256(data).hexdigest() != image.sha256:
+        raise ImageError(f"{image.uri} changed since the manifest was checked; run again to take it as it is now")
+    return data
