@@ -82,11 +82,9 @@ def run(job: "Job", *, limit: int | None = None, reporter: "Reporter | None" = N
     from batchgen.driver import run as run_job
 
     if reporter is None:
-        from rich.console import Console
+        from batchgen.report.display import PlainConsole, RunDisplay
 
-        from batchgen.report.display import RunDisplay
-
-        reporter = RunDisplay(Console(stderr=True))
+        reporter = RunDisplay(PlainConsole(stderr=True))
     return run_job(job, source=job.manifest, limit=limit, reporter=reporter)
 
 

@@ -23,7 +23,7 @@ from batchgen.driver.output import committed_rows, kept_batches, reach, shortcom
 from batchgen.driver.resolved import resolved_rows
 from batchgen.engine.loop import Control, drive, signals
 from batchgen.engine.queue import WorkQueue
-from batchgen.errors import BatchgenError, ErrorClass, Interrupted, StoreError
+from batchgen.errors import BatchgenError, ErrorClass, Interrupted, StoreError, without_secrets
 from batchgen.estimate import Measured
 from batchgen.index import Counts, Index
 from batchgen.job import Job
@@ -308,7 +308,7 @@ class _Run:
         job, counts = self.job, self.index.counts()
         return RunRecord(
             run=self.name,
-            source=self.source,
+            source=without_secrets(self.source),
             started=self.started,
             host=socket.gethostname(),
             model={model.name: model.fingerprint for model in self.resolved.models.values()},

@@ -14,7 +14,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from batchgen.errors import InputError, printable
+from batchgen.errors import InputError
 from batchgen.generation.parameters import Parameters
 from batchgen.generation.rules import Defaults, RowProblems, apply_rules, choose_task
 from batchgen.images import encode
@@ -121,8 +121,7 @@ def explanation_tables(explanation: Explanation) -> Iterator[RenderableType]:
         if token.chunk != chunk:
             tokens.add_section()
             chunk = token.chunk
-        text = Text(printable(token.text))  # brackets in it are no markup
-        tokens.add_row(str(token.position), str(token.id), text, str(token.chunk), f"{token.weight:.4g}")
+        tokens.add_row(str(token.position), str(token.id), token.text, str(token.chunk), f"{token.weight:.4g}")
     yield tokens
     yield Text(_cut(found.chunks) + "\n")
     schedule = _table("step", "timestep", "sigma", "log SNR")
