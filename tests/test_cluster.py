@@ -120,3 +120,24 @@ def wait_for(log: Path, text: str) -> None:
     while text not in log.read_text():
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.1)
+
+
+LISTENING = """
+import psutil, sys
+from batchgen.engine.cluster import cluster
+with cluster("local", 1, print):
+    own = psutil.Process()
+    for process in [own, *own.children(recursive=True)]:
+        for one in process.net_connections("tcp"):
+            if one.status == psutil.CONN_LISTEN:
+                print(one.laddr.ip, file=sys.stderr)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_ray_that_starts_here_listens_to_this_machine_alone() -> None:
+    """Incident: its head and workers listened to every network that the machine is in. Ray takes 10 s to start."""
+    done = subprocess.run([sys.executable, "-c", LISTENING], capture_output=True, text=True, timeout=300, check=True)
+    places = {line.removeprefix("::ffff:") for line in done.stderr.split() if ":" in line or line[:1].isdigit()}
+    assert places == {"127.0.0.1"}
