@@ -45,6 +45,7 @@ from batchgen.work import Failure, failure_of
 __all__ = ["GenerationWorker"]
 
 ENCODERS = 4  # threads; zlib and HTTP release the GIL. A 512x512 PNG takes 21 ms and a PUT up to 100: 30 a second
+MOST_PIXELS = 8192 * 8192  # of conditioning images that are decoded at once, besides one that is larger
 FETCHERS = 8  # threads that read conditioning images
 ALIKE = 4  # rows that fail alone, one after the other, with the same error: it may be the key's
 PROBES = 8  # more rows, spread over the rest of the shard, that must fail so too: neighbours often share what is wrong
@@ -342,7 +343,11 @@ def _conditioning(row: Row, embedded: Mapping[tuple[str, str, int], bytes]) -> M
     modes = TASKS[row.task].modes
     size = row.parameters.canvas.width, row.parameters.canvas.height
     return {
-        name: fit(decode(_bytes_of(image, embedded)), modes[image_column(name)], *size)
+        name: fit(
+            decode(_bytes_of(image, embedded), max(image.width * image.height, MOST_PIXELS)),
+            modes[image_column(name)],
+            *size,
+        )
         for name, image in row.inputs.items()
     }
 

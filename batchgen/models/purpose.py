@@ -21,6 +21,7 @@ from batchgen.errors import InputError
 from batchgen.manifest.columns import COLUMNS, Kind
 from batchgen.manifest.names import near_or_known
 from batchgen.manifest.values import parse_defaults
+from batchgen.storage import read_file
 
 __all__ = ["FILE", "Purpose", "read_purpose"]
 
@@ -54,10 +55,10 @@ def read_purpose(folder: Path, name: str) -> Purpose:
     """
     path = folder / FILE
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(read_file(path).decode())
     except FileNotFoundError:
         return Purpose()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError, InputError) as error:
         raise InputError(f"model {name!r}: {path}: {error}") from error
     known = [one.name for one in fields(Purpose)]
     wrong = [f"unknown key {key!r}; {near_or_known(key, known)}" for key in table.keys() - set(known)]
