@@ -6,7 +6,7 @@ Paths in a job file resolve against the file's own folder; those on the command 
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
@@ -15,12 +15,14 @@ from typing import Any, get_args, get_origin, get_type_hints
 from batchgen import builtin
 from batchgen.errors import InputError
 from batchgen.generation.tasks import TASKS
+from batchgen.inputs import Inputs
 from batchgen.manifest.columns import COLUMNS, Kind
 from batchgen.manifest.names import find_column
 from batchgen.manifest.values import parse_defaults
 from batchgen.models.adapters import anchored
 from batchgen.options import Device, Dtype, ImageFormat, Layout, Memory, Safety
 from batchgen.places import is_remote, join, local_path
+from batchgen.storage import read_file
 
 __all__ = ["DEFAULT_COLUMNS", "Job", "Limits", "WorkerResources", "load_job"]
 
@@ -78,6 +80,7 @@ class Job:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
     worker: WorkerResources = field(default_factory=WorkerResources)
+    inputs: Inputs = field(default_factory=Inputs)
     storage_options: Mapping[str, Any] = field(default_factory=dict)
     safety: Safety = Safety.KEEP
     memory: Memory = Memory.NORMAL
@@ -144,10 +147,10 @@ def _read_job(source: str, wrong: list[str]) -> dict[str, Any]:
     except InputError as error:
         raise InputError(f"job {error}") from None
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(read_file(path).decode())
     except FileNotFoundError:
         raise InputError(f"job {source}: no such file") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError, InputError) as error:  # tomllib's errors are ValueErrors
         raise InputError(f"job {source}: {error}") from error
     settings = _settings({name: value for name, value in table.items() if name != "sweep"}, wrong)
     if "sweep" in table:
@@ -162,6 +165,12 @@ def _read_job(source: str, wrong: list[str]) -> dict[str, Any]:
                 settings[name] = _resolved(name, settings[name], path.parent)
             except InputError as error:
                 wrong.append(f"key {name!r}: {error}")
+    if "inputs" in settings:
+        try:
+            roots = tuple(str(local_path(root, str(path.parent))) for root in settings["inputs"].roots)
+            settings["inputs"] = replace(settings["inputs"], roots=roots)
+        except InputError as error:
+            wrong.append(f"key 'inputs.roots': {error}")
     for name, value in settings.get("defaults", {}).items():
         if name in ("model", "refiner"):
             settings["defaults"][name] = _resolved("model", value, path.parent)
@@ -199,7 +208,7 @@ def _checked(kind: type, table: Mapping[str, Any], prefix: str, wrong: list[str]
 
 def _elsewhere(key: str) -> list[str]:
     """Where a key is known that stands in another table."""
-    places = {"": Job, "limits.": Limits, "worker.": WorkerResources}
+    places = {"": Job, "limits.": Limits, "worker.": WorkerResources, "inputs.": Inputs}
     found = [place + key for place, kind in places.items() if key in [f.name for f in fields(kind) if f.compare]]
     column = find_column(key)
     return [*found, *([f"defaults.{column}"] if column in DEFAULT_COLUMNS else [])]
@@ -213,7 +222,7 @@ def _typed(hint: Any, value: Any, name: str, wrong: list[str]) -> Any:
     """
     if get_origin(hint) is tuple:
         if not isinstance(value, (list, tuple)):
-            raise ValueError("wants a list of whole numbers")
+            raise ValueError(f"wants a list of {'texts' if get_args(hint)[0] is str else 'whole numbers'}")
         return tuple(_typed(get_args(hint)[0], one, name, wrong) for one in value)
     accepted = [option for option in get_args(hint) if option is not type(None)] or [hint]
     wanted = accepted[0]
@@ -224,7 +233,10 @@ def _typed(hint: Any, value: Any, name: str, wrong: list[str]) -> Any:
     if hasattr(wanted, "__dataclass_fields__"):
         if not isinstance(value, dict):
             raise ValueError(f"wants a table, [{name}]")
-        return wanted(**_checked(wanted, value, f"{name}.", wrong))
+        try:
+            return wanted(**_checked(wanted, value, f"{name}.", wrong))
+        except InputError as error:
+            raise ValueError(f"is wrong: {error}") from None
     if isinstance(wanted, type) and issubclass(wanted, StrEnum):
         if value not in list(wanted):
             raise ValueError(f"is {value!r}; one of {', '.join(wanted)}")

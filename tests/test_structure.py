@@ -104,8 +104,9 @@ ORDER = """
     models
     manifest
     work
+    inputs
     identity images machine storage builtin
-    places
+    web places
     options
     errors version
 """.strip().splitlines()
