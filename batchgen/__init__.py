@@ -84,11 +84,9 @@ def run(job: "Job", *, limit: int | None = None, reporter: "Reporter | None" = N
     from batchgen.scores import score_made
 
     if reporter is None:
-        from rich.console import Console
+        from batchgen.report.display import PlainConsole, RunDisplay
 
-        from batchgen.report.display import RunDisplay
-
-        reporter = RunDisplay(Console(stderr=True))
+        reporter = RunDisplay(PlainConsole(stderr=True))
     counts = run_job(job, source=job.manifest, limit=limit, reporter=reporter)
     if counts.done:
         score_made(job, reporter.notice)

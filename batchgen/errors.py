@@ -26,8 +26,9 @@ BatchgenError
     ├── DeviceLost             the device cannot be used any more by this process
     └── ClusterError
 
-`ErrorClass` is what becomes of them in the failure ledger. No text of theirs holds a terminal code, whoever's words and
-cells it repeats: `printable` is what they pass through, and what all passes through that is said on a terminal.
+`ErrorClass` is what becomes of them in the failure ledger. No text of theirs holds a terminal code or a secret,
+whoever's words and cells it repeats: `printable` is what they pass through, and what all passes through that is said on
+a terminal; what is kept and not said passes through `without_secrets` alone.
 """
 
 import re
@@ -67,6 +68,7 @@ __all__ = [
     "WrongType",
     "one_line",
     "printable",
+    "without_secrets",
 ]
 
 LONGEST_LINE = 300  # characters of an error in another library's words; some of them run over many lines
@@ -76,11 +78,35 @@ _TERMINAL_CODES = re.compile(
 )
 # those of terminals, those that turn the direction of text, and halves of characters, which cannot be written
 _CONTROLS = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_URI = re.compile(r"(?<![A-Za-z0-9+.-])([A-Za-z][A-Za-z0-9+.-]*+://)([^\s\"'<>\\`]++)")
+_USER = re.compile(r"^[^/?#]*@")
+_NAMED_SECRET = re.compile(  # as query strings, commands and configs have them
+    r"(?i)(?<![a-z0-9_-])("
+    r"(?:x-amz-|x-goog-)(?:signature|credential|security-token)|aws_?access_?key_?id|aws_?session_?token|signature|sig"
+    r"|(?:aws_?)?secret(?:_?access)?(?:_?key)?|access_?key(?:_?id)?|api_?key|(?:access_?|auth_?|id_?)token"
+    r"|passw(?:or)?d|credentials?|token(?==)"  # that of an embedding is a word of prompts
+    r")(=[\"']?|[\"']\s*[:=]\s*[\"'])[^\s&\"',;)\]}]++"
+)
+_BARE_SECRET = re.compile(r"\b(AKIA|ASIA|hf_|gh[opsu]_|(?i:bearer )\s*)[A-Za-z0-9._~+/=-]{12,}")
+
+
+def without_secrets(text: str) -> str:
+    """The text without user and password of URIs, query strings of the web's, and what looks like a key by its name."""
+    if "://" in text:
+        text = _URI.sub(_public_uri, text)
+    if "=" in text or ":" in text:
+        text = _NAMED_SECRET.sub(r"\1\2***", text)
+    return _BARE_SECRET.sub(r"\1***", text)
+
+
+def _public_uri(found: re.Match[str]) -> str:
+    protocol, rest = found[1], _USER.sub("", found[2])
+    return protocol + (re.split(r"[?#]", rest, maxsplit=1)[0] if protocol.lower().startswith("http") else rest)
 
 
 def printable(text: str) -> str:
-    """The text with its control characters spelt out (`\\x1b`); line ends and tabs stay."""
-    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
+    """The text without secrets, its control characters spelt out (`\\x1b`); line ends and tabs stay."""
+    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], without_secrets(text))
 
 
 def one_line(error: BaseException) -> str:

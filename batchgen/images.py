@@ -1,7 +1,10 @@
 """Images as bytes and back: conditioning images in, finished images out. Knows nothing of models or stores."""
 
 import io
+import threading
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,8 @@ from batchgen.options import ImageFormat
 
 __all__ = ["decode", "encode", "fit"]
 
-MAX_PIXELS = 16384 * 16384  # more is a decompression bomb or a mistake
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # Pillow has others that start programs
+MAX_PIXELS = 16384 * 16384  # of images that are decoded at once; of conditioning images the job bears fewer
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit warns on stderr and raises an error of another kind
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -41,22 +45,51 @@ def encode(pixels: npt.NDArray[np.uint8], image_format: ImageFormat) -> bytes:
     return stream.getvalue()
 
 
-def decode(data: bytes) -> Image.Image:
+class _Room:
+    """Pixels that may be decoded at once, over all threads; who needs more than is free waits."""
+
+    def __init__(self) -> None:
+        self._taken = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def taken(self, pixels: int, most: int) -> Iterator[None]:
+        """Room for so many pixels of at most so many; not more than these."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._taken == 0 or self._taken + pixels <= most)
+            self._taken += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= pixels
+                self._changed.notify_all()
+
+
+_ROOM = _Room()
+
+
+def decode(data: bytes, most: int = MAX_PIXELS) -> Image.Image:
     """The whole image, upright.
+
+    Args:
+        data: a file of one of `FORMATS`.
+        most: pixels of this image, and of all that are decoded at the same time.
 
     Raises:
         ImageError: no known format, truncated, or absurdly large.
     """
     try:
-        image = Image.open(io.BytesIO(_without_texts(data)))
-        if image.width * image.height > MAX_PIXELS:
-            raise ImageError(f"is {image.width}x{image.height}; at most {MAX_PIXELS:,} pixels")
+        image = Image.open(io.BytesIO(_without_texts(data)), formats=FORMATS)
+        if image.width * image.height > most:
+            raise ImageError(f"is {image.width}x{image.height}; at most {most:,} pixels")
         if image.mode == "F":
             raise ImageError("holds floating-point numbers, whose white is not known; save it with 8 bits a channel")
-        image.load()
-        return ImageOps.exif_transpose(image)
+        with _ROOM.taken(image.width * image.height, most):
+            image.load()
+            return ImageOps.exif_transpose(image)
     except UnidentifiedImageError:
-        raise ImageError("is in no image format that Pillow knows") from None
+        raise ImageError(f"is in no image format that is read: {', '.join(FORMATS)}") from None
     except ImageError:
         raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more on bad bytes

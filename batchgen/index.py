@@ -5,11 +5,17 @@ a row, and a bounded cache, so that the driver's memory does not grow with the m
 stores or models.
 """
 
+import fcntl
+import os
 import pickle
+import shutil
 import sqlite3
+import stat
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -22,6 +28,10 @@ __all__ = ["Committed", "Counts", "DoneCells", "Group", "Index"]
 
 CACHE_KIB = 8 * 1024  # SQLite's page cache, the part of the index that is in memory
 CACHED_KEYS = 10_000  # batch keys whose number is kept in memory; a manifest of a million keys stays flat too
+
+_PREFIX = "batchgen-index-"
+_LOCK = "lock"
+_YOUNG = 2.0  # seconds
 
 _TABLES = """
 PRAGMA journal_mode = OFF;
@@ -92,11 +102,34 @@ class Group:
     pending: int
 
 
+def _held(file: Path) -> int:
+    """A file that is locked as long as this process lives: whoever can lock it knows that nobody does."""
+    handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return handle
+
+
+def _remove_left_behind() -> None:
+    """Remove the indexes of runs that were killed; what is younger than two seconds may not be locked yet."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError):  # somebody else's, or held
+            about = folder.lstat()
+            if about.st_uid != os.getuid() or not stat.S_ISDIR(about.st_mode) or about.st_mtime > time.time() - _YOUNG:
+                continue
+            handle = _held(folder / _LOCK)
+            try:
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(handle)
+
+
 class Index:
     """All rows of a manifest; a context manager that removes its file."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="batchgen-index-")
+        _remove_left_behind()
+        self._folder = tempfile.TemporaryDirectory(prefix=_PREFIX)
+        self._lock = _held(Path(self._folder.name, _LOCK))
         self._db = sqlite3.connect(Path(self._folder.name, "rows.sqlite"), isolation_level=None)
         self._db.executescript(_TABLES + f"PRAGMA cache_size = -{CACHE_KIB};")
         self._keys: dict[str, int] = {}
@@ -110,6 +143,7 @@ class Index:
     ) -> None:
         self._db.close()
         self._folder.cleanup()
+        os.close(self._lock)
 
     def occurrence(self, content: str) -> int:
         """How often this content was asked for before: 0 the first time, then 1, 2, ..."""

@@ -12,12 +12,14 @@ from typing import Any
 from batchgen import builtin
 from batchgen.errors import InputError
 from batchgen.generation.tasks import TASKS
+from batchgen.inputs import Inputs
 from batchgen.manifest.columns import COLUMNS, Kind
 from batchgen.manifest.names import find_column
 from batchgen.manifest.values import parse_defaults
 from batchgen.models.adapters import anchored
 from batchgen.options import Device, Dtype, ImageFormat, Layout, Memory, Safety
 from batchgen.places import is_remote, join, local_path
+from batchgen.storage import read_file
 from batchgen.toml_tables import ZERO, read_fields, table_keys
 
 __all__ = ["DEFAULT_COLUMNS", "Job", "Limits", "Scoring", "WorkerResources", "load_job"]
@@ -102,6 +104,7 @@ class Job:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
     worker: WorkerResources = field(default_factory=WorkerResources)
+    inputs: Inputs = field(default_factory=Inputs)
     storage_options: Mapping[str, Any] = field(default_factory=dict)
     safety: Safety = Safety.KEEP
     memory: Memory = Memory.NORMAL
@@ -175,10 +178,10 @@ def _read_job(source: str, wrong: list[str]) -> dict[str, Any]:
     except InputError as error:
         raise InputError(f"job {error}") from None
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(read_file(path).decode())
     except FileNotFoundError:
         raise InputError(f"job {source}: no such file") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError, InputError) as error:  # tomllib's errors are ValueErrors
         raise InputError(f"job {source}: {error}") from error
     settings = _settings({name: value for name, value in table.items() if name != "sweep"}, wrong)
     if "sweep" in table:
@@ -195,6 +198,12 @@ def _read_job(source: str, wrong: list[str]) -> dict[str, Any]:
                 wrong.append(f"key {name!r}: {error}")
     if isinstance(asked := settings.get("score"), Scoring):
         settings["score"] = _anchored_scoring(asked, path.parent)
+    if "inputs" in settings:
+        try:
+            roots = tuple(str(local_path(root, str(path.parent))) for root in settings["inputs"].roots)
+            settings["inputs"] = replace(settings["inputs"], roots=roots)
+        except InputError as error:
+            wrong.append(f"key 'inputs.roots': {error}")
     for name, value in settings.get("defaults", {}).items():
         if name in ("model", "refiner"):
             settings["defaults"][name] = _resolved("model", value, path.parent)
@@ -228,7 +237,7 @@ def _resolved(name: str, value: str, folder: Path) -> str:
 
 def _elsewhere(key: str) -> list[str]:
     """Where a key is known that stands in another table."""
-    places = {"": Job, "limits.": Limits, "worker.": WorkerResources, "score.": Scoring}
+    places = {"": Job, "limits.": Limits, "worker.": WorkerResources, "score.": Scoring, "inputs.": Inputs}
     found = [place + key for place, kind in places.items() if key in table_keys(kind)]
     column = find_column(key)
     return [*found, *([f"defaults.{column}"] if column in DEFAULT_COLUMNS else [])]

@@ -5,16 +5,33 @@ Opens nothing; of what is there it asks at most whether something of a name is.
 
 import os
 import re
+import stat
+from enum import Enum
 from pathlib import Path
 
 from batchgen.errors import InputError
 
-__all__ = ["is_remote", "join", "kept_by_ray", "local_path", "misspelling", "misspelt_uri", "pattern_in"]
+__all__ = [
+    "LONGEST_NAME",
+    "Kind",
+    "is_remote",
+    "join",
+    "kept_by_ray",
+    "kind_at",
+    "local_path",
+    "misspelling",
+    "misspelt_uri",
+    "pattern_in",
+    "protocol_of",
+    "without_query",
+]
 
 _PROTOCOLS = frozenset("abfs abfss adl az file ftp gcs gs hdfs hf http https local memory oss s3 s3a sftp".split())
 _LOCAL = ("file", "local")
 _WITH_COLON = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/*)(.*)", re.DOTALL)
 _WITHOUT_COLON = re.compile(r"([A-Za-z0-9]+)//+(.*)", re.DOTALL)
+_WEB = ("http://", "https://")
+LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes that Linux takes
 _PATTERNS = ("[", "*", "?", "::", "\\")
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 _RAYS = re.compile(r".*/(session_\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_\d+_\d+|runtime_resources/working_dir_files)(?=/|$)")
@@ -61,6 +78,16 @@ def is_remote(uri: str) -> bool:
     return "://" in uri and not uri.startswith(("file://", "local://"))
 
 
+def protocol_of(uri: str) -> str:
+    """What a URI begins with, without `://`; `local` for a path."""
+    return uri.partition("://")[0] if is_remote(uri) else "local"
+
+
+def without_query(uri: str) -> str:
+    """A URI of the web without what stands behind its path; any other place as it is, where `?` belongs to a name."""
+    return re.split(r"[?#]", uri, maxsplit=1)[0] if uri.startswith(_WEB) else uri
+
+
 def local_path(uri: str, folder: str = "") -> Path:
     """The path of a local file or folder, absolute, with `~` and `file://` resolved.
 
@@ -69,7 +96,8 @@ def local_path(uri: str, folder: str = "") -> Path:
         folder: what a relative one starts from; the current folder where empty.
 
     Raises:
-        InputError: it is a URI of another protocol, or misspelt, and nothing of that very name is there.
+        InputError: it is a URI of another protocol, no path that a system takes, or misspelt, and nothing of that very
+            name is there.
     """
     if is_remote(uri):
         raise InputError(f"{uri} {misspelling(uri) or 'has to be read from this machine; copy it here'}")
@@ -78,6 +106,8 @@ def local_path(uri: str, folder: str = "") -> Path:
     except RuntimeError:
         raise InputError(f"{uri}: there is no such user here; write ./{uri} for a folder of that name") from None
     path = Path(folder, path).absolute()
+    if (why := _impossible(str(path))) is not None:
+        raise InputError(f"{_shortened(uri)} {why}")
     if misspelling(uri) is not None and not os.path.lexists(path):
         there = next(parent for parent in path.parents if os.path.lexists(parent))
         if why := misspelt_uri(uri) or misspelling(str(path.relative_to(there))):
@@ -92,6 +122,46 @@ def kept_by_ray(path: Path) -> str | None:
     """
     found = next(filter(None, (_RAYS.match(str(one)) for one in (path, path.resolve()))), None)
     return None if found is None else found[0]
+
+
+class Kind(Enum):
+    """What a path may lead to."""
+
+    FILE = "file"
+    FOLDER = "folder"
+    OTHER = "device, pipe or socket"
+
+
+def kind_at(path: Path) -> Kind | None:
+    """What is at a path, links followed; None where nothing is.
+
+    Raises:
+        InputError: it cannot be looked at.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise InputError(f"{path} cannot be looked at: {error.strerror}") from None
+    return Kind.FILE if stat.S_ISREG(mode) else Kind.FOLDER if stat.S_ISDIR(mode) else Kind.OTHER
+
+
+def _impossible(path: str) -> str | None:
+    """Why no file can have a path, so that nothing else needs to ask; None for one that can be looked for."""
+    if "\0" in path:
+        return "holds a NUL character, which no path does"
+    try:
+        data = path.encode()
+    except UnicodeEncodeError:
+        return "is no UTF-8, in which names have to be written down; rename it"
+    if len(data) > _LONGEST_PATH or any(len(name) > LONGEST_NAME for name in data.split(b"/")):
+        return f"is no path: it has {len(data):,} bytes, with names of at most {LONGEST_NAME} in {_LONGEST_PATH:,}"
+    return None
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def join(base: str, relative: str) -> str:

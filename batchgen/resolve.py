@@ -24,22 +24,23 @@ from batchgen.generation.unread import UnreadSyntax
 from batchgen.identity import canonical, derive_seed, fingerprint, row_id
 from batchgen.images import decode
 from batchgen.index import Index
+from batchgen.inputs import InputReader, Inputs, require_within
 from batchgen.job import Job
 from batchgen.manifest.arrow import misfit
 from batchgen.manifest.cells import CellSorter, Parsed, carried_cell
 from batchgen.manifest.columns import COLUMNS, MAX_SEED, WORDING, Kind, input_name
-from batchgen.manifest.files import Record, folder_of, manifest_files, records
+from batchgen.manifest.files import Record, folder_of, is_sweep, manifest_files, records
 from batchgen.manifest.problems import ProblemLog
 from batchgen.models.adapters import ADAPTERS, Finder, adapter_files
 from batchgen.models.catalog import NOT_BEGUN, Model, ModelDefaults, find_model
 from batchgen.places import join
 from batchgen.rows import Row, decode_row
 from batchgen.sharding import batch_key
-from batchgen.storage import read_input
 
 __all__ = ["ImageReader", "Resolved", "misfits", "resolve"]
 
 CHUNK_ROWS = 64  # rows whose images are fetched side by side
+CHUNK_BYTES = 64 << 20  # of their texts and embedded images
 IMAGE_THREADS = 16  # object stores answer in 20 to 100 ms: one at a time would be 10 to 50 images a second
 LONGEST_URI = 2048  # characters; what is longer is the image itself in base64
 KNOWN_IMAGES = 10_000  # images whose facts are remembered: manifests repeat them
@@ -73,14 +74,14 @@ def resolve(job: Job, index: Index, problems: ProblemLog, begun: ModelDefaults |
     """
     notices: dict[str, None] = {}
     files = manifest_files(job.manifest, notices.setdefault)
-    sorter = CellSorter(problems)
+    sorter = CellSorter(problems, job.inputs)
     builder = _RowBuilder(job, index, problems, begun)
     builder.model(job.model)
     with ThreadPoolExecutor(IMAGE_THREADS) as pool:
-        images = ImageReader(sorter, pool)
+        images = ImageReader(sorter, pool, job.inputs)
         for file in files:
             rows = records(file, problems, notices.setdefault, builder.read.add)
-            while chunk := list(islice(rows, CHUNK_ROWS)):
+            while chunk := list(_chunk(rows)):
                 for parsed, inputs in images.read([sorter.parse(record) for record in chunk], problems):
                     builder.add(parsed, inputs)
     if job.strict:
@@ -97,6 +98,23 @@ def resolve(job: Job, index: Index, problems: ProblemLog, begun: ModelDefaults |
         said.append(f"manifest {job.manifest} has no rows: there is nothing to make")
     said = [printable(line) for line in said]
     return Resolved(files=files, models=builder.models, carried=carried, notices=said, read=builder.read)
+
+
+def _chunk(rows: Iterator[Record]) -> Iterator[Record]:
+    """The next rows, as many as are looked at side by side."""
+    size = 0
+    for record in islice(rows, CHUNK_ROWS):
+        yield record
+        size += sum(map(_size, record.cells.values()))
+        if size > CHUNK_BYTES:
+            return
+
+
+def _size(cell: Any) -> int:
+    """About how many bytes a cell holds."""
+    if isinstance(cell, dict):
+        return sum(map(_size, cell.values()))
+    return len(cell) if isinstance(cell, (str, bytes)) else 0
 
 
 def _settled(
@@ -128,10 +146,12 @@ def misfits(index: Index, types: Mapping[str, pa.DataType]) -> Iterator[tuple[st
 class ImageReader:
     """Reads the conditioning images of a chunk of records side by side: they exist, decode, and have a hash."""
 
-    def __init__(self, sorter: CellSorter, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, sorter: CellSorter, pool: ThreadPoolExecutor, inputs: Inputs) -> None:
         self._sorter = sorter
         self._pool = pool
-        self._by_uri = lru_cache(KNOWN_IMAGES)(lambda uri: _examined(read_input(uri), uri))
+        self._inputs = inputs
+        reader = InputReader(inputs)
+        self._by_uri = lru_cache(KNOWN_IMAGES)(lambda uri: _examined(reader.read(uri), uri, inputs))
 
     def read(self, parsed: list[Parsed], problems: ProblemLog) -> Iterable[tuple[Parsed, dict[str, ImageRef]]]:
         """Each record with its images by column; a bad image goes to `problems` and spoils its column."""
@@ -163,11 +183,15 @@ class ImageReader:
             raise ImageError("holds embedded images in a list; write them to files and give their paths")
         if isinstance(cell, bytes):
             spelling = self._sorter.spelling(record, column)
-            return replace(_examined(cell, "the embedded image"), uri=record.file, column=spelling, row=record.number)
+            found = _examined(cell, "the embedded image", self._inputs)
+            return replace(found, uri=record.file, column=spelling, row=record.number)
         if isinstance(cell, str):
             if len(cell) > LONGEST_URI:
                 raise ImageError(f"starts with {cell[:40]!r} and is {len(cell):,} characters long, which is no URI")
-            return self._by_uri(join(folder_of(record.file), cell))
+            place = join(folder_of(record.file), cell)
+            if not is_sweep(record.file):  # which is the job's own
+                require_within(place, folder_of(record.file), self._inputs)
+            return self._by_uri(place)
         raise ImageError(f"is {type(cell).__name__}, not {WORDING[Kind.IMAGE]}")
 
 
@@ -175,9 +199,11 @@ def _images_of(cell: Any) -> list[Any]:
     return list(cell) if isinstance(cell, (list, tuple)) else [cell]
 
 
-def _examined(data: bytes, uri: str) -> ImageRef:
+def _examined(data: bytes, uri: str, inputs: Inputs) -> ImageRef:
+    if len(data) > inputs.image_mib << 20:
+        raise ImageError(f"{uri} is larger than {inputs.image_mib} MiB")
     try:
-        image = decode(data)
+        image = decode(data, inputs.megapixels << 20)
     except ImageError as error:
         raise ImageError(f"{uri} {error}") from error
     return ImageRef(uri=uri, sha256=hashlib.sha256(data).hexdigest(), width=image.width, height=image.height)

@@ -6,7 +6,9 @@ Credentials, profiles and endpoints are left to s3fs and boto3, which read the e
 
 import errno
 import hashlib
+import io
 import os
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,14 +19,17 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
 
 from batchgen.errors import AlreadyExists, InputError, NotFound, OutputGone, StoreError
-from batchgen.places import is_remote, kept_by_ray, local_path, misspelling
+from batchgen.places import is_remote, kept_by_ray, local_path, misspelling, protocol_of
+from batchgen.web import fetch
 
 __all__ = [
     "Entry",
     "Store",
     "expand",
+    "open_file",
     "open_input",
     "open_store",
+    "read_file",
     "read_input",
     "require_place",
 ]
@@ -34,6 +39,10 @@ SINGLE_PUT = 2 << 30  # bytes; s3fs would go over to multipart at 100 MB, where 
 _QUICK = {"connect_timeout": 4, "read_timeout": 10, "retries": {"total_max_attempts": 2, "mode": "standard"}}
 _PATIENT = {"connect_timeout": 10, "read_timeout": 60, "retries": {"total_max_attempts": 8, "mode": "standard"}}
 _S3 = ("s3://", "s3a://")
+_OBJECT_STORES = frozenset("abfs abfss adl az gcs gs memory oci oss s3 s3a".split())  # others have no business here
+_WEB = ("http", "https")
+WEB_BYTES, WEB_SECONDS = 256 << 20, 30.0  # of a manifest; images have bounds of the job's
+CONFIG_BYTES = 16 << 20  # of a file that is held whole: a job, a model's config, a list of words
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -315,9 +324,10 @@ class _Frozen(dict[str, Any]):
 def _filesystem(protocol: str, options: _Frozen, quick: bool) -> Any:
     import fsspec
 
-    if protocol not in fsspec.available_protocols():
-        near = get_close_matches(protocol.lower(), fsspec.available_protocols(), n=1, cutoff=0.5)
-        raise InputError(f"there is no protocol {protocol}://{f', did you mean {near[0]}://?' if near else ''}")
+    if protocol not in _OBJECT_STORES:
+        near = get_close_matches(protocol.lower(), _OBJECT_STORES, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}://?" if near else f"known are {', '.join(sorted(_OBJECT_STORES))}"
+        raise InputError(f"there is no protocol {protocol}:// here; {hint}")
     if f"{protocol}://" not in _S3:
         return fsspec.filesystem(protocol, **options)
     timeouts = {"config_kwargs": _QUICK if quick else _PATIENT, "use_listings_cache": False}
@@ -382,18 +392,73 @@ def open_input(uri: str) -> IO[bytes]:
     """The file at a URI, open for reading and seekable."""
     with _named(uri):
         if not is_remote(uri):
-            return local_path(uri).open("rb")
+            return open_file(local_path(uri))
+        if protocol_of(uri) in _WEB:
+            return io.BytesIO(fetch(uri, most=WEB_BYTES, seconds=WEB_SECONDS, anywhere=True))
         protocol, _, path = uri.partition("://")
-        stream: IO[bytes] = _filesystem(protocol, _Frozen(), False).open(
-            path if not protocol.startswith("http") else uri, "rb"
-        )
+        stream: IO[bytes] = _filesystem(protocol, _Frozen(), False).open(path, "rb")
         return stream
 
 
-def read_input(uri: str) -> bytes:
-    """All bytes of the file at a URI."""
+def read_input(uri: str, *, most: int | None = None, seconds: float = WEB_SECONDS) -> bytes:
+    """All bytes of the file at a URI that a cell may name; of the web's, this machine is asked for none.
+
+    Raises:
+        InputError: there are more than `most`, no file may be read there, or it takes longer than `seconds`.
+    """
+    if protocol_of(uri) in _WEB:
+        return fetch(uri, most=WEB_BYTES if most is None else most, seconds=seconds)
     with open_input(uri) as stream, _named(uri):
-        return stream.read()
+        if most is None:
+            return stream.read()
+        data = stream.read(min(most + 1, _length(stream) + 1))
+    if len(data) > most:
+        raise InputError(f"{uri} is larger than {most >> 20} MiB")
+    return data
+
+
+def _length(stream: IO[bytes]) -> int:
+    length = stream.seek(0, io.SEEK_END)
+    stream.seek(0)
+    return length
+
+
+def open_file(path: Path) -> IO[bytes]:
+    """A regular file, open for reading: what else has a path (devices, pipes, sockets) may never end, or never begin.
+
+    Raises:
+        InputError: it is something else.
+        OSError: it is not there, or cannot be read.
+    """
+    _require_regular(path, path.stat().st_mode)
+    stream = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    try:
+        _require_regular(path, os.fstat(stream.fileno()).st_mode)
+    except BaseException:
+        stream.close()
+        raise
+    return stream
+
+
+def _require_regular(path: Path, mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{path} is a device, a pipe or a socket; copy what comes from it to a file")
+
+
+def read_file(path: Path, most: int = CONFIG_BYTES) -> bytes:
+    """All bytes of a local file that is held whole.
+
+    Raises:
+        InputError: it has more than `most`, or is no regular file.
+        OSError: it is not there, or cannot be read.
+    """
+    with open_file(path) as stream:
+        data = stream.read(most + 1)
+    if len(data) > most:
+        raise InputError(f"{path} is larger than {most >> 20} MiB")
+    return data
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -413,9 +478,11 @@ def look_at_input(uri: str) -> Look:
         StoreError: it cannot be looked at.
     """
     with _named(uri):
+        if protocol_of(uri) in _WEB:
+            return Look(size=0, version="", modified=None)  # nobody knows without reading it
         if is_remote(uri):
             protocol, _, path = uri.partition("://")
-            known = _filesystem(protocol, _Frozen(), False).info(path if not protocol.startswith("http") else uri)
+            known = _filesystem(protocol, _Frozen(), False).info(path)
             changed = known.get("LastModified") or known.get("mtime")
             tag = known.get("ETag") or known.get("etag") or changed or ""
             modified = changed.timestamp() if hasattr(changed, "timestamp") else changed
@@ -437,6 +504,8 @@ def look_at_input(uri: str) -> Look:
 def expand(uri: str, suffixes: Iterable[str]) -> list[str]:
     """The files that a path, folder or glob names, sorted; a folder means the files of these suffixes below it."""
     wanted = tuple(suffixes)
+    if protocol_of(uri) in _WEB:
+        return [uri]  # the web lists nothing
     with _named(uri):
         if is_remote(uri):
             protocol, _, path = uri.partition("://")

@@ -13,6 +13,8 @@ from enum import StrEnum
 from types import MappingProxyType, UnionType
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
+from batchgen.errors import InputError
+
 __all__ = ["ZERO", "read_fields", "table_keys"]
 
 ZERO: Mapping[str, Any] = MappingProxyType({"zero": True})
@@ -82,9 +84,11 @@ def _typed(
     if is_dataclass(wanted):
         if not isinstance(value, dict):
             raise ValueError(f"wants a table, [{name}]")
-        return cast(type, wanted)(
-            **read_fields(cast(type, wanted), value, wrong, prefix=f"{name}.", elsewhere=elsewhere)
-        )
+        arguments = read_fields(cast(type, wanted), value, wrong, prefix=f"{name}.", elsewhere=elsewhere)
+        try:
+            return cast(type, wanted)(**arguments)
+        except InputError as error:
+            raise ValueError(f"is wrong: {error}") from None
     return _plain(wanted, value, least)
 
 

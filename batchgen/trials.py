@@ -19,6 +19,7 @@ from batchgen.identity import canonical
 from batchgen.index import Index
 from batchgen.manifest.problems import ProblemLog
 from batchgen.models.catalog import Family, Model, Source, cached_file
+from batchgen.models.configs import MOST_TIMESTEPS, read_config
 
 __all__ = ["TRIED_STEPS", "Trial", "try_schedulers"]
 
@@ -153,10 +154,11 @@ def _config(model: Model) -> Mapping[str, Any]:
     for file in _config_files(model):
         if file.is_file():
             try:
-                config: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise InputError(f"model {model.name!r}: {file} is not JSON: {error}") from None
-            return config
+                config = read_config(file)
+                config.number("num_train_timesteps", most=MOST_TIMESTEPS)
+                return config.content
+            except InputError as error:
+                raise InputError(f"model {model.name!r}: {error}") from None
     return {} if model.family is Family.PIXELS else _PUBLISHED
 
 

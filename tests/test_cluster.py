@@ -157,3 +157,24 @@ def test_nodes_that_do_not_share_a_folder_are_refused(
                 assert re.search(rf"error: node [\d.]+ \(\w+\): .*{re.escape(str(named))}", done.stderr)
                 assert "give a folder that all nodes share" in done.stderr
                 assert "rows are not made (failed: node" in batchgen("verify", output, cwd=tmp_path).stdout
+
+
+LISTENING = """
+import psutil, sys
+from batchgen.engine.cluster import cluster
+with cluster("local", 1, print):
+    own = psutil.Process()
+    for process in [own, *own.children(recursive=True)]:
+        for one in process.net_connections("tcp"):
+            if one.status == psutil.CONN_LISTEN:
+                print(one.laddr.ip, file=sys.stderr)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_ray_that_starts_here_listens_to_this_machine_alone() -> None:
+    """Incident: its head and workers listened to every network that the machine is in. Ray takes 10 s to start."""
+    done = subprocess.run([sys.executable, "-c", LISTENING], capture_output=True, text=True, timeout=300, check=True)
+    places = {line.removeprefix("::ffff:") for line in done.stderr.split() if ":" in line or line[:1].isdigit()}
+    assert places == {"127.0.0.1"}

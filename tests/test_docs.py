@@ -16,6 +16,7 @@ from batchgen.builtin import model_names, model_path
 from batchgen.cli import main
 from batchgen.driver import check
 from batchgen.generation.suitability import unknown_words
+from batchgen.inputs import Inputs
 from batchgen.job import Job, Limits, Scoring, WorkerResources, load_job
 from batchgen.manifest.columns import COLUMNS, RESERVED
 from batchgen.manifest.files import FORMATS
@@ -134,7 +135,7 @@ def test_exit_codes_are_in_the_readme() -> None:
 
 def test_every_key_of_a_job_is_in_its_readme() -> None:
     shown = [name.strip("[]") for row in table(JOBS, "key |") for name in names(row[0])]
-    nested = {"worker": WorkerResources, "limits": Limits, "score": Scoring}
+    nested = {"worker": WorkerResources, "limits": Limits, "score": Scoring, "inputs": Inputs}
     wanted = {field.name for field in fields(Job) if field.compare}
     for key, kind in nested.items():
         wanted |= {field.name for field in fields(kind)}

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from conftest import WriteManifest
-from rich.console import Console
+from rich.table import Table
 
 from batchgen.cli import main
-from batchgen.errors import ErrorClass, InputError, StoreError, one_line, printable
-from batchgen.generation.parameters import Parameters
-from batchgen.report.display import RunDisplay
+from batchgen.dataset.schema import applied_cells
+from batchgen.errors import ErrorClass, InputError, StoreError, one_line, printable, without_secrets
+from batchgen.generation.parameters import ImageRef, Parameters
+from batchgen.report.display import PlainConsole, RunDisplay
 from batchgen.rows import Row, failed_row
 from batchgen.work import failure_of, lost
 
@@ -65,5 +66,52 @@ def test_what_is_said_of_a_manifest(write_manifest: WriteManifest, model_configs
 
 def test_what_a_run_says(capsys: pytest.CaptureFixture[str]) -> None:
     """Notices of a run; brackets and words between colons stay as they are."""
-    RunDisplay(Console(stderr=True, force_terminal=True)).notice(f"{RED}[red] :cat: {InputError(RED)}")
+    RunDisplay(PlainConsole(stderr=True, force_terminal=True)).notice(f"{RED}[red] :cat: {InputError(RED)}")
     assert capsys.readouterr().err == "\\x1b[31m[red] :cat: \\x1b[31m\n"
+
+
+SECRETS = [
+    "s3://KEY:geheim@bucket/a.png",
+    "https://user:geheim@host/a.png?X-Amz-Signature=geheim&X-Amz-Credential=geheim",
+    "https://host/a.png?sv=1&sig=geheim#geheim",
+    "host/a.png?X-Amz-Security-Token=geheim",
+    "AWS_SECRET_ACCESS_KEY=geheim password='geheim'",
+    "{'key': 'AKIAABCDEFGHIJKLMNOP', 'secret': 'geheim'}",
+    "Bearer geheimgeheimgeheim, hf_geheimgeheimgeheim",
+]
+PUBLIC = [
+    "s3://bucket/a@b/c?.png",
+    "/a/b?sig",
+    "{'path': 'x', 'token': 'cat'}",
+    "a key: see https://host/a.png",
+    "1:2 = 3",
+]
+
+
+@pytest.mark.parametrize("text", SECRETS)
+def test_secrets_are_neither_said_nor_kept(text: str) -> None:
+    """Users and passwords, query strings of the web and keys, in errors, ledgers, problems and metadata."""
+    assert "geheim" not in str(StoreError(f"{text}: gone")) + failure_of(RuntimeError(text)).message
+    assert "AKIAABCDEFGHIJKLMNOP" not in without_secrets(text)
+    cells = {"model": "m", "width": 64, "height": 64, "seed": 1, "num_inference_steps": 1, "eta": 0.0}
+    cells |= {"scheduler": "DDIMScheduler", "scheduler_kwargs": {}}
+    parameters = Parameters.from_cells(cells)
+    image = ImageRef(uri=text, sha256="0" * 64, width=1, height=1)
+    row = Row(id="x", fingerprint="", task="unconditional", parameters=parameters, inputs={"image": image})
+    assert "geheim" not in json.dumps(applied_cells(row)) and applied_cells(row)["image_sha256"] == "0" * 64
+
+
+@pytest.mark.parametrize("text", PUBLIC)
+def test_what_is_no_secret(text: str) -> None:
+    assert without_secrets(text) == text
+
+
+def test_text_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    """Incident: `status` of a path with brackets ended in a MarkupError. Cells, headings and lines alike."""
+    table = Table(f"[/x]{RED}", box=None)
+    table.add_row(f"[red]a :cat: {RED}")
+    PlainConsole(width=200).print(table, "[/y]")
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [r"[/x]\x1b[31m", r"[red]a :cat: \x1b[31m", "[/y]"]
+    done = CliRunner().invoke(main, ["status", "out/[/x]"])
+    assert done.exit_code == 2 and "out/[/x]" in done.output

@@ -23,6 +23,7 @@ from batchgen.dataset.kept import keep_resolved, take_resolved
 from batchgen.dataset.schema import metadata_table
 from batchgen.errors import InputError, ManifestProblems
 from batchgen.index import Index
+from batchgen.inputs import Inputs
 from batchgen.job import Job
 from batchgen.manifest.arrow import ArrowCell, arrow_column, common_type, misfit, python_rows
 from batchgen.manifest.documents import LONGEST
@@ -35,8 +36,8 @@ from batchgen.storage import Store, open_store
 LISTS = Path(__file__).parents[2] / "shared" / "data" / "prompts"
 
 
-def prompts(path: Path, model: Path) -> list[str]:
-    return [row.parameters.to_cells()["prompt"] for row in read(path, model)[0]]
+def prompts(path: Path, model: Path, **job: Any) -> list[str]:
+    return [row.parameters.to_cells()["prompt"] for row in read(path, model, **job)[0]]
 
 
 def write(path: Path, **columns: Any) -> Path:
@@ -385,7 +386,7 @@ def test_json_documents(case: str, name: str, tmp_path: Path, model_configs: Pat
     """Whatever the name says: what json.dump, jq, pandas and dataset cards write."""
     text, expected = JSON[case]
     (tmp_path / name).write_text(text)
-    assert prompts(tmp_path / name, model_configs) == expected
+    assert prompts(tmp_path / name, model_configs, inputs=Inputs(prompt_characters=1 << 20)) == expected
 
 
 @pytest.mark.parametrize(

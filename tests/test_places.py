@@ -107,7 +107,7 @@ def test_commands_refuse_them(command: str, write_manifest: WriteManifest, batch
 
 
 def test_protocols_are_suggested() -> None:
-    with pytest.raises(InputError, match=r"no protocol s4://, did you mean s3://\?"):
+    with pytest.raises(InputError, match=r"no protocol s4:// here; did you mean s3://\?"):
         open_store("s4://bucket/x")
     with pytest.raises(InputError, match="names no bucket"):
         open_store("s3://")

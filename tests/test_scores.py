@@ -523,7 +523,7 @@ def test_what_is_selected_is_a_manifest_of_the_same_images(tmp_path: Path) -> No
     moved["model"] = str(kept / "model")
     moved["image"] = moved["image"].where(moved["image"].isna(), str(kept / "init.png"))
     moved.to_parquet(manifest)
-    with resolved_rows(load_job(str(manifest))) as (index, _resolved):
+    with resolved_rows(load_job(str(manifest), inputs={"roots": [str(kept)]})) as (index, _resolved):
         resolved = {row.id: row.fingerprint for _key, row in index.pending(None)}
     assert resolved == wanted
     assert select(str(kept / "files"), "brightness > 2", str(manifest)).selected == 0

@@ -106,10 +106,11 @@ ORDER = """
     models
     manifest
     work
+    inputs
     identity images machine storage builtin
-    places
-    options
-    errors version toml_tables
+    web places
+    options toml_tables
+    errors version
 """.strip().splitlines()
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from conftest import RunCli
-from rich.console import Console
 from test_commit import attempt, make_format
 from test_commit import make_shard as make_stored
 from test_plan import key_of, make_row
@@ -22,7 +21,7 @@ from batchgen.errors import ErrorClass
 from batchgen.estimate import Measured, PlanSummary, summarize
 from batchgen.index import Counts, Group
 from batchgen.options import ImageFormat, Layout
-from batchgen.report.display import RunDisplay
+from batchgen.report.display import PlainConsole, RunDisplay
 from batchgen.report.status import follow, read_status
 from batchgen.rows import Receipt, Shard, ShardProgress, failed_row, make_shard
 from batchgen.sharding import Sizing, key_kind, settle_paces
@@ -164,7 +163,7 @@ def test_a_resumed_run_cuts_as_the_one_before() -> None:
 def test_what_a_watcher_sees(terminal: bool) -> None:
     """The display leaves 'starting workers' as soon as one is up, and tells made from committed."""
     stream = io.StringIO()
-    display = RunDisplay(Console(file=stream, force_terminal=terminal, width=100, color_system=None))
+    display = RunDisplay(PlainConsole(file=stream, force_terminal=terminal, width=100, color_system=None))
     tally, shard = Tally(RUN, [(SMALL, 40)], 2, Measured("cpu")), shard_of(0, 20)
     display.begin(Counts(total=40, done=0, failed=0, pending=40), 40, 2, "cpu")
     display.progressed(tally.progress())

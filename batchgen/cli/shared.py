@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from batchgen.errors import InputError, printable
+from batchgen.errors import InputError, printable, without_secrets
 from batchgen.options import Device, Dtype, ImageFormat, Layout
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from batchgen.job import Job
+    from batchgen.report.display import PlainConsole
 
 __all__ = [
     "OK",
@@ -153,17 +152,17 @@ def say(text: str, *, err: bool = False) -> None:
 
 def say_json(value: Any) -> None:
     """Data on stdout; what JSON leaves as it is and a terminal takes for a code is written as an escape."""
-    text = json.dumps(value, ensure_ascii=False)
+    text = without_secrets(json.dumps(value, ensure_ascii=False))
     click.echo(re.sub("[\x7f-\x9f\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
-def stderr() -> "Console":
-    from rich.console import Console
+def stderr() -> "PlainConsole":
+    from batchgen.report.display import PlainConsole
 
-    return Console(stderr=True)
+    return PlainConsole(stderr=True)
 
 
-def stdout() -> "Console":
-    from rich.console import Console
+def stdout() -> "PlainConsole":
+    from batchgen.report.display import PlainConsole
 
-    return Console(highlight=False)
+    return PlainConsole()

@@ -1,8 +1,12 @@
 """The dataset card, README.md: what a dataset is, and where readers find it."""
 
+import json
+import re
 from collections.abc import Sequence
+from pathlib import PurePosixPath
 
 from batchgen.dataset.dataset import Dataset
+from batchgen.errors import without_secrets
 from batchgen.places import is_remote
 from batchgen.version import __version__
 
@@ -29,7 +33,7 @@ configs:
 
 # A dataset of generated images
 
-{images:,} images made by batchgen {__version__} with {", ".join(models)}.{failures}
+{images:,} images made by batchgen {__version__} with {", ".join(map(_public, models))}.{failures}
 
 - `{layout.glob}`: one row an image, with the prompt, the seed and every parameter that was applied.{_paths(dataset)}
 - `failures/`: rows that could not be made, with the reason.
@@ -101,7 +105,7 @@ dataset = load_dataset("parquet", data_files=f"{{folder}}/{tables}", split="trai
 
 ```python
 import fsspec
-folder, options = "{dataset.uri}", {{}}
+folder, options = {_quoted(without_secrets(dataset.uri))}, {{}}
 store = fsspec.filesystem("{protocol}", **options)
 
 {whole}
@@ -123,6 +127,19 @@ for row, image in batchgen.open_dataset(folder, options).images():
     print(row.cells["prompt"], image.size)
 ```
 """
+
+
+def _public(model: str) -> str:
+    """A model's name, of a local one without its place, and without what Markdown, HTML or YAML would read."""
+    name = without_secrets(model)
+    if name.startswith(("/", "~", ".")) or "://" in name:
+        name = PurePosixPath(name).name
+    return re.sub(r"[^\w.@/+ -]", "_", name) or "a local model"
+
+
+def _quoted(text: str) -> str:
+    """Text as Python and JSON write it, without what would end a block of code in Markdown."""
+    return json.dumps(text, ensure_ascii=False).replace("`", "\\u0060")
 
 
 def _size_category(images: int) -> str:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from batchgen.dataset.begun import begun_with
 from batchgen.dataset.records import REPAIR, Count, RecordKind, encode_record, read_record
 from batchgen.dataset.tables import damage_named
-from batchgen.errors import Damaged, InputError, NotFound, StoreError
+from batchgen.errors import Damaged, InputError, NotFound, StoreError, without_secrets
 from batchgen.identity import VERSION, canonical
 from batchgen.index import Index
 from batchgen.job import Job
@@ -84,6 +84,8 @@ def keep_resolved(store: Store, job: Job, index: Index, resolved: Resolved, *, b
         resolved: what else was found.
         before: Unix time.
     """
+    if any(without_secrets(place) != place for place in (*resolved.files, *resolved.read)):
+        return  # what is kept is published with the output
     try:
         files = {file: look_at_input(file) for file in resolved.files}
         read = _looks(resolved.read)
@@ -236,6 +238,7 @@ def _name(job: Job, files: Mapping[str, Look]) -> str:
         "defaults": dict(job.defaults),
         "lora_folder": job.lora_folder,
         "allow_pickle": job.allow_pickle,
+        "inputs": asdict(job.inputs),
         "strict": job.strict,
     }
     return hashlib.sha256(canonical(facts).encode("utf-8", "surrogatepass")).hexdigest()[:16]

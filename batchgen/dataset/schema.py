@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from batchgen.dataset.layouts.layout import DatasetLayout
-from batchgen.errors import UnknownSampler
+from batchgen.errors import UnknownSampler, without_secrets
 from batchgen.generation.parameters import APPLIED, Parameters
 from batchgen.generation.samplers import find_sampler
 from batchgen.generation.tasks import TASKS
@@ -123,7 +123,7 @@ def applied_cells(row: Row) -> dict[str, Any]:
     images: dict[str, list[tuple[str, str]]] = {}
     for name, image in row.inputs.items():
         place = image.uri if image.row is None else f"{image.uri}#row={image.row}&column={image.column}"
-        images.setdefault(image_column(name), []).append((place, image.sha256))
+        images.setdefault(image_column(name), []).append((without_secrets(place), image.sha256))
     for column, found in images.items():
         for part, texts in zip(("uri", "sha256"), zip(*found, strict=True), strict=True):
             cells[f"{column}_{part}"] = texts[0] if len(texts) == 1 else canonical(list(texts))

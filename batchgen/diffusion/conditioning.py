@@ -15,6 +15,8 @@ from batchgen.storage import read_input
 
 __all__ = ["Embedded", "conditioning_images"]
 
+MOST_PIXELS = 8192 * 8192  # of conditioning images that are decoded at once, besides one that is larger
+
 Embedded = Mapping[tuple[str, str, int], bytes]
 """Images that lie in manifests themselves, by file, column and row."""
 
@@ -29,7 +31,11 @@ def conditioning_images(row: Row, embedded: Embedded) -> Mapping[str, Image]:
     modes = TASKS[row.task].modes
     size = row.parameters.canvas.width, row.parameters.canvas.height
     return {
-        name: fit(decode(_bytes_of(image, embedded)), modes[image_column(name)], *size)
+        name: fit(
+            decode(_bytes_of(image, embedded), max(image.width * image.height, MOST_PIXELS)),
+            modes[image_column(name)],
+            *size,
+        )
         for name, image in row.inputs.items()
     }
 

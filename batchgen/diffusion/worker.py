@@ -48,6 +48,7 @@ from batchgen.work import Failure, FailureKind, failure_of
 __all__ = ["GenerationWorker"]
 
 ENCODERS = 4  # threads; zlib and HTTP release the GIL. A 512x512 PNG takes 21 ms and a PUT up to 100: 30 a second
+MOST_PIXELS = 8192 * 8192  # of conditioning images that are decoded at once, besides one that is larger
 FETCHERS = 8  # threads that read conditioning images
 ALIKE = 4  # rows that fail alone, one after the other, with the same error: it may be the key's
 PROBES = 8  # more rows, spread over the rest of the shard, that must fail so too: neighbours often share what is wrong

@@ -48,7 +48,7 @@ from batchgen.driver.resolved import resolved_rows
 from batchgen.driver.watch import Reporter, Watch
 from batchgen.engine.loop import Control, drive, signals
 from batchgen.engine.queue import WorkQueue
-from batchgen.errors import Damaged, ErrorClass, Interrupted, StoreError
+from batchgen.errors import Damaged, ErrorClass, Interrupted, StoreError, without_secrets
 from batchgen.estimate import Measured
 from batchgen.index import Counts, Index
 from batchgen.job import Job
@@ -383,7 +383,7 @@ class _Run:
         job = self.job
         return RunRecord(
             run=self.name,
-            source=self.source,
+            source=without_secrets(self.source),
             started=self.started,
             host=socket.gethostname(),
             model={model.name: model.fingerprint for model in self.resolved.models.values()},

@@ -10,7 +10,7 @@ from batchgen.manifest.names import fold
 
 __all__ = ["read_parameters"]
 
-_PARAMETER = re.compile(r'\s*(\w[\w \-/]*):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
+_PARAMETER = re.compile(r'(?<![\w \-/])[\s\-/]{0,20}+(\w[\w \-/]*+):\s*+("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 _LEAST = 3  # parameters of the last line; a line with fewer belongs to the prompt
 _NEGATIVE = "Negative prompt:"
 _COLUMNS = {

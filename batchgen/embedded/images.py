@@ -14,9 +14,12 @@ from batchgen.embedded.invokeai import read_metadata
 from batchgen.embedded.said import Said
 from batchgen.errors import InputError
 from batchgen.manifest.writer import require_place_for, write_rows
+from batchgen.places import local_path
+from batchgen.storage import open_file
 
 __all__ = ["Imported", "import_images"]
 
+_FORMATS = ("PNG", "JPEG", "WEBP")
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _LARGEST_TEXT = 64 << 20  # bytes; graphs of ComfyUI hold images in base64, Pillow's own limit is 1 MiB
 _TOOLS = {  # names of texts in images, and who writes them; the first that says something counts
@@ -50,7 +53,7 @@ def import_images(folder: str, output: str) -> Imported:
         StoreError: the output cannot be written.
     """
     require_place_for(output)
-    root = Path(folder).expanduser()
+    root = local_path(folder)
     if not root.is_dir():
         raise InputError(f"{folder}: no such folder; name one that holds images")
     files = sorted(file for file in root.rglob("*") if file.suffix.lower() in _SUFFIXES)
@@ -97,7 +100,7 @@ def _texts(file: Path) -> Iterator[tuple[str, str]]:
     limits = PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
     PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = _LARGEST_TEXT
     try:
-        with Image.open(file) as image:
+        with open_file(file) as stream, Image.open(stream, formats=_FORMATS) as image:
             if isinstance(image, PngImagePlugin.PngImageFile):
                 yield from ((name, str(text)) for name, text in image.text.items())
             exif = image.getexif()
@@ -108,7 +111,7 @@ def _texts(file: Path) -> Iterator[tuple[str, str]]:
                 name, found, text = str(exif.get(tag, "")).partition(":")
                 if found:
                     yield name.lower(), text
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except (OSError, ValueError, SyntaxError, InputError, Image.DecompressionBombError):
         return
     finally:
         PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = limits

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import ray
+from ray._private import ray_constants
 from ray.exceptions import RayError
 from ray.experimental.internal_kv import _internal_kv_get
 
@@ -92,14 +93,15 @@ def cluster(address: str | None, workers: int | None, notice: Callable[[str], No
                 named = f"{address} (auto)"
             if address is None:
                 places = max(cores(), workers or 1)
-                ray.init(
-                    address="local",
-                    num_cpus=places,
-                    include_dashboard=False,
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    _temp_dir=_temp_dir(notice),
-                    **quiet,
-                )
+                with _on_loopback():
+                    ray.init(
+                        address="local",
+                        num_cpus=places,
+                        include_dashboard=False,
+                        object_store_memory=OBJECT_STORE_BYTES,
+                        _temp_dir=_temp_dir(notice),
+                        **quiet,
+                    )
             else:
                 _require_answer(address, named)
                 ray.init(address=address, **quiet)
@@ -120,6 +122,20 @@ def cluster(address: str | None, workers: int | None, notice: Callable[[str], No
             )
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Have a Ray that starts here listen to this machine alone, as on systems where it can be no part of a cluster.
+
+    It has no public option for that; an address of 127.0.0.1 it replaces by the machine's own.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _temp_dir(notice: Callable[[str], None]) -> str | None:

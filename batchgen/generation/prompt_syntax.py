@@ -26,18 +26,20 @@ _LEXEME = re.compile(
     """,
     re.VERBOSE,
 )
-_BREAK = re.compile(r"\s*\bBREAK\b\s*")
+_SPACE = r"(?<!\s)\s*+"  # from its first character on, or each of a thousand would be tried
+_BREAK = re.compile(rf"(?:{_SPACE})?\bBREAK\b\s*+")
 _STEP = 1.1  # what a bracket without a number multiplies or divides by
 _FACTORS = {"(": _STEP, "[": 1 / _STEP}
 _OPENING = {")": "(", "]": "["}
 
-_TAGS = re.compile(r"\s*(?:<(?:lora|lyco|hypernet):[^>]*>\s*)+")
+_TAGS = re.compile(rf"(?:{_SPACE})?(?:<(?:lora|lyco|hypernet):[^>]*>\s*+)+")
 _TAG = re.compile(r"<(lora|lyco|hypernet):([^>]*)>")
 _TAG_BEGUN = re.compile(r"<(lora|lyco|hypernet):")
 
 _MARK = re.compile(r"\\.|[()\[\]:|]", re.DOTALL)
 _WHEN = re.compile(rf"\s*{_NUMBER}(?:[eE][+-]?[0-9]+)?\s*")
 _AND = re.compile(r"\bAND\b")
+DEEPEST = 100  # brackets that are open at once: one is a factor of 1.1, so that many more would be infinite
 _WORDS_MEANT = r"\[ and \] where they are words, or prompt_syntax plain"
 
 
@@ -121,8 +123,10 @@ def parse_tags(text: str) -> tuple[str, tuple[Tag, ...]]:
         PromptSyntaxError: a tag without a name, with a scale that is no number, with more than two parts, or never
             closed.
     """
-    tags = tuple(_tag(*match.groups()) for match in _TAG.finditer(text))
-    rest = _TAGS.sub(lambda match: " " if match.group() != match.group().strip() else "", text)
+    closed = text.rfind(">") + 1  # a tag that begins behind it is not looked for, or each would be to the end
+    closed += len(text) - closed - len(text[closed:].lstrip())
+    tags = tuple(_tag(*match.groups()) for match in _TAG.finditer(text, 0, closed))
+    rest = _TAGS.sub(lambda match: " " if match.group() != match.group().strip() else "", text[:closed]) + text[closed:]
     if begun := _TAG_BEGUN.search(rest):
         raise PromptSyntaxError(f"a {begun.group()} tag is never closed; write {begun.group()}NAME:SCALE>")
     return (rest.strip() if tags else rest), tags
@@ -140,22 +144,24 @@ def find_unsupported(text: str, *, negative: bool = False) -> str | None:
             "prompt_syntax plain"
         )
     opened: list[_Opened] = []
-    for match in _MARK.finditer(text) if "[" in text else ():
+    for match in _MARK.finditer(text):
         mark, place = match.group(), match.start()
         if mark in _FACTORS:
             opened.append(_Opened(bracket=mark, start=place))
+            if len(opened) > DEEPEST:
+                return f"nests more than {DEEPEST} brackets; close them, or set prompt_syntax to plain"
         elif opened and mark == ":":
             opened[-1].colon = place
         elif opened and mark == "|":
             opened[-1].has_bar = True
         elif opened and _OPENING.get(mark) == opened[-1].bracket:
             closed = opened.pop()
-            written = text[closed.start : place + 1]
+            span = slice(closed.start, place + 1)
             if mark == "]" and closed.has_bar:
-                return f"alternates in {written!r}, which is not supported; write a row for each, {_WORDS_MEANT}"
+                return f"alternates in {text[span]!r}, which is not supported; write a row for each, {_WORDS_MEANT}"
             if mark == "]" and closed.colon is not None and _WHEN.fullmatch(text, closed.colon + 1, place):
                 return (
-                    f"changes at a step in {written!r}, which is not supported; write one text, (words:0.8) for a "
+                    f"changes at a step in {text[span]!r}, which is not supported; write one text, (words:0.8) for a "
                     f"weight, {_WORDS_MEANT}"
                 )
     return None

@@ -6,6 +6,7 @@ training schedule (their first sigma is 1 or 80 where the model expects 14.6).
 """
 
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -236,11 +237,20 @@ _SWITCHES = frozenset(
 _SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_flow_sigmas")
 
 
+LONGEST_TEXT = 100  # characters of an option's value
+MOST_TIMESTEPS = 10_000  # noise levels of a schedule: tables are as long
+
+
 def option_problems(options: Mapping[str, Any]) -> list[str]:
     """What is wrong with the values of options, as far as their names tell; the classes themselves know more."""
     found = []
     for name, value in options.items():
-        if name in _CHOICES and value not in _CHOICES[name]:
+        if not _is_option(value, listed=name == "trained_betas"):
+            wanted = "a list of numbers" if name == "trained_betas" else "a number, text, true or false"
+            found.append(f"{name} is {_shown(value)}; write {wanted}")
+        elif name == "num_train_timesteps" and not (type(value) is int and 1 <= value <= MOST_TIMESTEPS):
+            found.append(f"{name} is {value!r}; write a whole number from 1 to {MOST_TIMESTEPS}")
+        elif name in _CHOICES and value not in _CHOICES[name]:
             found.append(f"{name} is {value!r}; one of {', '.join(sorted(_CHOICES[name]))}")
         elif (name.startswith("use_") or name in _SWITCHES) and not isinstance(value, bool):
             found.append(f"{name} is {value!r}; write true or false")
@@ -250,3 +260,19 @@ def option_problems(options: Mapping[str, Any]) -> list[str]:
     if len(chosen) > 1:
         found.append(f"sets {' and '.join(chosen)}; choose one")
     return found
+
+
+def _is_option(value: Any, *, listed: bool) -> bool:
+    """Whether a value is of a kind that some scheduler takes."""
+    if listed and isinstance(value, list):
+        return 0 < len(value) <= MOST_TIMESTEPS and all(
+            type(one) in (int, float) and _is_option(one, listed=False) for one in value
+        )
+    if isinstance(value, (int, float)):
+        return abs(value) <= sys.float_info.max and (isinstance(value, float) or abs(value) < 2**63)
+    return isinstance(value, str) and len(value) <= LONGEST_TEXT
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

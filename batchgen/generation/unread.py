@@ -1,7 +1,8 @@
 """What looks like syntax in a prompt, and is read as words: its kinds, and what to say of the rows that hold them.
 
 A notice asks for a human's look, so patterns leave out what ordinary text has too: times, ratios, verses, smileys.
-Knows nothing of models or tokens.
+No pattern takes longer than in proportion to the text, whoever wrote that: what it repeats ends where the next match
+could begin, or is bounded. Knows nothing of models or tokens.
 """
 
 import re
@@ -43,11 +44,11 @@ _SWEEP = "write a row for each, or a sweep, which reads them"
 _TAGS = "<", r"<(?i:lora|lyco|hypernet):[^<>]*>?"
 
 _ANYWHERE = (
-    _kind("{a|b} alternatives", _SWEEP, "{", r"\{[^{}]*\|[^{}]*\}"),
+    _kind("{a|b} alternatives", _SWEEP, "{", r"\{[^{}|]*+\|[^{}]*+\}"),
     _kind(
         "{name} placeholders or braces", "fill them in, or take them out", "{", r"\{\{?[^\W\d_][\w ,.-]{0,60}\}{1,2}"
     ),
-    _kind("__name__ wildcards", _SWEEP, "__", r"(?<!\w)__[^\W_](?:[\w/*.-]*?[^\W_]|[\w/.-]*\*)?__(?![^\W_])"),
+    _kind("__name__ wildcards", _SWEEP, "__", r"(?<!\w)__[^\W_](?:[\w/*.-]{0,80}?[^\W_]|[\w/.-]{0,80}\*)?__(?![^\W_])"),
     _kind(
         "tags of other programs",
         "take them out",
@@ -66,7 +67,8 @@ _ANYWHERE = (
         "weights of other programs",
         "write (words:1.3), and set prompt_syntax to a1111",
         ":: ++ )- )0. )1. ).",
-        r"\b[^\W\d]\w*\s?::\s?-?\d*\.?\d+(?![\w.:\]])|\([^()]*\)(?:\++|--+|[01]?\.\d+)(?![\w.])|\b\w{2,}\+\+(?!\w)",
+        r"\b[^\W\d]\w*\s?::\s?-?(?:\d++(?:\.\d++)?|\.\d++)(?![\w.:\]])"
+        r"|\([^()]*\)(?:\++|--+|[01]?\.\d+)(?![\w.])|\b\w{2,}\+\+(?!\w)",
     ),
 )
 _PLAIN = (
@@ -79,8 +81,13 @@ _PLAIN = (
     ),
     _kind("BREAK", _ASK_A1111, "BREAK", r"(?<=[a-z)\],.\d])\s*\bBREAK\b(?=\s*[a-z(\[<,.])"),
     _kind("[a:b:0.5] editing", "write one text", "[", rf"\[[^\[\]]*(?:{_WORD}\s*:\d+|:\s*{_DECIMAL})\s*\]"),
-    _kind("[a|b] alternation", _ROWS, "[", r"\[[^\[\]]*\|[^\[\]]*\]"),
-    _kind("weighted AND", _ROWS, "AND", rf":\s*{_DECIMAL}\s+AND\b|\bAND\b[^:]+:\s*{_DECIMAL}\s*\Z"),
+    _kind("[a|b] alternation", _ROWS, "[", r"\[[^\[\]|]*+\|[^\[\]]*+\]"),
+    _kind(
+        "weighted AND",
+        _ROWS,
+        "AND",
+        rf":\s*{_DECIMAL}\s+AND\b|\bAND\b(?:(?!\bAND\b)[^:])++:\s*{_DECIMAL}\s*\Z",
+    ),
     *_ANYWHERE,
 )
 _A1111 = (

@@ -3,15 +3,30 @@
 Knows nothing of files and of what a column means.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.types as kinds
 
-__all__ = ["ArrowCell", "arrow_column", "common_type", "misfit", "python_rows"]
+__all__ = [
+    "ArrowCell",
+    "Oversized",
+    "arrow_column",
+    "bounded_rows",
+    "common_type",
+    "depth",
+    "is_text",
+    "misfit",
+    "python_rows",
+]
 
+PART_BYTES = 16 << 20  # of texts that are held at once, once each cell has its own
+LONGEST_TEXT = 16 << 20  # bytes of one, as in text tables; embedded images are no texts
 _UNITS = ("s", "ms", "us", "ns")
 _UNREADABLE = (ValueError, OverflowError, TypeError, KeyError, pa.ArrowException)  # of times that Python has not
 
@@ -35,6 +50,58 @@ def python_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     if not names:
         return [{} for _ in range(batch.num_rows)]
     return [dict(zip(names, row, strict=True)) for row in zip(*map(_python_cells, batch.columns), strict=True)]
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column's cells are texts, and nothing around them."""
+    return bool(kinds.is_string(kind) or kinds.is_large_string(kind))
+
+
+def depth(kind: pa.DataType) -> int:
+    """How many types a type is within itself: 0 for a number, 2 for a list of structs of numbers."""
+    found, inner = 0, [kind]
+    while inner := [one.field(place).type for one in inner if kinds.is_nested(one) for place in range(one.num_fields)]:
+        found += 1
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Oversized:
+    """Stands for a text that nothing takes, so that nobody spells it out."""
+
+    length: int  # bytes
+
+
+def bounded_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    """The rows of a batch, a few MiB of texts at a time; texts that were read as dictionaries are spelled out.
+
+    What is longer than `LONGEST_TEXT` becomes `Oversized`.
+    """
+    columns, sizes = [], np.zeros(batch.num_rows, np.int64)
+    oversized: list[tuple[str, Any]] = []  # names of columns, and lengths by row
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if kinds.is_dictionary(column.type) and is_text(column.type.value_type):
+            lengths = pc.fill_null(pc.binary_length(column.dictionary), 0)
+            long = pc.greater(lengths, LONGEST_TEXT)
+            by_row = pc.fill_null(lengths.take(column.indices), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+            if pc.any(long).as_py():
+                kept = pc.if_else(long, pa.scalar("", column.type.value_type), column.dictionary)
+                column = pa.DictionaryArray.from_arrays(column.indices, kept)
+                oversized.append((name, by_row))
+            sizes += np.where(by_row > LONGEST_TEXT, 0, by_row)
+        columns.append(column)
+    parts = np.cumsum(sizes) // PART_BYTES
+    edges = [0, *(np.flatnonzero(np.diff(parts)) + 1).tolist(), batch.num_rows]
+    short = pa.RecordBatch.from_arrays(columns, names=batch.schema.names) if columns else batch
+    for start, end in pairwise(edges):
+        for place, row in enumerate(python_rows(_spelled_out(short.slice(start, end - start))), start):
+            long_ones = {name: Oversized(int(of[place])) for name, of in oversized if of[place] > LONGEST_TEXT}
+            yield {**row, **long_ones} if long_ones else row
+
+
+def _spelled_out(batch: pa.RecordBatch) -> pa.RecordBatch:
+    columns = [one.dictionary_decode() if kinds.is_dictionary(one.type) else one for one in batch.columns]
+    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names) if columns else batch
 
 
 def _python_cells(column: pa.Array) -> list[Any]:

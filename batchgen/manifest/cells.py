@@ -9,7 +9,8 @@ import pyarrow as pa
 
 from batchgen.errors import CellError, InputError
 from batchgen.identity import canonical
-from batchgen.manifest.arrow import ArrowCell, common_type
+from batchgen.inputs import Inputs
+from batchgen.manifest.arrow import ArrowCell, Oversized, common_type
 from batchgen.manifest.columns import COLUMNS, RESERVED
 from batchgen.manifest.files import Record, column_types
 from batchgen.manifest.names import describes_another, find_column, fold, is_sampler, is_schedule, remark, suggest
@@ -48,7 +49,9 @@ class _Meaning:
 class CellSorter:
     """Reads names once a file, and remembers what types the carried columns had."""
 
-    def __init__(self, problems: ProblemLog) -> None:
+    def __init__(self, problems: ProblemLog, inputs: Inputs | None = None) -> None:
+        self._inputs = inputs or Inputs()
+        self._crowded: set[str] = set()  # files with more columns than a manifest may have
         self.doubts: dict[str, Problem] = {}  # by line: columns that may have been meant otherwise than they are read
         self._problems = problems
         self._meanings: dict[tuple[str, str], _Meaning] = {}
@@ -58,15 +61,28 @@ class CellSorter:
 
     def parse(self, record: Record) -> Parsed:
         """The record's cells sorted and parsed; those that do not fit become problems."""
+        if len(record.columns) > self._inputs.columns or len(self._carried) > self._inputs.columns:
+            return self._too_many(record)
         cells: dict[str, Any] = {}
         carried: dict[str, Any] = {}
         spoiled: set[str] = set()
         schedule: tuple[str, Any] | None = None  # the name of its column, and its cell
         for name, cell in record.cells.items():
+            if isinstance(cell, Oversized):
+                self._problems.add(
+                    record.file, record.number, name, f"has {cell.length:,} bytes, which no cell may have"
+                )
+                spoiled.add(find_column(name) or name)
+                continue
             meaning = self._meanings.get((record.file, name)) or self._meaning(record, name)
             if meaning.refused:
                 spoiled.add(meaning.column or name)
             elif meaning.column is None:
+                if isinstance(cell, (str, bytes)) and len(cell) > self._inputs.carried_mib << 20:
+                    long = f"is longer than {self._inputs.carried_mib} MiB, which [inputs] carried_mib of a job raises"
+                    self._problems.add(record.file, record.number, name, long)
+                    spoiled.add(name)
+                    continue
                 carried[name] = cell if record.declared else without_nan(cell)
                 self._carried.add(name)
                 if not record.declared:
@@ -77,6 +93,7 @@ class CellSorter:
                 schedule = name, cell
             else:
                 try:
+                    self._require_short(cell)
                     said = record.partitions.get(name)
                     from_text = record.from_text or said is not None
                     given = cell if said is None else said
@@ -93,6 +110,28 @@ class CellSorter:
                 self._problems.add(record.file, record.number, schedule[0], str(error))
                 spoiled.add("scheduler")
         return Parsed(record=record, cells=cells, carried=carried, spoiled=frozenset(spoiled))
+
+    def _require_short(self, cell: Any) -> None:
+        """Make sure that text is no longer than the job bears.
+
+        Raises:
+            CellError: it is.
+        """
+        most = self._inputs.prompt_characters
+        for text in cell if isinstance(cell, list) else (cell,):
+            if isinstance(text, str) and len(text) > most:
+                raise CellError(
+                    f"has {len(text):,} characters; at most {most:,}, which [inputs] prompt_characters of a job raises"
+                )
+
+    def _too_many(self, record: Record) -> Parsed:
+        """A record of a file whose columns are not looked at; its file is named once."""
+        if record.file not in self._crowded:
+            self._crowded.add(record.file)
+            count = max(len(record.columns), len(self._carried))
+            said = f"has {count:,} columns; at most {self._inputs.columns:,}, which [inputs] columns of a job raises"
+            self._problems.add(record.file, None, None, said)
+        return Parsed(record=record, cells={}, carried={}, spoiled=frozenset({"prompt"}))
 
     def carried_types(self, files: list[str]) -> dict[str, pa.DataType]:
         """Arrow types of the carried columns: what Parquet says, text for CSV, what was seen for JSONL.

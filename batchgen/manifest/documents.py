@@ -3,6 +3,7 @@
 Knows nothing of what a column means beyond its name.
 """
 
+import io
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,7 @@ from batchgen.manifest.names import find_column
 from batchgen.manifest.problems import ProblemLog
 from batchgen.manifest.record import Record, without_nulls
 from batchgen.manifest.strict_json import parse_json
-from batchgen.manifest.text import TextFile
+from batchgen.manifest.text import TextFile, whole_lines
 
 __all__ = ["json_records"]
 
@@ -58,7 +59,7 @@ def _is_lines(sample: str) -> bool:
         return bool(others) and others[0].startswith("[") and first.endswith("]")
     try:
         value = parse_json(first)
-    except (ValueError, RecursionError):
+    except ValueError:
         # what is written over several lines, or is longer than the sample; a broken line stands among others
         return first != "{" and (others[0].startswith("{") if others else sample.endswith("\n"))
     return bool(others) or not _is_container(value)
@@ -72,15 +73,15 @@ def _is_container(value: Any) -> bool:
     return isinstance(known["prompt"], (dict, list)) if "prompt" in known else not known
 
 
-def _line_values(lines: TextIO, name: str, problems: ProblemLog) -> Iterator[tuple[int, Any]]:
+def _line_values(lines: io.TextIOBase, name: str, problems: ProblemLog) -> Iterator[tuple[int, Any]]:
     number = 0
-    for line in lines:
+    for line in whole_lines(lines):
         if not line.strip():
             continue
         number += 1
         try:
             value = parse_json(line)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             problems.add(name, number, None, f"is not JSON: {error}")
             continue
         yield number, [value] if isinstance(value, str) else value  # text alone is a row of a list only
@@ -97,7 +98,7 @@ def _document_values(file: TextFile, problems: ProblemLog) -> Iterator[tuple[int
                 yield number, row
     except TextError:
         raise
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         problems.add(file.file, number + 1, None, f"is not JSON: {error}")
 
 

@@ -5,6 +5,7 @@ Knows nothing of what a column means beyond its name; at most one record batch i
 
 import lzma
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -14,15 +15,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchgen.errors import InputError, StoreError, TextError
-from batchgen.manifest.arrow import common_type, python_rows
+from batchgen.manifest.arrow import bounded_rows, common_type, depth, is_text
 from batchgen.manifest.documents import json_records
 from batchgen.manifest.partitions import partition_notice, partitions_of, typed, with_partitions
 from batchgen.manifest.problems import ProblemLog
 from batchgen.manifest.record import Notice, Record, no_notice, without_nulls
+from batchgen.manifest.strict_json import DEEPEST
 from batchgen.manifest.sweep import Sweep, parse_sweep, sweep_records
 from batchgen.manifest.tables import header_of, is_table, line_records, table_records
 from batchgen.manifest.text import TextFile, refuse_others
-from batchgen.places import is_remote
+from batchgen.places import is_remote, local_path, without_query
 from batchgen.storage import expand, open_input
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "column_types",
     "embedded_bytes",
     "folder_of",
+    "is_sweep",
     "manifest_files",
     "records",
 ]
@@ -49,6 +52,8 @@ _OF_TEXT = tuple(kind for kind in FORMATS if kind not in _PARQUET)
 _SUFFIXES = (*FORMATS, *(kind + packed for kind in _OF_TEXT for packed in _PACKED))
 _BESIDE = ("/_temporary/", "/_delta_log/", "/_spark_metadata/")  # what Spark and Delta Lake keep beside a table
 _NOTES = ("readme", "license", "licence", "requirements", "notes", "dataset_info", "package", "config")
+_LOOKED_AT = 1000  # columns and row groups whose sizes are looked at
+_UNPACKED, _RATIO = 64 << 20, 1000  # bytes of a column in a row group, over what it takes packed: no table has both
 _BATCH_ROWS = 1024  # of plain columns: a few hundred KiB
 _IMAGE_BATCH_ROWS = 16  # with embedded images of a MiB each this stays in the tens of MiB
 
@@ -71,8 +76,11 @@ def manifest_files(uri: str, notice: Notice = no_notice) -> list[str]:
     if not found:
         raise InputError(f"manifest {uri}: nothing there; give a {_listed()} file, a folder or a glob")
     for file in found:
-        if not file.lower().endswith((*_SUFFIXES, _SWEEP)):
-            raise InputError(f"manifest {file}: {_refusal(file.lower())}")
+        name = without_query(file).lower()
+        if not name.endswith((*_SUFFIXES, _SWEEP)):
+            raise InputError(f"manifest {file}: {_refusal(name)}")
+        if not is_remote(file):
+            local_path(file)  # whose names can be written down
     if not any(mark in uri for mark in "*?[") and PurePosixPath(found[0]).name != PurePosixPath(uri).name:
         found = _of_folder(uri, found, notice)
     if (line := partition_notice(found)) is not None:
@@ -110,7 +118,7 @@ def _refusal(name: str) -> str:
 
 def _kind(file: str) -> str:
     """The ending of a file's name that says its format, without that of a compression."""
-    name = file.lower()
+    name = without_query(file).lower()
     packed = next((ending for ending in _PACKED if name.endswith(ending)), "")
     name = name.removesuffix(packed)
     return next(kind for kind in (*FORMATS, _SWEEP) if name.endswith(kind))
@@ -120,9 +128,14 @@ def _is_loose(file: str) -> bool:
     return _kind(file) in _LOOSE
 
 
+def is_sweep(file: str) -> bool:
+    """Whether a file of rows is a job's or a sweep's, and no table."""
+    return file.lower().endswith(_SWEEP)
+
+
 def folder_of(file: str) -> str:
     """The folder that relative image URIs of a manifest file start from."""
-    return file.rpartition("/")[0] if is_remote(file) else str(PurePosixPath(file).parent)
+    return without_query(file).rpartition("/")[0] if is_remote(file) else str(PurePosixPath(file).parent)
 
 
 def records(
@@ -153,7 +166,7 @@ def records(
         problems.add(file, None, None, str(error))
     except InputError as error:  # of a sweep, all that is wrong with it at once
         for line in str(error).splitlines():
-            problems.add(file, None, None, line)
+            problems.add(file, None, None, line.removeprefix(f"{file} "))
     except (EOFError, UnicodeDecodeError, zlib.error, lzma.LZMAError) as error:
         problems.add(file, None, None, f"is damaged or cut off: {error}")
     except pa.ArrowException as error:
@@ -239,16 +252,39 @@ def _parquet_records(file: str, stream: IO[bytes], problems: ProblemLog) -> Iter
     stream.seek(0)
     parquet = pq.ParquetFile(stream, pre_buffer=False)  # reading ahead would hold whole row groups
     names = parquet.schema_arrow.names
-    for name in {name for name in names if names.count(name) > 1}:
+    for name in {name for name, count in Counter(names).items() if count > 1}:
         problems.add(file, None, name, "appears twice; rename one of the two columns")
         return
+    _require_bounds(parquet)
     batch_rows = _IMAGE_BATCH_ROWS if any(map(_holds_bytes, parquet.schema_arrow)) else _BATCH_ROWS
     columns = frozenset(names)
+    # texts as what is said and who says it: a file of a KiB may say the same 30 MB a thousand times
+    once = [field.name for field in parquet.schema_arrow if is_text(field.type)]
+    parquet = pq.ParquetFile(stream, pre_buffer=False, read_dictionary=once)
     number = 0
     for batch in parquet.iter_batches(batch_size=batch_rows, use_threads=False):
-        for cells in python_rows(batch):
+        for cells in bounded_rows(batch):
             number += 1
             yield Record(file=file, number=number, cells=without_nulls(cells), columns=columns, from_text=False)
+
+
+def _require_bounds(parquet: pq.ParquetFile) -> None:
+    """Look at what a file says of itself before its pages are unpacked.
+
+    Raises:
+        TextError: types that are nested beyond all use, or pages that unpack into many times their size.
+    """
+    for column in parquet.schema_arrow:
+        if depth(column.type) > DEEPEST:
+            raise TextError(f"has a column {column.name!r} whose type is nested more than {DEEPEST} deep")
+    about = parquet.metadata
+    for place in range(about.num_columns if about.num_columns <= _LOOKED_AT else 0):
+        for group in range(min(about.num_row_groups, _LOOKED_AT)):
+            chunk = about.row_group(group).column(place)
+            packed, unpacked = chunk.total_compressed_size, chunk.total_uncompressed_size
+            if unpacked > _UNPACKED and unpacked > _RATIO * packed:
+                name = chunk.path_in_schema
+                raise TextError(f"has a column {name!r} that unpacks from {packed:,} to {unpacked:,} bytes")
 
 
 def _holds_bytes(column: pa.Field) -> bool:

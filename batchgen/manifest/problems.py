@@ -11,6 +11,7 @@ from batchgen.errors import printable
 __all__ = ["Problem", "ProblemLog"]
 
 EQUAL_SHOWN = 5  # messages that differ in their values alone; more of the same teach nothing
+LONGEST_MESSAGE = 500  # characters: messages repeat what cells hold
 FILES_NAMED = 3  # of those that have the same fault as the first
 _VARIABLE = re.compile(r"'[^']*'|\"[^\"]*\"|\S*[\d/]\S*")
 
@@ -79,7 +80,10 @@ class ProblemLog:
     _shown: Counter[tuple[bool, str | None, str]] = field(default_factory=Counter)  # faults by kind
 
     def add(self, file: str, row: int | None, column: str | None, message: str) -> None:
-        problem = Problem(file=file, row=row, column=column, message=printable(message))
+        message = printable(message)
+        if len(message) > LONGEST_MESSAGE:  # what to try stands at the end
+            message = f"{message[: LONGEST_MESSAGE // 2]} ... {message[-LONGEST_MESSAGE // 2 :]}"
+        problem = Problem(file=file, row=row, column=column, message=message)
         fault, kind = problem.fault(), problem.kind()
         self.counts[kind] += 1
         if fault not in self._met:

@@ -7,6 +7,7 @@ from batchgen.errors import TextError
 
 __all__ = ["is_script_line", "read_script_line"]
 
+LONGEST = 50_000  # characters, which are taken apart one by one
 _COLUMNS = {
     "prompt": "prompt",
     "negative_prompt": "negative_prompt",
@@ -34,6 +35,8 @@ def read_script_line(line: str) -> Mapping[str, str]:
     Raises:
         TextError: an option has no column, lacks its value, or quotes are not closed.
     """
+    if len(line) > LONGEST:
+        raise TextError(f"has {len(line):,} characters; a line of options has at most {LONGEST:,}")
     try:
         words = shlex.split(line)
     except ValueError as error:

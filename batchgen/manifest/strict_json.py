@@ -2,18 +2,27 @@
 
 import json
 import math
+import re
 from typing import Any
 
-__all__ = ["parse_json", "without_nan"]
+__all__ = ["DEEPEST", "parse_json", "without_nan"]
+
+DEEPEST = 64  # lists and objects within each other: what is read is walked and written by functions that recurse
+_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
 
 
 def parse_json(text: str) -> Any:
     """What JSON text says. NaN, which is no JSON, is taken for what it is; `without_nan` makes a gap of it.
 
     Raises:
-        ValueError: it is no JSON, a key stands twice in one object, or a number is infinite.
-        RecursionError: it is too deep.
+        ValueError: it is no JSON, nested too deeply, a key stands twice in one object, or a number is infinite.
     """
+    if text.count("[") + text.count("{") > DEEPEST:
+        depth = 0
+        for mark in _BRACKETS.finditer(text):
+            depth += (mark[0] in "[{") - (mark[0] in "]}")
+            if depth > DEEPEST:
+                raise ValueError(f"lists and objects are nested more than {DEEPEST} deep")
     return json.loads(text, parse_constant=_constant, parse_float=_float, object_pairs_hook=_object)
 
 

@@ -4,6 +4,7 @@ Knows nothing of what a column means beyond its name.
 """
 
 import csv
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from batchgen.errors import TextError
@@ -11,7 +12,7 @@ from batchgen.manifest.names import find_column, fold
 from batchgen.manifest.problems import ProblemLog
 from batchgen.manifest.record import Record
 from batchgen.manifest.script_lines import is_script_line, read_script_line
-from batchgen.manifest.text import TextFile, find_separators
+from batchgen.manifest.text import TextFile, find_separators, whole_lines
 
 __all__ = ["header_of", "is_table", "line_records", "table_records"]
 
@@ -45,7 +46,7 @@ def table_records(file: TextFile, delimiter: str, problems: ProblemLog) -> Itera
             problems.add(file.file, None, None, "is empty; a table without rows still has a header")
             return
         header = _named(given)
-        for name in {name for name in header if header.count(name) > 1}:
+        for name in {name for name, count in Counter(header).items() if count > 1}:
             problems.add(file.file, None, name, "appears twice in the header; rename one of the two columns")
             return
         if header != given:
@@ -91,7 +92,7 @@ def is_table(file: TextFile) -> bool:
 
 def line_records(file: TextFile, problems: ProblemLog) -> Iterator[Record]:
     """A record for each line that is not blank; rows are counted as the file's lines are."""
-    for number, line in enumerate(file.text(), 1):
+    for number, line in enumerate(whole_lines(file.text()), 1):
         prompt = line.rstrip("\n")
         if not prompt.strip():
             continue

@@ -11,6 +11,7 @@ import lzma
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from typing import IO, Any
 
@@ -19,10 +20,11 @@ import pyarrow as pa
 from batchgen.errors import TextError
 from batchgen.manifest.record import Notice, no_notice
 
-__all__ = ["Separators", "TextFile", "find_separators", "refuse_others"]
+__all__ = ["Separators", "TextFile", "find_separators", "refuse_others", "whole_lines"]
 
 SAMPLE_BYTES = 64 << 10  # looked at before a file is read: some hundred rows
 SAMPLE_ROWS = 20
+LONGEST_LINE = 1 << 24  # characters
 _NAMES = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 _OTHERS = (
     (b"PK\x03\x04", "a zip archive or an Excel workbook; unpack it, or save the sheet as CSV in UTF-8"),
@@ -77,7 +79,7 @@ class TextFile:
         """Where the first bytes are that are no UTF-8; None in other encodings."""
         if self.encoding != "utf-8-sig":
             return None
-        for number, line in enumerate(self._bytes(), 1):
+        for number, line in enumerate(iter(partial(self._bytes().readline, LONGEST_LINE), b""), 1):
             try:
                 line.decode()
             except UnicodeDecodeError as error:
@@ -105,6 +107,18 @@ class TextFile:
         reader = io.BufferedReader(raw)
         self._kept.append(reader)
         return reader
+
+
+def whole_lines(text: io.TextIOBase) -> Iterator[str]:
+    """The lines of a text, as iterating over it gives them.
+
+    Raises:
+        TextError: one is longer than any table's; a packed file of some KiB may hold one of GiB.
+    """
+    while line := text.readline(LONGEST_LINE + 1):
+        if len(line) > LONGEST_LINE:
+            raise TextError(f"holds a line of more than {LONGEST_LINE:,} characters")
+        yield line
 
 
 def refuse_others(sample: bytes) -> None:
@@ -144,7 +158,7 @@ class Separators:
         Raises:
             csv.Error: quotes do not close, or stand where none may.
         """
-        lines = islice(text, self.skipped, None)
+        lines = islice(whole_lines(text), self.skipped, None)
         if self.quoted:
             return csv.reader(lines, delimiter=self.delimiter, strict=strict)
         return csv.reader(lines, delimiter=self.delimiter, quoting=csv.QUOTE_NONE)

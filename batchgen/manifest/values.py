@@ -98,7 +98,7 @@ def _from_json(cell: Any) -> Any:
     if isinstance(cell, str) and cell.lstrip()[:1] in ("[", "{"):
         try:
             return parse_json(cell)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise CellError(f"starts like JSON and is none: {error}") from None
     return cell
 
@@ -195,7 +195,7 @@ def _parse_options(cell: Any) -> dict[str, Any]:
     if isinstance(cell, str):
         try:
             cell = parse_json(cell)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise CellError(f"is not JSON: {error}") from None
     if isinstance(cell, list) and all(isinstance(item, tuple) and len(item) == 2 for item in cell):  # an Arrow map
         names = [name for name, _ in cell]

@@ -4,6 +4,7 @@ Adapters are LoRAs, textual-inversion embeddings, hypernetworks, autoencoders, C
 what reads poses: all that a row adds to its model by a path. Knows nothing of torch.
 """
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from batchgen.errors import CellError, InputError
 from batchgen.models.catalog import Model, hash_path, hash_text
 from batchgen.models.compatibility import (
     CLASSIFIER_WEIGHTS,
-    Shapes,
     check_architecture,
     check_classifier,
     check_controlnet,
@@ -26,8 +26,9 @@ from batchgen.models.compatibility import (
     check_vae,
     read_facts,
 )
+from batchgen.models.headers import Shapes
 from batchgen.models.lora import check_lora, peft_config, peft_scale
-from batchgen.places import is_remote, join, local_path
+from batchgen.places import LONGEST_NAME, Kind, is_remote, join, kind_at, local_path
 
 __all__ = [
     "ADAPTERS",
@@ -123,7 +124,11 @@ def _find(kind: AdapterKind, cell: Any, model: Model, finder: Finder) -> dict[st
     if kind is ADAPTERS["ip_adapter"] and image_encoder(path) is None:
         raise CellError(f"{path} has no image_encoder/ beside it; keep the folders as they were published")
     shapes, config = read_facts(path, kind.weights)
-    if kind.check is not None and (reason := kind.check(shapes, config, model)):
+    try:
+        reason = None if kind.check is None else kind.check(shapes, config, model)
+    except InputError as error:  # of its config
+        reason = str(error)
+    if reason is not None:
         raise CellError(f"{given['path']}: {reason}")
     if kind is ADAPTERS["loras"]:
         peft_scale(path)
@@ -151,16 +156,16 @@ def _locate(name: str, kind: AdapterKind, finder: Finder) -> Path:
         name = join(finder.folder, name)  # which is not on this machine
     try:
         path = builtin.companion_path(name) if _BUILTIN.fullmatch(name) else local_path(name, finder.folder)
+        path, what = _existing(path)
     except (LookupError, InputError) as error:
         raise CellError(str(error.args[0])) from None
-    if not path.exists():
-        whole = (path.with_name(f"{path.name}{suffix}") for suffix in _SUFFIXES)
-        path = next((one for one in whole if one.exists()), path)
-    if not path.exists():
+    if what is None:
         raise CellError(f"{path} does not exist; paths start from {finder.folder}")
-    if path.is_dir() and not kind.weights:
+    if what is Kind.OTHER:
+        raise CellError(f"{path} is a device, a pipe or a socket; a {kind.what} is a file")
+    if what is Kind.FOLDER and not kind.weights:
         raise CellError(f"{path} is a folder; a {kind.what} is a file")
-    if path.is_dir():
+    if what is Kind.FOLDER:
         path = _weights_in(path, kind)
     if path.suffix in _PICKLES and not finder.allow_pickle:
         raise CellError(
@@ -170,6 +175,17 @@ def _locate(name: str, kind: AdapterKind, finder: Finder) -> Path:
     if path.suffix not in _PICKLES | {".safetensors"} and path.is_file():
         raise CellError(f"{path} is neither .safetensors nor a file that torch saved")
     return path.absolute()  # links are not followed: one that is turned elsewhere is another adapter
+
+
+def _existing(path: Path) -> tuple[Path, Kind | None]:
+    """A path, or the same with a suffix where only that is there, and what is at it."""
+    if (what := kind_at(path)) is not None:
+        return path, what
+    for suffix in _SUFFIXES if len(os.fsencode(path.name)) < LONGEST_NAME - max(map(len, _SUFFIXES)) else ():
+        whole = path.with_name(f"{path.name}{suffix}")
+        if (what := kind_at(whole)) is not None:
+            return whole, what
+    return path, None
 
 
 def _weights_in(folder: Path, kind: AdapterKind) -> Path:

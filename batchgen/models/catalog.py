@@ -6,21 +6,25 @@ A model is `builtin`, a diffusers folder, a single `.safetensors` checkpoint, or
 """
 
 import hashlib
-import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from batchgen import builtin
-from batchgen.errors import InputError, ModelLoadError, one_line
+from batchgen.errors import CellError, InputError, ModelLoadError, one_line
+from batchgen.manifest.columns import MAX_SIDE
+from batchgen.models.configs import MOST_CHANNELS, MOST_LAYERS, Config, latent_factor, read_config, read_index
+from batchgen.models.headers import read_shapes
 from batchgen.models.purpose import FILE, Purpose, read_purpose
 from batchgen.options import Family
-from batchgen.places import local_path
+from batchgen.places import Kind, kind_at, local_path
+from batchgen.storage import open_file
 
 __all__ = [
     "NOT_BEGUN",
@@ -36,7 +40,6 @@ __all__ = [
     "hash_text",
     "hub_configs",
     "is_hub_id",
-    "latent_factor",
     "require_unchanged",
 ]
 
@@ -48,10 +51,14 @@ _SD_PIPELINES = frozenset(
     "StableDiffusionInstructPix2PixPipeline".split()
 )
 _LOADED_KINDS = frozenset({".json", ".safetensors", ".bin", ".txt", ".model"})
-_MODELS = frozenset({"depth_estimator", "image_encoder", "safety_checker", "text_encoder", "unet", "vae"})
+_MODELS = frozenset("depth_estimator image_encoder safety_checker text_encoder unet vae".split())
+_READ = frozenset({"scheduler", "tokenizer"})  # parts without weights
+MAX_CLASSES = 1 << 24  # that a model of pixels tells apart
+_MOST_FILES = 10_000  # of a model's folder; the largest of the hub have some hundred
 _SIZED = (Family.SD, Family.SDXL, Family.REFINER)
 _HASH_BLOCK = 1 << 22  # bytes; large enough that sha256, not system calls, takes the time
 
+_Value = TypeVar("_Value")
 
 _TEXT_ENCODERS: Mapping[Family, tuple[str, ...]] = {
     Family.SD: ("text_encoder",),
@@ -60,6 +67,14 @@ _TEXT_ENCODERS: Mapping[Family, tuple[str, ...]] = {
     Family.UPSCALER: ("text_encoder",),
     Family.LATENT_UPSCALER: ("text_encoder",),
 }
+
+_USUAL_PARTS = ("vae", "text_encoder", "tokenizer", "scheduler")
+_PARTS_OF: Mapping[Family, tuple[str, ...]] = {
+    Family.SDXL: (*_USUAL_PARTS, "text_encoder_2", "tokenizer_2"),
+    Family.REFINER: ("vae", "text_encoder_2", "tokenizer_2", "scheduler"),
+    Family.PIXELS: ("scheduler",),
+}
+"""What a pipeline's index has to name besides its UNet."""
 
 ModelDefaults = Mapping[str, Mapping[str, Any]]
 """What stands for null cells of models' rows, by the model's fingerprint and then by column."""
@@ -163,9 +178,9 @@ def _find(name: str, config: str | None) -> Model:
         path = local_path(name)
     except InputError as error:
         raise InputError(f"model {error}") from None
-    if path.is_dir():
+    if (what := kind_at(path)) is Kind.FOLDER:
         return _folder_model(name, path)
-    if path.is_file():
+    if what is Kind.FILE:
         return _single_file_model(name, path, config)
     if is_hub_id(name):
         return _hub_model(name)
@@ -177,34 +192,55 @@ def _find(name: str, config: str | None) -> Model:
 
 
 def _folder_model(name: str, path: Path) -> Model:
+    layout = _layout(path, name)  # first: what is no model's folder may hold anything, and be of any size
     return Model(
         name=name,
         source=Source.FOLDER,
         location=str(path.resolve()),
-        fingerprint=_whole(path, name),
+        fingerprint=_of_model(name, _whole, path),
         looks=_looks(path),
         purpose=read_purpose(path, name),
-        **_layout(path, name),
+        **layout,
     )
 
 
-def _whole(path: Path, name: str) -> str:
-    """The fingerprint of a folder in which every model that model_index.json names has files that count.
+def _of_model(name: str, read: Callable[[Path], _Value], path: Path) -> _Value:
+    """What a function finds in a model's files.
+
+    Raises:
+        InputError: they cannot be read, or are none; the text names the model.
+    """
+    try:
+        return read(path)
+    except InputError as error:
+        raise InputError(f"model {name!r}: {error}") from None
+    except OSError as error:
+        raise InputError(f"model {name!r}: {error.filename or path} cannot be read: {error.strerror}") from None
+
+
+def _whole(path: Path) -> str:
+    """The fingerprint of a folder in which every part that model_index.json names has files that count.
 
     Raises:
         InputError: a part that is missing or empty.
     """
     found = {file.relative_to(path).parts[0] for file in _loaded_files(path)}
     if "unet" in found and "model_index.json" in found:  # the oldest models that denoise pixels lie flat
-        for part, what in _read_json(path / "model_index.json", name).items():
-            if part.removesuffix("_2") in _MODELS and what[0] is not None and part not in found:
-                raise InputError(f"model {name!r}: {path / part} is missing or empty; is the folder complete?")
+        named = read_index(path)[1]
+        for part in named:
+            weighs = part.removesuffix("_2") in _MODELS
+            if (weighs or (part.removesuffix("_2") in _READ and "unet" in named)) and part not in found:
+                raise InputError(f"{path / part} is missing or empty; is the folder complete?")
     return hash_folder(path)
 
 
 def _single_file_model(name: str, path: Path, config: str | None) -> Model:
     if path.suffix != ".safetensors":
         raise InputError(f"model {name!r}: only .safetensors checkpoints are read; a pickle can run code when loaded")
+    try:
+        read_shapes(path)
+    except CellError as error:
+        raise InputError(f"model {name!r}: {error}") from None
     folder = local_path(config) if config else None
     # without a folder at hand it is taken for SD 1.x, whose config diffusers asks of the hub
     layout: dict[str, Any] = {"width": 512, "height": 512, "scheduler": "PNDMScheduler"}
@@ -214,7 +250,7 @@ def _single_file_model(name: str, path: Path, config: str | None) -> Model:
         name=name,
         source=Source.SINGLE_FILE,
         location=str(path.resolve()),
-        fingerprint=hash_file(path),
+        fingerprint=_of_model(name, hash_file, path),
         looks=_looks(path),
         config=config,
         **layout,
@@ -266,12 +302,6 @@ def cached_file(repository: str, name: str, revision: str | None) -> Path | None
     return Path(found) if isinstance(found, str) else None
 
 
-def latent_factor(vae: Mapping[str, Any]) -> int | None:
-    """Pixels a side of one latent, by an autoencoder's config; None where that does not tell."""
-    levels = vae.get("block_out_channels")
-    return 2 ** (len(levels) - 1) if levels else None
-
-
 def _layout(folder: Path, name: str) -> dict[str, Any]:
     """What a diffusers folder's configs say, as fields of Model.
 
@@ -280,60 +310,69 @@ def _layout(folder: Path, name: str) -> dict[str, Any]:
     """
     if not (folder / "model_index.json").is_file():
         raise InputError(f"model {name!r}: {folder} has no model_index.json; give the folder save_pretrained wrote")
-    index = _read_json(folder / "model_index.json", name)
-    family = _family(index, name)
+    return _of_model(name, _read_layout, folder)
+
+
+def _read_layout(folder: Path) -> dict[str, Any]:
+    index, classes = read_index(folder)
+    family = _family(index, classes)
+    if missing := [part for part in _PARTS_OF.get(family, _USUAL_PARTS) if "unet" in classes and part not in classes]:
+        raise InputError(f"{folder / 'model_index.json'} names no {missing[0]}; is the folder complete?")
+    scheduler = classes.get("scheduler")
     if family is Family.PIXELS:
-        return _pixel_layout(folder, index, name)
-    unet = _read_json(folder / "unet" / "config.json", name)
-    vae = _read_json(folder / "vae" / "config.json", name)
-    factor = latent_factor(vae)
-    height, width = _sides(unet, 64)
-    texts = [_read_json(folder / part / "config.json", name) for part in _TEXT_ENCODERS[family]]
-    widths = tuple(unet.get("block_out_channels", ()))
-    layers = unet.get("layers_per_block", 2)
-    attended = unet.get("cross_attention_dim") or 0
-    return {
-        "width": int(width) * (factor or 8),
-        "height": int(height) * (factor or 8),
-        "scheduler": str((index.get("scheduler") or [None, "PNDMScheduler"])[1]),
-        "family": family,
-        "unet_channels": int(unet.get("in_channels", 4)),
-        "latent_factor": factor,
-        "unet_widths": widths,
-        "unet_layers": tuple(layers) if isinstance(layers, list) else (int(layers),) * len(widths),
-        "text_width": int(attended[0] if isinstance(attended, list) else attended),
-        "token_widths": tuple(int(text.get("hidden_size", 768)) for text in texts),
-        "estimates_depth": (index.get("depth_estimator") or [None])[0] is not None,
-        "checks_safety": (index.get("safety_checker") or [None])[0] is not None,
-        "text_layers": int(texts[0].get("num_hidden_layers", 12)),
-    }
-
-
-def _pixel_layout(folder: Path, index: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The same of a model that denoises pixels; its oldest ones lie flat in their folder."""
-    inside = folder / "unet" / "config.json"
-    unet = _read_json(inside if inside.is_file() else folder / "config.json", name)
-    height, width = _sides(unet, 32)
+        return _pixel_layout(folder, scheduler)
+    unet = read_config(folder / "unet" / "config.json")
+    vae = read_config(folder / "vae" / "config.json")
+    factor = latent_factor(vae.numbers("block_out_channels", most=MOST_CHANNELS))
+    height, width = _sides(unet, 64, factor or 8)
+    texts = [read_config(folder / part / "config.json") for part in _TEXT_ENCODERS[family]]
+    widths = unet.numbers("block_out_channels", most=MOST_CHANNELS)
+    layers = unet.numbers("layers_per_block", most=MOST_LAYERS, count=len(widths))
     return {
         "width": width,
         "height": height,
-        "scheduler": str((index.get("scheduler") or [None, "DDPMScheduler"])[1]),
-        "family": Family.PIXELS,
-        "unet_channels": int(unet.get("in_channels", 3)),
-        "unet_widths": tuple(unet.get("block_out_channels", ())),
-        "text_layers": 0,
-        "classes": unet.get("num_class_embeds"),
+        "scheduler": scheduler or "PNDMScheduler",
+        "family": family,
+        "unet_channels": unet.number("in_channels", most=MOST_CHANNELS) or 4,
+        "latent_factor": factor,
+        "unet_widths": widths,
+        "unet_layers": layers or (2,) * len(widths),
+        "text_width": next(iter(unet.numbers("cross_attention_dim", most=MOST_CHANNELS)), 0),
+        "token_widths": tuple(text.number("hidden_size", most=MOST_CHANNELS) or 768 for text in texts),
+        "estimates_depth": "depth_estimator" in classes,
+        "checks_safety": "safety_checker" in classes,
+        "text_layers": texts[0].number("num_hidden_layers", most=MOST_LAYERS) or 12,
     }
 
 
-def _sides(unet: Mapping[str, Any], default: int) -> tuple[int, int]:
-    """Height and width of what a UNet was trained on, in its own pixels."""
-    sample = unet.get("sample_size") or default
-    height, width = sample if isinstance(sample, list) else (sample, sample)
-    return int(height), int(width)
+def _pixel_layout(folder: Path, scheduler: str | None) -> dict[str, Any]:
+    """The same of a model that denoises pixels; its oldest ones lie flat in their folder."""
+    inside = folder / "unet" / "config.json"
+    unet = read_config(inside if inside.is_file() else folder / "config.json")
+    height, width = _sides(unet, 32, 1)
+    return {
+        "width": width,
+        "height": height,
+        "scheduler": scheduler or "DDPMScheduler",
+        "family": Family.PIXELS,
+        "unet_channels": unet.number("in_channels", most=MOST_CHANNELS) or 3,
+        "unet_widths": unet.numbers("block_out_channels", most=MOST_CHANNELS),
+        "text_layers": 0,
+        "classes": unet.number("num_class_embeds", most=MAX_CLASSES),
+    }
 
 
-def _family(index: Mapping[str, Any], name: str) -> Family:
+def _sides(unet: Config, default: int, factor: int) -> tuple[int, int]:
+    """Height and width in pixels of what a UNet was trained on."""
+    sides = unet.numbers("sample_size", most=MAX_SIDE, count=2) or (default, default)
+    if len(sides) != 2 or max(sides) * factor > MAX_SIDE:
+        shown = "x".join(str(side * factor) for side in sides)
+        raise InputError(f"{unet.path}: it was trained on {shown} pixels; two sides of at most {MAX_SIDE} are made")
+    height, width = sides
+    return height * factor, width * factor
+
+
+def _family(index: Mapping[str, Any], classes: Mapping[str, str]) -> Family:
     kind = str(index.get("_class_name"))
     if kind in ("DDPMPipeline", "DDIMPipeline"):
         return Family.PIXELS
@@ -342,22 +381,10 @@ def _family(index: Mapping[str, Any], name: str) -> Family:
     if kind == "StableDiffusionLatentUpscalePipeline":
         return Family.LATENT_UPSCALER
     if kind.startswith("StableDiffusionXL"):
-        return Family.REFINER if (index.get("text_encoder") or [None])[0] is None else Family.SDXL
+        return Family.SDXL if "text_encoder" in classes else Family.REFINER
     if kind in _SD_PIPELINES:
         return Family.SD
-    raise InputError(f"model {name!r} is a {kind}; this version generates with Stable Diffusion 1.x, 2.x and XL")
-
-
-def _read_json(path: Path, name: str) -> Mapping[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"model {name!r}: {path} is missing; is the folder complete?") from None
-    except ValueError as error:
-        raise InputError(f"model {name!r}: {path} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"model {name!r}: {path} holds no JSON object")
-    return content
+    raise InputError(f"it is a {kind[:100]}; this version generates with Stable Diffusion 1.x, 2.x and XL")
 
 
 def hash_path(path: Path) -> str:
@@ -369,13 +396,17 @@ def hash_folder(path: Path) -> str:
     """sha256 over names and contents of all files a pipeline can load; cards and images beside them do not count."""
     digest = hashlib.sha256()
     for file in _loaded_files(path):
-        digest.update(f"{file.relative_to(path).as_posix()}\0{hash_file(file)}\n".encode())
+        name = file.relative_to(path).as_posix()
+        digest.update(f"{name}\0{hash_file(file)}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
 def _loaded_files(path: Path) -> Iterator[Path]:
     """The files that count, in the order of their names; what lies behind links to folders counts as what is loaded."""
-    for file in sorted(_walk(path, frozenset())):
+    files = list(islice(_walk(path, frozenset()), _MOST_FILES + 1))
+    if len(files) > _MOST_FILES:
+        raise InputError(f"{path} holds more than {_MOST_FILES:,} files, which no model has")
+    for file in sorted(files):
         hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
         if file.suffix in _LOADED_KINDS and not hidden:
             yield file
@@ -409,7 +440,7 @@ def require_unchanged(model: Model) -> None:
     path = model.folder
     try:
         same = _looks(path) == model.looks or hash_path(path) == model.fingerprint
-    except OSError as error:
+    except (OSError, InputError) as error:
         raise ModelLoadError(f"model {model.name!r} cannot be read here: {error}") from error
     if not same:
         raise ModelLoadError(
@@ -420,7 +451,7 @@ def require_unchanged(model: Model) -> None:
 def hash_file(path: Path) -> str:
     """sha256 of a file, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
+    with open_file(path) as stream:
         while block := stream.read(_HASH_BLOCK):
             digest.update(block)
     return digest.hexdigest()

@@ -4,7 +4,6 @@ The header of a .safetensors file names tensors and their shapes; the width of t
 for is among them.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,18 +11,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from safetensors import SafetensorError, safe_open
-
-from batchgen.errors import CellError
+from batchgen.errors import CellError, InputError
 from batchgen.manifest.names import near_or_known
-from batchgen.models.catalog import Model, latent_factor
+from batchgen.models.catalog import Model
+from batchgen.models.configs import MOST_CHANNELS, MOST_LAYERS, Config, latent_factor, read_config
+from batchgen.models.headers import Shapes, read_shapes
 
 __all__ = [
     "CLASSIFIER_MULTIPLIERS",
     "CLASSIFIER_WEIGHTS",
     "ClassifierConfig",
     "ClassifierFacts",
-    "Shapes",
     "check_architecture",
     "check_classifier",
     "check_controlnet",
@@ -35,7 +33,6 @@ __all__ = [
     "parse_classifier",
     "read_classifier",
     "read_facts",
-    "read_shapes",
 ]
 
 CLASSIFIER_MULTIPLIERS: Mapping[int, tuple[float, ...]] = {
@@ -50,10 +47,8 @@ CLASSIFIER_WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors"
 _IP_CROSS_ATTENTION = re.compile(r"to_k_ip\.weight$")
 _EXAMPLES: Mapping[Any, str] = {int: "a whole number", bool: "true or false"}
 _CLASSES = "out.2.c_proj.weight"
+_MOST = 1 << 14  # of any number of a classifier's config
 _SINGLE_FILE_VAE = re.compile(r"(^|\.)decoder\.conv_in\.weight$")
-
-Shapes = Mapping[str, tuple[int, ...]]
-"""Shapes of the tensors in a file, by name."""
 
 
 @lru_cache(maxsize=1024)
@@ -63,11 +58,9 @@ def read_facts(path: Path, weights: tuple[str, ...]) -> tuple[Shapes, Mapping[st
     if path.is_dir():
         if (path / "config.json").is_file():
             try:
-                config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise CellError(f"{path / 'config.json'} is not JSON: {error}") from None
-            if not isinstance(config, dict):
-                raise CellError(f"{path / 'config.json'} holds no JSON object")
+                config = read_config(path / "config.json").content
+            except InputError as error:
+                raise CellError(str(error)) from None
         files = [file for name in weights for file in sorted(path.glob(name))]
         path = next((file for file in files if file.suffix == ".safetensors"), path)
     if path.suffix != ".safetensors":
@@ -75,19 +68,6 @@ def read_facts(path: Path, weights: tuple[str, ...]) -> tuple[Shapes, Mapping[st
     if not (shapes := read_shapes(path)):
         raise CellError(f"{path} holds no tensor; is the file complete?")
     return shapes, config
-
-
-def read_shapes(file: Path) -> Shapes:
-    """Shapes by tensor name from the header of a .safetensors file; its weights are not read.
-
-    Raises:
-        CellError: not such a file, or cut short.
-    """
-    try:
-        with safe_open(file, framework="np") as opened:
-            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise CellError(f"{file} is not a whole .safetensors file: {error}") from None
 
 
 def _width_of(shapes: Shapes, pattern: re.Pattern[str]) -> int | None:
@@ -104,9 +84,9 @@ def check_embedding(shapes: Shapes, _config: Mapping[str, Any], model: Model) ->
     """Whether it holds a tensor of token vectors for each text encoder; None, or why not."""
     if not shapes:
         return None
-    widths = {shape[-1] for shape in shapes.values()}
     if any(len(shape) not in (1, 2) for shape in shapes.values()) or len(shapes) > 2:
         return "it is not an embedding: expected one or two tensors of token vectors"
+    widths = {shape[-1] for shape in shapes.values()}
     if widths != set(model.token_widths) or len(shapes) != len(model.token_widths):
         made, has = (" and ".join(map(str, sorted(found))) for found in (widths, set(model.token_widths)))
         return f"it is made for text states of width {made}, and {model.name!r} has {has}; use one trained for it"
@@ -117,9 +97,10 @@ def check_vae(shapes: Shapes, config: Mapping[str, Any], model: Model) -> str | 
     """Whether it is an autoencoder with latents of four channels, as large as the model's; None, or why not."""
     if config and config.get("_class_name") != "AutoencoderKL":
         return f"it is a {config.get('_class_name')}, not an AutoencoderKL"
-    if config.get("latent_channels", 4) != 4:
-        return f"its latents have {config['latent_channels']} channels, not 4"
-    factor = latent_factor(config)
+    known = Config("its config.json", config)
+    if (channels := known.number("latent_channels", most=MOST_CHANNELS) or 4) != 4:
+        return f"its latents have {channels} channels, not 4"
+    factor = latent_factor(known.numbers("block_out_channels", most=MOST_CHANNELS))
     if factor and model.latent_factor and factor != model.latent_factor:
         wanted = f"those of {model.name!r} {model.latent_factor}"
         return f"its latents are {factor} pixels wide and {wanted}; use one made for it"
@@ -134,17 +115,14 @@ def check_controlnet(_shapes: Shapes, config: Mapping[str, Any], model: Model) -
         return "there is no config.json with it; give the folder of a ControlNet"
     if config.get("_class_name") != "ControlNetModel":
         return f"it is {config.get('_class_name') or 'no model'}, not a ControlNetModel"
-    width = config.get("cross_attention_dim")
-    width = width[0] if isinstance(width, list) and width else width
+    known = Config("its config.json", config)
+    width = next(iter(known.numbers("cross_attention_dim", most=MOST_CHANNELS)), 0)
     if width != model.text_width:
-        return other_width(width if isinstance(width, int) else 0, model)
-    if tuple(config.get("block_out_channels", ())) != model.unet_widths:
-        return (
-            f"its levels are {tuple(config.get('block_out_channels', ()))} wide and those of {model.name!r} "
-            f"{model.unet_widths}; use one trained for it"
-        )
-    layers = config.get("layers_per_block", 2)
-    if (tuple(layers) if isinstance(layers, list) else (layers,) * len(model.unet_widths)) != model.unet_layers:
+        return other_width(width, model)
+    if (widths := known.numbers("block_out_channels", most=MOST_CHANNELS)) != model.unet_widths:
+        return f"its levels are {widths} wide and those of {model.name!r} {model.unet_widths}; use one trained for it"
+    layers = known.numbers("layers_per_block", most=MOST_LAYERS, count=len(widths)) or (2,) * len(widths)
+    if layers != model.unet_layers:
         return f"it has {layers} blocks a level and {model.name!r} {model.unet_layers}; use one trained for it"
     return None
 
@@ -217,12 +195,15 @@ def parse_classifier(config: Mapping[str, Any]) -> ClassifierConfig:
             listed = value.split(",") if isinstance(value, str) else value  # guided-diffusion's flags are such texts
             try:
                 values[name] = tuple(get_args(kinds[name])[0](one) for one in listed)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 raise CellError(f"its config.json says {name} {value!r}; write a list of numbers") from None
         elif type(value) is not kinds[name]:
             raise CellError(f"its config.json says {name} {value!r}; write {_EXAMPLES[kinds[name]]}")
         else:
             values[name] = value
+        numbers = values[name] if isinstance(values[name], tuple) else (values[name],)
+        if not all(0 <= number <= _MOST for number in numbers):
+            raise CellError(f"its config.json says {name} {value!r}; numbers are between 0 and {_MOST}")
     size = values.get("image_size")
     if size is None or (size not in CLASSIFIER_MULTIPLIERS and not values.get("channel_mult")):
         sizes = ", ".join(map(str, CLASSIFIER_MULTIPLIERS))
@@ -246,7 +227,7 @@ def read_classifier(path: str) -> ClassifierFacts:
 
 def check_classifier(shapes: Shapes, config: Mapping[str, Any], model: Model) -> str | None:
     """Whether it is ADM's, built as its config says, for images of as many channels; None, or why not."""
-    if _CLASSES not in shapes:
+    if len(shapes.get(_CLASSES, ())) == 0:
         return f"it has no tensor {_CLASSES}: expected weights of ADM's classifier with attention pooling"
     if not config:
         return "there is no config.json with it; write one, as manifests/README.md says of classifiers"

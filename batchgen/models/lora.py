@@ -4,7 +4,6 @@ Names are those of PEFT, of diffusers (old and new), of kohya's trainer (SDXL's 
 names) and of LyCORIS, whose LoHa, LoKr, CP decompositions and full differences are read too.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,9 +11,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from batchgen.errors import CellError
+from batchgen.errors import CellError, InputError
 from batchgen.models.catalog import Family, Model, Source
-from batchgen.models.compatibility import Shapes, other_width, read_shapes
+from batchgen.models.compatibility import other_width
+from batchgen.models.configs import MOST_CHANNELS, read_config
+from batchgen.models.headers import Shapes, read_shapes
 
 __all__ = ["BUNDLED", "Layer", "check_lora", "flat_names", "is_plain", "layers_of", "peft_config", "peft_scale"]
 
@@ -169,13 +170,15 @@ def peft_scale(path: Path) -> float:
     if (config := peft_config(path)) is None:
         return 1.0
     try:
-        known = json.loads(config.read_text(encoding="utf-8"))
-        rank, alpha = float(known["r"]), float(known["lora_alpha"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CellError(f"{config} is no config of PEFT's: {error!r}") from None
-    if known.get("rank_pattern") or known.get("alpha_pattern"):
+        known = read_config(config)
+        rank, alpha = known.number("r", most=MOST_CHANNELS), known.real("lora_alpha")
+    except InputError as error:
+        raise CellError(str(error)) from None
+    if rank is None or alpha is None:
+        raise CellError(f"{config} is no config of PEFT's: it says no r or no lora_alpha")
+    if known.content.get("rank_pattern") or known.content.get("alpha_pattern"):
         raise CellError(f"{config} gives layers ranks of their own; save the LoRA with diffusers' save_lora_weights")
-    return alpha / (math.sqrt(rank) if known.get("use_rslora") else rank)
+    return alpha / (math.sqrt(rank) if known.content.get("use_rslora") else rank)
 
 
 def peft_config(path: Path) -> Path | None:

@@ -20,6 +20,7 @@ from typing import Any
 from batchgen.errors import InputError
 from batchgen.manifest.columns import COLUMNS, Kind
 from batchgen.manifest.values import parse_defaults
+from batchgen.storage import read_file
 from batchgen.toml_tables import read_fields
 
 __all__ = ["FILE", "Purpose", "read_purpose"]
@@ -54,10 +55,10 @@ def read_purpose(folder: Path, name: str) -> Purpose:
     """
     path = folder / FILE
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(read_file(path).decode())
     except FileNotFoundError:
         return Purpose()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError, InputError) as error:
         raise InputError(f"model {name!r}: {path}: {error}") from error
     wrong: list[str] = []
     said = read_fields(Purpose, table, wrong)

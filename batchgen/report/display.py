@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -17,7 +18,7 @@ from batchgen.scoring.metrics import METRICS
 from batchgen.sweeps import SweepSummary
 from batchgen.tally import RunProgress
 
-__all__ = ["RunDisplay", "duration", "plan_table", "print_scores", "size", "sweep_table", "time_left"]
+__all__ = ["PlainConsole", "RunDisplay", "duration", "plan_table", "print_scores", "size", "sweep_table", "time_left"]
 
 LINE_EVERY = 60.0  # seconds between lines of a log while no shard is committed
 
@@ -47,10 +48,24 @@ def size(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
+class PlainConsole(Console):
+    """A console to which text is text, whoever wrote it: brackets are no markup, and control characters are spelt out.
+
+    All that is drawn with rich goes through one, so that no caller has to think of it.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, highlight=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Text of a cell, a heading or a line, as it is."""
+        return super().render_str(printable(text), **{**options, "markup": False, "emoji": False})
+
+
 class RunDisplay:
     """Tells how a run goes."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: PlainConsole) -> None:
         self._console = console
         self._live = console.is_terminal
         self._progress: Progress | None = None
@@ -59,7 +74,7 @@ class RunDisplay:
 
     def notice(self, line: str) -> None:
         """Something worth a line."""
-        self._console.print(printable(line), markup=False, highlight=False, emoji=False, soft_wrap=True)
+        self._console.print(line, soft_wrap=True)
 
     def begin(self, counts: Counts, to_make: int, workers: int, device: str) -> None:
         """Workers are starting."""
@@ -68,7 +83,9 @@ class RunDisplay:
         self.notice(f"{to_make:,} of {counts.total:,} rows to make{known}; {workers} worker{plural} on {device}")
         self._spoke = time.monotonic()
         if self._live:
-            self._progress = Progress(BarColumn(bar_width=20), TextColumn("{task.description}"), console=self._console)
+            self._progress = Progress(
+                BarColumn(bar_width=20), TextColumn("{task.description}", markup=False), console=self._console
+            )
             self._progress.start()
             self._task = self._progress.add_task("starting workers", total=to_make)
 
@@ -102,7 +119,7 @@ def sweep_table(sweep: SweepSummary) -> Table:
     """A sweep's axes as a table of two columns."""
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, takes in sweep.axes.items():
-        table.add_row(f"axis {name}", Text(takes))
+        table.add_row(f"axis {name}", takes)
     table.add_row("cells", f"{sweep.cells:,}")
     return table
 

@@ -15,10 +15,11 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from batchgen.errors import InputError, printable
+from batchgen.errors import InputError
 from batchgen.generation.parameters import Adapter, Parameters
 from batchgen.generation.prompt_syntax import parse_tags
 from batchgen.generation.rules import Defaults, RowProblems, apply_rules, choose_task, named_sampler
+from batchgen.inputs import SCHEMES, Inputs
 from batchgen.manifest.cells import CellSorter
 from batchgen.manifest.columns import COLUMNS
 from batchgen.manifest.files import Record
@@ -201,7 +202,8 @@ def _make_row(cells: Mapping[str, Any], model: Model, said: Mapping[str, str], w
     )
     sorter = CellSorter(problems)
     with ThreadPoolExecutor() as pool:
-        [(parsed, inputs)] = ImageReader(sorter, pool).read([sorter.parse(record)], problems)
+        reader = ImageReader(sorter, pool, Inputs(schemes=SCHEMES, roots=("/",)))  # it is the user who names them
+        [(parsed, inputs)] = reader.read([sorter.parse(record)], problems)
     row_problems = RowProblems((problem.column or "prompt", problem.message) for problem in problems.shown)
     task = choose_task(parsed, model, row_problems)
     defaults = Defaults(values={"seed": SEED}, adapters=Finder(folder=str(here)), find_model=find_model)
@@ -255,8 +257,7 @@ def explanation_tables(explanation: Explanation) -> Iterator[RenderableType]:
         if token.chunk != chunk:
             tokens.add_section()
             chunk = token.chunk
-        text = Text(printable(token.text))  # brackets in it are no markup
-        tokens.add_row(str(token.position), str(token.id), text, str(token.chunk), f"{token.weight:.4g}")
+        tokens.add_row(str(token.position), str(token.id), token.text, str(token.chunk), f"{token.weight:.4g}")
     yield tokens
     yield Text("\n".join([_cut(explanation.chunks), *explanation.adapters]) + "\n")
     for version in explanation.versions:

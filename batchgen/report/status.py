@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 
 from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.lease import live_holder
 from batchgen.dataset.progress import Damages, read_receipts
 from batchgen.dataset.runs import FAILED, FINISHED, KILLED, LIMIT_REACHED, RUNNING, RunRecord, latest_run, standing
-from batchgen.errors import InfrastructureError, Interrupted, RunDied, printable
+from batchgen.errors import InfrastructureError, Interrupted, RunDied
 from batchgen.estimate import Measured
 from batchgen.report.display import time_left
 from batchgen.rows import Receipt
@@ -133,7 +132,7 @@ def status_table(status: OutputStatus) -> Table:
         *((f"  {error_class}", f"{count:,}") for error_class, count in status.failures.items()),
         *(("damaged", line) for line in status.damages),
     ):
-        table.add_row(printable(name), Text(printable(value)))  # brackets in paths and errors are no markup of rich
+        table.add_row(name, value)
     return table
 
 

@@ -1,6 +1,5 @@
 """The models that metrics read, before they are loaded: where they lie, whether they are of that kind, fingerprints."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -11,6 +10,7 @@ from typing import Any
 from batchgen import builtin
 from batchgen.errors import InputError
 from batchgen.models.catalog import hash_path, hash_text, hub_configs, is_hub_id
+from batchgen.models.configs import read_config
 from batchgen.scoring.metrics import Metric, ModelKind, Part
 from batchgen.scoring.reference import Reference
 
@@ -141,7 +141,8 @@ def _require_kind(folder: Path, kind: ModelKind) -> None:
         InputError: it is not.
     """
     config = _read_json(folder / "config.json")
-    architectures = config.get("architectures") or [""]
+    architectures = config.get("architectures")
+    architectures = list(map(str, architectures)) if isinstance(architectures, list) and architectures else [""]
     if kind is ModelKind.CLIP and config.get("model_type") != "clip":
         raise InputError(f"is a model of type {config.get('model_type')!r}; it wants {kind}")
     if kind is ModelKind.CHECKER and architectures[0] != "StableDiffusionSafetyChecker":
@@ -156,9 +157,6 @@ def _require_kind(folder: Path, kind: ModelKind) -> None:
 
 def _read_json(path: Path) -> Mapping[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        content = None
-    if not isinstance(content, dict):
-        raise InputError(f"has no {path.name} that can be read; is it a folder that save_pretrained wrote?")
-    return content
+        return read_config(path).content
+    except InputError:
+        raise InputError(f"has no {path.name} that can be read; is it a folder that save_pretrained wrote?") from None

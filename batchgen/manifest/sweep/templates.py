@@ -22,6 +22,7 @@ from itertools import accumulate, chain, permutations, product
 from pathlib import Path
 
 from batchgen.errors import InputError
+from batchgen.storage import read_file
 
 __all__ = ["Choice", "Template", "Variant", "Wildcards", "draw", "parse_template"]
 
@@ -175,7 +176,7 @@ class Wildcards:
 
     def _lines(self, file: Path) -> Iterator[tuple[Template, float]]:
         try:
-            lines = file.read_text(encoding="utf-8-sig").splitlines()
+            lines = read_file(file).decode("utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{file}: {error}") from error
         for number, line in enumerate(lines, 1):
