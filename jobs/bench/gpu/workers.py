@@ -179,6 +179,14 @@ class Kernel:
 
     id: str = "kernel"
 
+    @property
+    def needs(self) -> str:
+        return "a device"
+
+    @property
+    def key(self) -> str:
+        return "kernels"
+
     def split(self) -> list["Kernel"]:
         return []
 
