@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -26,7 +24,7 @@ from batchgen.dataset.receipts import RECEIPTS
 from batchgen.dataset.runs import latest_run, write_run
 from batchgen.dataset.snapshots import list_snapshots
 from batchgen.dataset.verify import verify_output
-from batchgen.driver.making import _Run
+from batchgen.driver.books import Books
 from batchgen.driver.output import committed_rows, survey
 from batchgen.errors import ErrorClass
 from batchgen.index import Index
@@ -39,14 +37,13 @@ from batchgen.storage import open_store
 
 ROWS = 6
 PENDING, DONE, FAILED = "pending", "done", "failed"
-NOBODY: Any = SimpleNamespace(notice=lambda line: None)
 
 ids = st.sets(st.integers(0, ROWS - 1), max_size=3)
 never = st.just(10**6)
 changes = never | st.integers(0, 12)  # of the store, before a kill
 
 
-class Books(RuleBasedStateMachine):
+class Bookkeeping(RuleBasedStateMachine):
     """An output of a manifest of which rows are edited, made, failed, opened again, killed and lost."""
 
     def __init__(self) -> None:
@@ -70,15 +67,15 @@ class Books(RuleBasedStateMachine):
         return [replace(make_row(n), fingerprint=f"{version:08x}{n:056x}") for n, version in enumerate(self.versions)]
 
     @contextmanager
-    def running(self, dataset: Dataset) -> Iterator[_Run]:
+    def running(self, dataset: Dataset) -> Iterator[Books]:
         """A run that has read what is done."""
         self.runs += 1
         with Index() as index:
             fill(index, self.rows())
             resolved = Resolved(files=[], models={}, carried={}, notices=[], read=set())
-            run = _Run(job=Job(manifest="m"), source="", dataset=dataset, index=index, resolved=resolved)
+            run = Books(job=Job(manifest="m"), source="", dataset=dataset, index=index, resolved=resolved, notice=print)
             run.started = float(self.runs)
-            run.read_done(NOBODY)
+            run.read_done()
             yield run
 
     @rule(edited=ids, made=ids, failed=ids, cut=changes, whole=st.booleans())
@@ -101,11 +98,11 @@ class Books(RuleBasedStateMachine):
         else:
             self.states, self.is_settled = after, True
 
-    def make(self, run: _Run, rows: list[Row], failed: set[int], whole: bool) -> None:
+    def make(self, run: Books, rows: list[Row], failed: set[int], whole: bool) -> None:
         """What `run` does, without the workers."""
         counts = run.index.counts()
         record = make_record(
-            run=run.name, rows=counts.total, done_before=counts.done, failed_before=counts.failed, **run._rows()
+            run=run.name, rows=counts.total, done_before=counts.done, failed_before=counts.failed, **run.rows()
         )
         shards = [make_shard(key_of(row), 2, [row]) for row in rows]
         if rows and whole:
@@ -124,8 +121,8 @@ class Books(RuleBasedStateMachine):
             done = [DoneRow(row.id, row.fingerprint) for row in shard.rows if row.id not in lost]
             run.index.mark(committed_rows(receipt, done))
         if shards:
-            write_run(run.dataset.store, replace(record, finished=1.0, outcome="finished", settled=True, **run._rows()))
-        run.supersede(NOBODY)
+            write_run(run.dataset.store, replace(record, finished=1.0, outcome="finished", settled=True, **run.rows()))
+        run.supersede()
         run.settle_record()
         self.is_recorded = latest_run(run.dataset.store) is not None
 
@@ -211,7 +208,7 @@ def folded_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "FOLD_ABOVE", 0)
 
 
-TestBooks = Books.TestCase
+TestBooks = Bookkeeping.TestCase
 TestBooks.settings = settings(
     max_examples=25,
     stateful_step_count=12,
