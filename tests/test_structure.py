@@ -106,8 +106,8 @@ ORDER = """
     manifest
     work
     identity images machine storage builtin
-    places
-    options
+    places store_errors claims
+    options throttle
     errors version toml_tables
 """.strip().splitlines()
 
