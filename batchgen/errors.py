@@ -17,7 +17,8 @@ BatchgenError
     │   ├── Damaged            an object holds other bytes than batchgen writes
     │   │   └── LaterVersion   or those of a later batchgen
     │   ├── NotFound
-    │   └── OutputGone         the output that was opened is no longer at its place
+    │   ├── OutputGone         the output that was opened is no longer at its place
+    │   └── StoreRefused       full, read-only, or with keys that may not: somebody has to do something
     ├── OutputBusy             another live run holds the output's lease                         exit 6
     │   └── LeaseLost          another run has taken it from this one
     ├── ModelLoadError
@@ -63,6 +64,7 @@ __all__ = [
     "PromptSyntaxError",
     "RunDied",
     "StoreError",
+    "StoreRefused",
     "TextError",
     "UnknownSampler",
     "WrongType",
@@ -224,6 +226,10 @@ class NotFound(StoreError):
 
 class OutputGone(StoreError):
     """The output was moved, removed, unmounted or replaced while it was in use; nothing is written in its place."""
+
+
+class StoreRefused(StoreError):
+    """A store that is full, read-only, or refuses these keys: somebody has to do something before it is tried again."""
 
 
 class OutputBusy(InfrastructureError):

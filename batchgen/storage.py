@@ -10,16 +10,20 @@ import io
 import os
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
+from enum import Enum
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
 
-from batchgen.errors import AlreadyExists, InputError, NotFound, OutputGone, StoreError
+from batchgen.claims import publish
+from batchgen.errors import AlreadyExists, InputError, NotFound, OutputGone, StoreError, StoreRefused
 from batchgen.places import is_remote, kept_by_ray, local_path, misspelling, protocol_of
+from batchgen.store_errors import reason, refusal, service_code, trouble
+from batchgen.throttle import AT_ONCE, Throttle
 from batchgen.web import fetch
 
 __all__ = [
@@ -36,13 +40,19 @@ __all__ = [
 
 PROBE_KEY = ".batchgen/probe"
 SINGLE_PUT = 2 << 30  # bytes; s3fs would go over to multipart at 100 MB, where a server may ignore the create condition
-_QUICK = {"connect_timeout": 4, "read_timeout": 10, "retries": {"total_max_attempts": 2, "mode": "standard"}}
-_PATIENT = {"connect_timeout": 10, "read_timeout": 60, "retries": {"total_max_attempts": 8, "mode": "standard"}}
 _S3 = ("s3://", "s3a://")
 _OBJECT_STORES = frozenset("abfs abfss adl az gcs gs memory oci oss s3 s3a".split())  # others have no business here
 _WEB = ("http", "https")
 WEB_BYTES, WEB_SECONDS = 256 << 20, 30.0  # of a manifest; images have bounds of the job's
 CONFIG_BYTES = 16 << 20  # of a file that is held whole: a job, a model's config, a list of words
+
+
+class _Timeouts(Enum):
+    """How long an S3 client waits to connect and to read, in seconds, and how often botocore and s3fs on it try."""
+
+    QUICK = 4, 10, 2, 2
+    PATIENT = 10, 60, 8, 5
+    ONCE = 10, 60, 1, 1  # `Throttle` tries again, and is to see at once that a service is too busy
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,7 +164,7 @@ def probe(store: Store) -> None:
 
 
 class _LocalStore:
-    """A folder of the local file system; a write is a temporary file, fsync, then link or replace."""
+    """A folder of the local file system; a write is a temporary file, fsync, then link (or a claim) or replace."""
 
     def __init__(self, root: Path, anchor: str | None) -> None:
         self.root = root.absolute()
@@ -175,12 +185,12 @@ class _LocalStore:
             return (self.root / key).stat().st_size
 
     def create(self, key: str, data: bytes) -> None:
-        self._put(key, data, os.link)
+        self._put(key, data, publish)
 
     def write(self, key: str, data: bytes) -> None:
         self._put(key, data, os.replace)
 
-    def _put(self, key: str, data: bytes, publish: Any) -> None:
+    def _put(self, key: str, data: bytes, give_name: Callable[[Path, Path], None]) -> None:
         target = self.root / key
         with _named(f"{self.uri}/{key}"):
             self._make_folder(target.parent)
@@ -189,9 +199,10 @@ class _LocalStore:
                 with os.fdopen(handle, "wb") as stream:
                     stream.write(data)
                     stream.flush()
-                    os.fchmod(stream.fileno(), 0o666 & ~_UMASK)
+                    with suppress(OSError):  # vfat, SMB and others have the modes of their mount
+                        os.fchmod(stream.fileno(), 0o666 & ~_UMASK)
                     os.fsync(stream.fileno())
-                publish(temporary, target)
+                give_name(Path(temporary), target)
             finally:
                 Path(temporary).unlink(missing_ok=True)
 
@@ -250,23 +261,35 @@ class _FsspecStore:
 
     def __init__(self, uri: str, options: dict[str, Any], *, quick: bool) -> None:
         self.uri = uri
+        protocol, self.root = uri.split("://", 1)
         with _named(uri):
-            self.fs = _filesystem(uri.split("://", 1)[0], _Frozen(options), quick)
-        self.root = uri.split("://", 1)[1]
+            self._fs = _filesystem(protocol, _Frozen(options), _Timeouts.QUICK if quick else _Timeouts.ONCE)
+        self._throttle = None if quick or not uri.startswith(_S3) else _throttle(protocol, _Frozen(options))
+
+    def _ask(self, request: Callable[[], Any]) -> Any:
+        """What a request returns; where this file system does not try again by itself, tried again here."""
+        return request() if self._throttle is None else self._throttle.call(request, trouble)
 
     def read(self, key: str) -> bytes:
         with _named(f"{self.uri}/{key}"):
-            data: bytes = self.fs.cat_file(f"{self.root}/{key}")
+            try:
+                # from 0: else s3fs asks for the size first, to which a refusal has no text
+                start = {"start": 0} if self.uri.startswith(_S3) else {}
+                data: bytes = self._ask(lambda: self._fs.cat_file(f"{self.root}/{key}", **start))
+            except OSError as error:
+                if service_code(error) != "InvalidRange":
+                    raise
+                return b""  # which has no byte 0
             return data
 
     def read_part(self, key: str, start: int, end: int) -> bytes:
         with _named(f"{self.uri}/{key}"):
-            data: bytes = self.fs.cat_file(f"{self.root}/{key}", start=start, end=end)
+            data: bytes = self._ask(lambda: self._fs.cat_file(f"{self.root}/{key}", start=start, end=end))
             return data
 
     def size(self, key: str) -> int:
         with _named(f"{self.uri}/{key}"):
-            return int(self.fs.size(f"{self.root}/{key}"))
+            return int(self._ask(lambda: self._fs.size(f"{self.root}/{key}")))
 
     def create(self, key: str, data: bytes) -> None:
         try:
@@ -286,21 +309,21 @@ class _FsspecStore:
             raise StoreError(f"{self.uri}/{key}: an empty object cannot be created safely")
         if self.uri.startswith(_S3):
             kwargs["chunksize"] = SINGLE_PUT
-        self.fs.pipe_file(f"{self.root}/{key}", data, **kwargs)
+        self._ask(lambda: self._fs.pipe_file(f"{self.root}/{key}", data, **kwargs))
 
     def names(self, prefix: str) -> list[str]:
         with _named(f"{self.uri}/{prefix}"):
             try:
-                listed = self.fs.ls(f"{self.root}/{prefix}".rstrip("/"), detail=False)
+                listed = self._ask(lambda: self._fs.ls(f"{self.root}/{prefix}".rstrip("/"), detail=False))
             except FileNotFoundError as error:
-                if _service_code(error) == "NoSuchBucket":
+                if service_code(error) == "NoSuchBucket":
                     raise
                 return []
         return sorted(PurePosixPath(path).name for path in listed)
 
     def entries(self, prefix: str) -> Iterator[Entry]:
         with _named(f"{self.uri}/{prefix}"):
-            found = self.fs.find(f"{self.root}/{prefix}".rstrip("/"), detail=True)
+            found = self._ask(lambda: self._fs.find(f"{self.root}/{prefix}".rstrip("/"), detail=True))
         for path, info in found.items():
             key, version = path[len(self.root.lstrip("/")) :].lstrip("/"), info.get("ETag") or info.get("mtime") or ""
             yield Entry(key=key, size=int(info["size"] or 0), version=str(version))
@@ -308,7 +331,7 @@ class _FsspecStore:
     def delete(self, key: str) -> None:
         with _named(f"{self.uri}/{key}"):
             try:
-                self.fs.rm_file(f"{self.root}/{key}")
+                self._ask(lambda: self._fs.rm_file(f"{self.root}/{key}"))
             except FileNotFoundError:
                 return
 
@@ -321,7 +344,13 @@ class _Frozen(dict[str, Any]):
 
 
 @lru_cache(maxsize=8)
-def _filesystem(protocol: str, options: _Frozen, quick: bool) -> Any:
+def _throttle(_protocol: str, _options: _Frozen) -> Throttle:
+    """That of all requests of a file system in this process."""
+    return Throttle()
+
+
+@lru_cache(maxsize=8)
+def _filesystem(protocol: str, options: _Frozen, timeouts: _Timeouts) -> Any:
     import fsspec
 
     if protocol not in _OBJECT_STORES:
@@ -330,26 +359,19 @@ def _filesystem(protocol: str, options: _Frozen, quick: bool) -> Any:
         raise InputError(f"there is no protocol {protocol}:// here; {hint}")
     if f"{protocol}://" not in _S3:
         return fsspec.filesystem(protocol, **options)
-    timeouts = {"config_kwargs": _QUICK if quick else _PATIENT, "use_listings_cache": False}
-    fs = fsspec.filesystem(protocol, skip_instance_cache=True, **(timeouts | options))
-    if quick:
-        fs.retries = 2  # s3fs retries on top of botocore: 5 times by default, 11 s at a closed port
+    connect, read, attempts, tries = timeouts.value
+    retries = {"total_max_attempts": attempts, "mode": "standard"}
+    config = {"connect_timeout": connect, "read_timeout": read, "retries": retries, "max_pool_connections": AT_ONCE}
+    fs = fsspec.filesystem(
+        protocol, skip_instance_cache=True, **({"config_kwargs": config, "use_listings_cache": False} | options)
+    )
+    fs.retries = tries
     return fs
-
-
-def _service_code(error: BaseException | None) -> str:
-    """What the service itself called the error (NoSuchBucket, 412, ...): s3fs hides it behind the plain errno."""
-    while error is not None:
-        response = getattr(error, "response", None)
-        if isinstance(response, dict):
-            return str(response.get("Error", {}).get("Code", ""))
-        error = error.__cause__
-    return ""
 
 
 def _is_refusal(error: BaseException | None) -> bool:
     """Whether a failed create says that the key is taken."""
-    return isinstance(error, FileExistsError) or _service_code(error) in ("PreconditionFailed", "412")
+    return isinstance(error, FileExistsError) or service_code(error) in ("PreconditionFailed", "412")
 
 
 @contextmanager
@@ -363,26 +385,27 @@ def _named(place: str) -> Iterator[None]:
         raise AlreadyExists(f"{place} exists already") from error
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise NotFound(f"{place}: {_missing(place, error)}") from error
-    except PermissionError as error:
-        raise StoreError(f"{place}: access denied ({_reason(error)}); check credentials and permissions") from error
     except (OSError, ValueError, ImportError) as error:
-        raise StoreError(f"{place}: {_reason(error)}") from error
+        raise _store_error(place, error) from error
     except Exception as error:
         # botocore's errors have no common base that is importable without botocore
         if type(error).__module__.split(".")[0] not in {"botocore", "aiobotocore", "aiohttp", "gcsfs", "azure"}:
             raise
-        raise StoreError(f"{place}: {_reason(error)}") from error
+        raise _store_error(place, error) from error
+
+
+def _store_error(place: str, error: Exception) -> StoreError:
+    advice = refusal(error)
+    if advice is None:
+        return StoreError(f"{place}: {reason(error)}")
+    denied = "access denied " if isinstance(error, PermissionError) else ""
+    return StoreRefused(f"{place}: {f'{denied}({reason(error)})' if denied else reason(error)}; {advice}")
 
 
 def _missing(place: str, error: OSError) -> str:
-    if _service_code(error) == "NoSuchBucket":
+    if service_code(error) == "NoSuchBucket":
         return f"there is no bucket {place.split('/')[2]!r}; create it, or check the name and the endpoint"
-    return _reason(error) if isinstance(error, (NotADirectoryError, IsADirectoryError)) else "not found"
-
-
-def _reason(error: BaseException) -> str:
-    text = (getattr(error, "strerror", None) or "").strip() or _service_code(error) or str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    return reason(error) if isinstance(error, (NotADirectoryError, IsADirectoryError)) else "not found"
 
 
 # Reading the user's inputs: any path or URI, one file at a time.
@@ -396,7 +419,7 @@ def open_input(uri: str) -> IO[bytes]:
         if protocol_of(uri) in _WEB:
             return io.BytesIO(fetch(uri, most=WEB_BYTES, seconds=WEB_SECONDS, anywhere=True))
         protocol, _, path = uri.partition("://")
-        stream: IO[bytes] = _filesystem(protocol, _Frozen(), False).open(path, "rb")
+        stream: IO[bytes] = _filesystem(protocol, _Frozen(), _Timeouts.PATIENT).open(path, "rb")
         return stream
 
 
@@ -482,7 +505,7 @@ def look_at_input(uri: str) -> Look:
             return Look(size=0, version="", modified=None)  # nobody knows without reading it
         if is_remote(uri):
             protocol, _, path = uri.partition("://")
-            known = _filesystem(protocol, _Frozen(), False).info(path)
+            known = _filesystem(protocol, _Frozen(), _Timeouts.PATIENT).info(path)
             changed = known.get("LastModified") or known.get("mtime")
             tag = known.get("ETag") or known.get("etag") or changed or ""
             modified = changed.timestamp() if hasattr(changed, "timestamp") else changed
@@ -509,7 +532,7 @@ def expand(uri: str, suffixes: Iterable[str]) -> list[str]:
     with _named(uri):
         if is_remote(uri):
             protocol, _, path = uri.partition("://")
-            fs, prefix = _filesystem(protocol, _Frozen(), True), f"{protocol}://"
+            fs, prefix = _filesystem(protocol, _Frozen(), _Timeouts.QUICK), f"{protocol}://"
         else:
             import fsspec
 

@@ -7,8 +7,8 @@ The error model, in four rules:
    recorded at once, a transient one is tried again after a pause, and a bounded number of times.
 3. A unit whose worker is lost is tried again alone, and then cut, until what breaks workers stands by itself. While no
    unit that needs the same model has shown progress, workers that are lost are the model's doing, and three are enough.
-4. Where trying on is pointless for every unit (a store), the run ends; where it is for those that need one model, it
-   ends after the others.
+4. Where trying on is pointless for every unit (a store), the run ends, at once where the failure is fatal; where it is
+   for those that need one model, it ends after the others.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +23,7 @@ from batchgen.errors import (
     ModelLoadError,
     OutOfDeviceMemory,
     StoreError,
+    StoreRefused,
     one_line,
 )
 
@@ -34,6 +35,7 @@ class FailureKind(StrEnum):
 
     PERMANENT = "permanent"  # the next would fail alike
     TRANSIENT = "transient"  # the next may succeed
+    FATAL = "fatal"  # the next of any unit would fail alike, until somebody does something about it
     LOST = "lost"  # the worker died or is out of reach; what caused it is not known
 
 
@@ -48,6 +50,7 @@ class Failure:
 
 
 _MEANING: Mapping[type[Exception], tuple[FailureKind, ErrorClass]] = {
+    StoreRefused: (FailureKind.FATAL, ErrorClass.STORE),
     StoreError: (FailureKind.TRANSIENT, ErrorClass.STORE),
     ModelLoadError: (FailureKind.TRANSIENT, ErrorClass.MODEL),
     CanaryDied: (FailureKind.TRANSIENT, ErrorClass.GENERATION),

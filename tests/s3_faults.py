@@ -17,14 +17,16 @@ from urllib.parse import unquote, urlsplit
 from s3_server import S3Server
 
 PIECE_BYTES = 64 * 1024
-SLOW_DOWN = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>injected by the tests</Message></Error>"
+ERROR = "<?xml version='1.0'?><Error><Code>{}</Code><Message>injected by the tests</Message></Error>"
 
 
 class Kind(StrEnum):
     """What can go wrong with one request."""
 
     UNAVAILABLE = "503"  # refused with SlowDown; the server never sees the request
+    ERROR = "error"  # refused with the fault's `status` and `code`; the server never sees the request
     RESET = "reset"  # connection reset after `after_bytes` of the body: the answer's for GET, otherwise the request's
+    TRUNCATED = "truncated"  # the answer's body ends after `after_bytes`, and the connection as if all were said
     DELAY = "delay"  # passed on after `seconds`
     LOST_ANSWER = "lost answer"  # the server answered with 2xx, the client sees a reset instead
 
@@ -40,6 +42,8 @@ class Fault:
     probability: float = 1.0  # share of the matching requests that meet it, drawn from the proxy's seed
     after_bytes: int = 0
     seconds: float = 0.0
+    status: int = 503
+    code: str = "SlowDown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +120,13 @@ class _Line:
             writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         body = _body(reader, headers)
 
-        if kind is Kind.UNAVAILABLE:
+        if fault and kind in (Kind.UNAVAILABLE, Kind.ERROR):
             async for _ in body:
                 pass
+            text = ERROR.format(fault.code)
             writer.write(
-                b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/xml\r\nConnection: close\r\n"
-                b"Content-Length: %d\r\n\r\n%b" % (len(SLOW_DOWN), b"" if method == "HEAD" else SLOW_DOWN)
+                f"HTTP/1.1 {fault.status} Refused\r\nContent-Type: application/xml\r\nConnection: close\r\n"
+                f"Content-Length: {len(text)}\r\n\r\n{'' if method == 'HEAD' else text}".encode()
             )
             return
         if fault and kind is Kind.DELAY:
@@ -138,6 +143,9 @@ class _Line:
             if kind is Kind.LOST_ANSWER and answer.split(b" ", 2)[1].startswith(b"2"):
                 raise ConnectionResetError
             writer.write(answer)
+            if fault and kind is Kind.TRUNCATED:
+                writer.write((await up_reader.read(PIECE_BYTES))[: fault.after_bytes])
+                return
             await _pass_on(_pieces(up_reader), writer, cut if method == "GET" else None)
         finally:
             up_writer.transport.abort()

@@ -16,10 +16,10 @@ from test_plan import key_of, make_row
 from batchgen.engine.loop import Control, drive, signals
 from batchgen.engine.patience import Patience
 from batchgen.engine.queue import Fate, Finished, Try, WorkQueue
-from batchgen.errors import ErrorClass, InfrastructureError, ModelLoadError, StoreError
+from batchgen.errors import ErrorClass, InfrastructureError, ModelLoadError, StoreError, StoreRefused
 from batchgen.identity import shard_id
 from batchgen.rows import Receipt, Shard
-from batchgen.work import Failure, FailureKind, lost
+from batchgen.work import Failure, FailureKind, failure_of, lost
 
 
 def make_shard(first: int, count: int, batch_size: int = 4) -> Shard:
@@ -283,6 +283,15 @@ def test_store_and_model_failures_end_the_run(cause: ErrorClass, error: type[Inf
     with pytest.raises(error, match=r"error of the .*tried"):
         run(WorkQueue(iter([make_shard(0, 8)])), pool)
     assert 1 < len(pool.attempts) <= 5
+
+
+def test_what_somebody_must_see_to_ends_the_run_at_once() -> None:
+    """A full disk or expired keys: no unit is made once more to meet them again."""
+    queue = WorkQueue(iter([make_shard(0, 8), make_shard(8, 8)]))
+    tried = queue.take(0.0)
+    assert tried is not None
+    with pytest.raises(StoreRefused, match="full"):
+        queue.failed(tried, failure_of(StoreRefused("the disk is full")), 0.0)
 
 
 def test_one_model_failure_after_another_failure_is_tried_again() -> None:

@@ -21,6 +21,7 @@ import pytest
 import torch
 from conftest import RunCli, WriteManifest
 from PIL import Image
+from s3_faults import Fault, Kind, fault_proxy
 from s3_server import S3Server
 from safetensors.torch import load_file, save_file
 from test_kept_outputs import KEPT
@@ -500,6 +501,26 @@ def test_a_job_file_stands_for_its_output(
     assert batchgen("verify", job, env=elsewhere).returncode == 0
     opened = batchgen("retry", job, env=elsewhere)
     assert opened.returncode == 0 and "1 row will be tried again" in opened.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.s3
+def test_keys_that_expire_end_the_run(
+    s3_server: S3Server, s3_bucket: str, batchgen: RunCli, write_manifest: WriteManifest, tiny_model: Path
+) -> None:
+    """Exit 4 at once, with what to do, and nothing is recorded as failed; 15 s, since a worker's process meets it."""
+    fault = Fault(kind=Kind.ERROR, method="PUT", key="*/data/*", status=400, code="ExpiredToken", times=None)
+    output = f"{s3_bucket}/set"
+    common = ["--model", tiny_model, "--output", output, "--shard-rows", 2, "--workers", 1, *BATCH]
+    with fault_proxy(s3_server, [fault]) as proxy:
+        env = {"AWS_ENDPOINT_URL": proxy.server.endpoint}
+        done = batchgen("run", write_manifest("rows.parquet", prompts(6)), *common, env=env)
+        assert 1 <= proxy.met(Kind.ERROR) <= 6, "no image is made once more to meet it again"
+    assert done.returncode == 4, done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"error: {output}/data/")
+    assert "the keys have expired; renew them" in done.stderr
+    status = json.loads(batchgen("status", output, "--json").stdout)
+    assert (status["done"], status["failed"], status["left"]) == (0, 0, 6)
 
 
 @pytest.mark.s3

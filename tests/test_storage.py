@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -13,7 +13,8 @@ from conftest import RunCli, free_port, s3_filesystem
 from s3_faults import Fault, Kind, fault_proxy
 from s3_server import S3Server
 
-from batchgen.errors import AlreadyExists, NotFound, StoreError
+from batchgen import throttle
+from batchgen.errors import AlreadyExists, NotFound, StoreError, StoreRefused
 from batchgen.manifest.files import folder_of
 from batchgen.places import join
 from batchgen.storage import PROBE_KEY, Entry, Store, expand, open_input, open_store, probe, read_input
@@ -351,16 +352,63 @@ def test_objects_are_written_in_one_request(s3_bucket: str, s3_server: S3Server)
     assert s3_filesystem(s3_server).size(f"{s3_bucket}/large") == 101 << 20
 
 
-@pytest.mark.slow
 @pytest.mark.s3
-def test_a_patient_store_outlasts_faults(s3_bucket: str, s3_server: S3Server) -> None:
-    """It outlasts a few refusals and resets, for reads and for writes."""
-    faults = [Fault(kind=Kind.UNAVAILABLE, times=2), Fault(kind=Kind.RESET, times=2)]
+def test_a_patient_store_outlasts_faults(s3_bucket: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of each kind for one key: a read and a create end well; an outage ends, and says how often it was tried."""
+    monkeypatch.setattr(throttle, "_FIRST_PAUSE", 0.02)
+    faults = [
+        Fault(kind=Kind.UNAVAILABLE, times=2),
+        Fault(kind=Kind.ERROR, status=500, code="InternalError"),
+        Fault(kind=Kind.ERROR, status=400, code="RequestTimeout"),
+        Fault(kind=Kind.RESET, method="PUT", after_bytes=60_000),
+        Fault(kind=Kind.RESET, method="GET", after_bytes=60_000),
+        Fault(kind=Kind.TRUNCATED, method="GET", key="*/x", after_bytes=60_000),
+        Fault(kind=Kind.TRUNCATED, method="GET", key="tests-????????????", after_bytes=60),  # a listing
+        Fault(kind=Kind.DELAY, seconds=0.2),
+    ]
+    data = bytes(range(256)) * 500
     with fault_proxy(s3_server, faults) as proxy:
         store = open_store(s3_bucket, {"endpoint_url": proxy.server.endpoint})
-        store.write("x", b"x" * 100_000)
-        assert store.read("x") == b"x" * 100_000
-        assert proxy.met(Kind.UNAVAILABLE) + proxy.met(Kind.RESET) == 4
+        store.create("x", data)
+        assert store.read("x") == data
+        assert store.names("") == ["x"]
+        assert sum(request.fault is not None for request in proxy.requests) == 9
+        with pytest.raises(AlreadyExists):
+            store.create("x", data)
+    with fault_proxy(s3_server, [Fault(kind=Kind.UNAVAILABLE, times=None)]) as proxy:
+        monkeypatch.setattr(throttle, "PATIENCE", 0.3)
+        store = open_store(s3_bucket, {"endpoint_url": proxy.server.endpoint})
+        with pytest.raises(StoreError, match=r"x: .*; tried \d+ times"):
+            store.read("x")
+        assert len(proxy.requests) >= throttle.LEAST_TRIES
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize(
+    ("status", "code", "said"),
+    [
+        (400, "ExpiredToken", "the keys have expired; renew them"),
+        (403, "InvalidAccessKeyId", "check credentials"),
+        (403, "RequestTimeTooSkewed", "the clock of this machine is wrong"),
+        (403, "AccessDenied", "access denied"),
+        (507, "InsufficientStorage", "free some space"),
+    ],
+)
+def test_what_somebody_must_see_to_is_not_tried_again(
+    s3_bucket: str, s3_server: S3Server, status: int, code: str, said: str
+) -> None:
+    """Keys that ran out in the middle, a prefix that turned read-only, a quota: one request each, and what to do."""
+    with fault_proxy(s3_server, [Fault(kind=Kind.ERROR, times=None, status=status, code=code)]) as proxy:
+        store = open_store(s3_bucket, {"endpoint_url": proxy.server.endpoint})
+        requests: list[Callable[[], object]] = [
+            lambda: store.create("a/x", b"x"),
+            lambda: store.read("a/x"),
+            lambda: store.names("a"),
+        ]
+        for number, request in enumerate(requests, 1):
+            with pytest.raises(StoreRefused, match=f"a.*{said}"):
+                request()
+            assert len(proxy.requests) == number
 
 
 @pytest.mark.s3

@@ -108,8 +108,8 @@ ORDER = """
     work
     inputs
     identity images machine storage builtin
-    web places
-    options toml_tables
+    web places store_errors claims
+    options toml_tables throttle
     errors version
 """.strip().splitlines()
 

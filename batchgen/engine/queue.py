@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Generic, TypeVar
 
-from batchgen.errors import ErrorClass, InfrastructureError, ModelLoadError, StoreError
+from batchgen.errors import ErrorClass, InfrastructureError, ModelLoadError, StoreError, StoreRefused
 from batchgen.work import Failure, FailureKind, Unit
 
 __all__ = ["Fate", "Finished", "Try", "WorkQueue"]
@@ -102,6 +102,8 @@ class WorkQueue(Generic[_Unit]):
         """
         if failure.kind is FailureKind.PERMANENT:
             return Fate.RECORD
+        if failure.kind is FailureKind.FATAL:
+            raise StoreRefused(failure.message)
         unit, error_class = tried.unit, failure.error_class
         if unit.needs in self._given_up:
             return Fate.LEFT

@@ -1,0 +1,110 @@
+"""What errors of file systems and object stores mean, in words and for trying again. Knows nothing of how they come."""
+
+import errno
+
+from batchgen.throttle import Trouble
+
+__all__ = ["reason", "refusal", "service_code", "trouble"]
+
+_BUSY = {
+    "429",
+    "503",
+    "BandwidthLimitExceeded",
+    "RequestLimitExceeded",
+    "ServiceUnavailable",
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "TooManyRequests",
+}
+_AWAY = {
+    "500",
+    "502",
+    "504",
+    "BadDigest",  # the upload was damaged on its way
+    "ConditionalRequestConflict",  # another create of the key is under way: its end decides
+    "IncompleteBody",
+    "InternalError",
+    "OperationAborted",
+    "RequestTimeout",
+    "XAmzContentSHA256Mismatch",
+}
+# by name: what has no `response` is no answer; names of botocore, aiohttp, and Python
+_NO_ANSWER = {
+    "ClientConnectionError",
+    "ClientPayloadError",
+    "ConnectionError",
+    "HTTPClientError",
+    "IncompleteReadError",
+    "ResponseParserError",
+}
+
+_EXPIRED = "the keys have expired; renew them for every machine of the run, and run again"
+_KEYS = "check credentials and permissions"
+_FULL = "free some space or raise the quota, and run again"
+_CODES = {
+    "ExpiredToken": _EXPIRED,
+    "ExpiredTokenException": _EXPIRED,
+    "InvalidToken": _EXPIRED,
+    "RequestExpired": _EXPIRED,
+    "TokenRefreshRequired": _EXPIRED,
+    "RequestTimeTooSkewed": "the clock of this machine is wrong; set it, and run again",
+    "InsufficientStorage": _FULL,
+    "QuotaExceeded": _FULL,
+    "XMinioStorageFull": _FULL,
+    "403": _KEYS,
+    "AccessDenied": _KEYS,
+    "AllAccessDisabled": _KEYS,
+    "InvalidAccessKeyId": _KEYS,
+    "SignatureDoesNotMatch": _KEYS,
+}
+_ERRNOS = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EROFS: "make the place writable again, or check why its disk went read-only, and run again",
+    errno.ENOTSUP: "commits would not be safe there; choose another place",
+    errno.EFBIG: "the file system or a limit (ulimit -f) takes no file of this size; choose another place",
+}
+_NO_KEYS = {"NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError", "SSOTokenLoadError"}
+_EXPIRED_KEYS = {"CredentialRetrievalError", "UnauthorizedSSOTokenError"}
+
+
+def service_code(error: BaseException | None) -> str:
+    """What the service itself called the error (NoSuchBucket, 412, ...): s3fs hides it behind the plain errno."""
+    while error is not None:
+        response = getattr(error, "response", None)
+        if isinstance(response, dict):
+            return str(response.get("Error", {}).get("Code", ""))
+        error = error.__cause__
+    return ""
+
+
+def trouble(error: Exception) -> Trouble | None:
+    """Whether the same request may succeed a little later, and what that asks for; None where it will not."""
+    if code := service_code(error):
+        return Trouble.BUSY if code in _BUSY else Trouble.AWAY if code in _AWAY else None
+    if isinstance(error, TimeoutError) or _names(error) & _NO_ANSWER:
+        return Trouble.AWAY
+    return None
+
+
+def refusal(error: Exception) -> str | None:
+    """What to do where a store takes nothing, or not from us, until somebody does something; None for other errors."""
+    if (advice := _CODES.get(service_code(error))) is not None:
+        return advice
+    if isinstance(error, OSError) and error.errno in _ERRNOS:
+        return _ERRNOS[error.errno]
+    if _names(error) & _EXPIRED_KEYS:
+        return _EXPIRED
+    return _KEYS if isinstance(error, PermissionError) or _names(error) & _NO_KEYS else None
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what an error says, and how often it was tried."""
+    text = (getattr(error, "strerror", None) or "").strip() or service_code(error) or str(error).strip()
+    first = text.splitlines()[0] if text else type(error).__name__
+    return "; ".join([first, *getattr(error, "__notes__", [])])
+
+
+def _names(error: Exception) -> set[str]:
+    return {one.__name__ for one in type(error).__mro__}
