@@ -172,7 +172,9 @@ def test_images_end_with_that_of_a_run(
     manifest = write_manifest("four.jsonl", [{"id": id_, **shared, **cells} for id_, cells in rows.items()])
     output = tmp_path / "out"
     flags = ["--output", output, "--batch-size", 1, "--address", ray_address]
-    run = batchgen("run", manifest, "--model", tiny_model, *flags)
+    job = tmp_path / "four.toml"
+    job.write_text(f'manifest = "{manifest.name}"\n[inputs]\nroots = ["{beside}"]\n')
+    run = batchgen("run", job, "--model", tiny_model, *flags)
     assert run.returncode == 0, run.stderr
     for id_, cells in rows.items():
         settings = read_settings([f"{name}={cell}" for name, cell in cells.items()], {})

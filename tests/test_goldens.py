@@ -22,6 +22,7 @@ from batchgen.generation import parameters, tasks
 from batchgen.generation.parameters import Sampling, decisive_cells
 from batchgen.generation.tasks import TASKS
 from batchgen.identity import fingerprint
+from batchgen.images import FORMATS
 from batchgen.index import Index
 from batchgen.job import load_job
 from batchgen.manifest.columns import COLUMNS, Column, Kind
@@ -42,9 +43,18 @@ CHANGED = "every output that holds such rows would make them again; see `hashed`
 # Files to resolve against
 
 
+@pytest.fixture(autouse=True)
+def netpbm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images of the goldens are of a format that no library encodes in two ways, and that is not read any more."""
+    monkeypatch.setattr("batchgen.images.FORMATS", (*FORMATS, "PPM"))
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the models, adapters and images of `goldens/files.json`."""
+    """A folder with the models, adapters and images of `goldens/files.json`.
+
+    Models have what counts for their fingerprints; their tokenizers are not among it, and are folders alone.
+    """
     root = tmp_path_factory.mktemp("goldens").resolve()
     for name, content in json.loads((GOLDENS / "files.json").read_text(encoding="utf-8")).items():
         path = root / name
@@ -52,6 +62,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         match path.suffix:
             case ".json":
                 path.write_text(json.dumps(content), encoding="utf-8")
+                if path.name == "model_index.json":
+                    for part in {"scheduler", "tokenizer", "tokenizer_2"} & content.keys():
+                        (path.parent / part).mkdir(exist_ok=True)
+                        (path.parent / part / "README.md").touch()
             case ".safetensors":
                 path.write_bytes(_zero_tensors(content))
             case suffix:

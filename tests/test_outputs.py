@@ -98,6 +98,9 @@ def test_a_run_goes_on_without_the_books(name: str, tmp_path: Path, batchgen: Ru
     assert done.returncode == 0, done.stderr
     assert contents(output) == before and made_rows(output) == rows
     assert numbers(batchgen, output) == (5, 5, 0, 0)
+    lost = batchgen("verify", output)
+    assert lost.returncode == 1 and "names rows of a shard that is not there" in lost.stdout + lost.stderr
+    assert batchgen("verify", output, "--repair").returncode == 0
     assert verified(batchgen, output) == (5, 0)
 
 

@@ -115,7 +115,8 @@ def test_every_row_is_in_the_metadata_once_and_verifies(reference: tuple[Path, P
     report = batchgen("verify", output, "--deep", "--json")
     assert json.loads(report.stdout) == {
         "shards": 5, "rows": 40, "images": 40, "decoded": 40, "failed_rows": 0, "strays": 0, "removed": 0,
-        "outcome": "finished", "left": 0, "faults": [], "ok": True,
+        "outcome": "finished", "manifest_rows": 40, "done": 40, "failed": 0, "left": 0, "faults": [], "repaired": [],
+        "ok": True,
     }  # fmt: skip
     status = json.loads(batchgen("status", output, "--json").stdout)
     assert (status["rows"], status["done"], status["failed"], status["left"]) == (40, 40, 0, 0)

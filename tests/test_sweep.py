@@ -5,6 +5,7 @@ import random
 import tomllib
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from batchgen.driver import resolved_rows
 from batchgen.errors import InputError
 from batchgen.index import Index
+from batchgen.inputs import Inputs
 from batchgen.job import load_job
 from batchgen.manifest.sweep import count_cells, read_sweep, sweep_rows
 from batchgen.manifest.sweep.axes import Distribution, Listed, read_source, share
@@ -377,7 +379,8 @@ def _spec(folder: Path) -> Path:
 
 
 def _prints(source: Path) -> set[str]:
-    with resolved_rows(load_job(str(source))) as (index, _):
+    folders = tuple(map(str, source.parents))  # what a sweep names lies beside it, not beside a manifest elsewhere
+    with resolved_rows(replace(load_job(str(source)), inputs=Inputs(roots=folders[:2]))) as (index, _):
         return _fingerprints(index)
 
 

@@ -215,7 +215,7 @@ def _encode(rows: list[_Encoded], schema: pa.Schema) -> bytes:
 
 
 def _decode(data: bytes, schema: pa.Schema) -> Iterator[tuple[str, Row]]:
-    file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
+    file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True, pre_buffer=False)
     if file.schema_arrow.names != schema.names:
         raise ValueError("columns are not those of the plan")
     for batch in file.iter_batches(READ_ROWS):

@@ -91,7 +91,7 @@ class Snapshot:
                 data = self.store.read(key)
             except NotFound as error:  # it is listed
                 raise ValueError("it cannot be read") from error
-            yield pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
+            yield pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True, pre_buffer=False)
 
     def key(self, suffix: str) -> str:
         """Key of one of its files."""

@@ -83,10 +83,11 @@ def decode_table(
     Raises:
         Exception: on damaged bytes, pyarrow's own errors, OSError, UnicodeDecodeError and more.
     """
-    parquet = pq.ParquetFile(source, page_checksum_verification=True)
+    # Arrow's threads, which read ahead, let go of Python's buffers when they please, and abort a process that ends
+    parquet = pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False)
     names = [name for name in parquet.schema_arrow.names if name not in without]
     wanted = names if columns is None else [name for name in names if name in columns]
-    table = parquet.read(columns=wanted, use_threads=False)  # its threads abort some processes that end soon after
+    table = parquet.read(columns=wanted, use_threads=False)
     table.validate(full=True)
     return table
 

@@ -357,7 +357,7 @@ def _said_types(said: dict[str, str | None]) -> dict[str, pa.DataType]:
 def _schema(file: str) -> dict[str, pa.DataType]:
     if _kind(file) in _PARQUET:
         with open_input(file) as stream:
-            parquet = pq.ParquetFile(stream)
+            parquet = pq.ParquetFile(stream, pre_buffer=False)
             rows = parquet.metadata.num_rows  # a part without any has types that nobody thought of
             return {column.name: column.type for column in parquet.schema_arrow} if rows else {}
     if _kind(file) in (*_LINES, ".json", _SWEEP):
@@ -378,7 +378,7 @@ def embedded_bytes(file: str, column: str, numbers: Iterable[int]) -> dict[int, 
     wanted = sorted(set(numbers))
     found: dict[int, bytes] = {}
     with open_input(file) as stream:
-        parquet = pq.ParquetFile(stream)
+        parquet = pq.ParquetFile(stream, pre_buffer=False)
         first = 1
         for group in range(parquet.num_row_groups):
             after = first + parquet.metadata.row_group(group).num_rows

@@ -228,8 +228,9 @@ def _whole(path: Path) -> str:
     if "unet" in found and "model_index.json" in found:  # the oldest models that denoise pixels lie flat
         named = read_index(path)[1]
         for part in named:
-            weighs = part.removesuffix("_2") in _MODELS
-            if (weighs or (part.removesuffix("_2") in _READ and "unet" in named)) and part not in found:
+            weighs = part.removesuffix("_2") in _MODELS and part not in found
+            reads = part.removesuffix("_2") in _READ and "unet" in named and not any((path / part).glob("*"))
+            if weighs or reads:
                 raise InputError(f"{path / part} is missing or empty; is the folder complete?")
     return hash_folder(path)
 
