@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from batchgen.errors import InputError
 from batchgen.places import is_remote, protocol_of
-from batchgen.storage import read_input
+from batchgen.reading import read_input
 
 __all__ = ["SCHEMES", "InputReader", "Inputs", "require_within"]
 

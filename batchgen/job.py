@@ -19,7 +19,7 @@ from batchgen.manifest.values import parse_defaults
 from batchgen.models.adapters import anchored
 from batchgen.options import Device, Dtype, ImageFormat, Layout, Memory, Safety
 from batchgen.places import is_remote, join, local_path
-from batchgen.storage import read_file
+from batchgen.reading import read_file
 from batchgen.toml_tables import ZERO, read_fields, table_keys
 
 __all__ = ["DEFAULT_COLUMNS", "Job", "Limits", "Scoring", "WorkerResources", "load_job"]

@@ -5,46 +5,29 @@ Credentials, profiles and endpoints are left to s3fs and boto3, which read the e
 """
 
 import errno
-import hashlib
-import io
 import os
-import stat
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import Enum
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 from batchgen.claims import publish
 from batchgen.errors import AlreadyExists, InputError, NotFound, OutputGone, StoreError, StoreRefused
-from batchgen.places import is_remote, kept_by_ray, local_path, misspelling, protocol_of
+from batchgen.places import is_remote, kept_by_ray, local_path, misspelling
 from batchgen.store_errors import reason, refusal, service_code, trouble
 from batchgen.throttle import AT_ONCE, Throttle
-from batchgen.web import fetch
 
-__all__ = [
-    "Entry",
-    "Store",
-    "expand",
-    "open_file",
-    "open_input",
-    "open_store",
-    "read_file",
-    "read_input",
-    "require_place",
-]
+__all__ = ["Entry", "Store", "input_filesystem", "open_store", "place_named", "probe", "require_place"]
 
 PROBE_KEY = ".batchgen/probe"
 SINGLE_PUT = 2 << 30  # bytes; s3fs would go over to multipart at 100 MB, where a server may ignore the create condition
 _S3 = ("s3://", "s3a://")
 _OBJECT_STORES = frozenset("abfs abfss adl az gcs gs memory oci oss s3 s3a".split())  # others have no business here
-_WEB = ("http", "https")
-WEB_BYTES, WEB_SECONDS = 256 << 20, 30.0  # of a manifest; images have bounds of the job's
-CONFIG_BYTES = 16 << 20  # of a file that is held whole: a job, a model's config, a list of words
 
 
 class _Timeouts(Enum):
@@ -172,16 +155,16 @@ class _LocalStore:
         self._anchor = anchor
 
     def read(self, key: str) -> bytes:
-        with _named(f"{self.uri}/{key}"):
+        with place_named(f"{self.uri}/{key}"):
             return (self.root / key).read_bytes()
 
     def read_part(self, key: str, start: int, end: int) -> bytes:
-        with _named(f"{self.uri}/{key}"), (self.root / key).open("rb") as stream:
+        with place_named(f"{self.uri}/{key}"), (self.root / key).open("rb") as stream:
             stream.seek(start)
             return stream.read(end - start)
 
     def size(self, key: str) -> int:
-        with _named(f"{self.uri}/{key}"):
+        with place_named(f"{self.uri}/{key}"):
             return (self.root / key).stat().st_size
 
     def create(self, key: str, data: bytes) -> None:
@@ -192,7 +175,7 @@ class _LocalStore:
 
     def _put(self, key: str, data: bytes, give_name: Callable[[Path, Path], None]) -> None:
         target = self.root / key
-        with _named(f"{self.uri}/{key}"):
+        with place_named(f"{self.uri}/{key}"):
             self._make_folder(target.parent)
             handle, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=target.parent)
             try:
@@ -223,12 +206,12 @@ class _LocalStore:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from error
 
     def names(self, prefix: str) -> list[str]:
-        with _named(f"{self.uri}/{prefix}"):
+        with place_named(f"{self.uri}/{prefix}"):
             folder = self.root / prefix
             return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
     def entries(self, prefix: str) -> Iterator[Entry]:
-        with _named(f"{self.uri}/{prefix}"):
+        with place_named(f"{self.uri}/{prefix}"):
             for folder, _, files in os.walk(self.root / prefix):
                 for name in files:
                     path = Path(folder, name)
@@ -238,7 +221,7 @@ class _LocalStore:
                         yield Entry(key=key, size=fact.st_size, version=str(fact.st_mtime_ns))
 
     def delete(self, key: str) -> None:
-        with _named(f"{self.uri}/{key}"):
+        with place_named(f"{self.uri}/{key}"):
             path = self.root / key
             if path.is_dir() and not path.is_symlink():
                 for folder, _, _ in os.walk(path, topdown=False):
@@ -262,7 +245,7 @@ class _FsspecStore:
     def __init__(self, uri: str, options: dict[str, Any], *, quick: bool) -> None:
         self.uri = uri
         protocol, self.root = uri.split("://", 1)
-        with _named(uri):
+        with place_named(uri):
             self._fs = _filesystem(protocol, _Frozen(options), _Timeouts.QUICK if quick else _Timeouts.ONCE)
         self._throttle = None if quick or not uri.startswith(_S3) else _throttle(protocol, _Frozen(options))
 
@@ -271,7 +254,7 @@ class _FsspecStore:
         return request() if self._throttle is None else self._throttle.call(request, trouble)
 
     def read(self, key: str) -> bytes:
-        with _named(f"{self.uri}/{key}"):
+        with place_named(f"{self.uri}/{key}"):
             try:
                 # from 0: else s3fs asks for the size first, to which a refusal has no text
                 start = {"start": 0} if self.uri.startswith(_S3) else {}
@@ -283,17 +266,17 @@ class _FsspecStore:
             return data
 
     def read_part(self, key: str, start: int, end: int) -> bytes:
-        with _named(f"{self.uri}/{key}"):
+        with place_named(f"{self.uri}/{key}"):
             data: bytes = self._ask(lambda: self._fs.cat_file(f"{self.root}/{key}", start=start, end=end))
             return data
 
     def size(self, key: str) -> int:
-        with _named(f"{self.uri}/{key}"):
+        with place_named(f"{self.uri}/{key}"):
             return int(self._ask(lambda: self._fs.size(f"{self.root}/{key}")))
 
     def create(self, key: str, data: bytes) -> None:
         try:
-            with _named(f"{self.uri}/{key}"):
+            with place_named(f"{self.uri}/{key}"):
                 self._pipe(key, data, mode="create")
         except StoreError as error:
             if _is_refusal(error.__cause__):
@@ -301,7 +284,7 @@ class _FsspecStore:
             raise
 
     def write(self, key: str, data: bytes) -> None:
-        with _named(f"{self.uri}/{key}"):
+        with place_named(f"{self.uri}/{key}"):
             self._pipe(key, data)
 
     def _pipe(self, key: str, data: bytes, **kwargs: Any) -> None:
@@ -312,7 +295,7 @@ class _FsspecStore:
         self._ask(lambda: self._fs.pipe_file(f"{self.root}/{key}", data, **kwargs))
 
     def names(self, prefix: str) -> list[str]:
-        with _named(f"{self.uri}/{prefix}"):
+        with place_named(f"{self.uri}/{prefix}"):
             try:
                 listed = self._ask(lambda: self._fs.ls(f"{self.root}/{prefix}".rstrip("/"), detail=False))
             except FileNotFoundError as error:
@@ -322,14 +305,14 @@ class _FsspecStore:
         return sorted(PurePosixPath(path).name for path in listed)
 
     def entries(self, prefix: str) -> Iterator[Entry]:
-        with _named(f"{self.uri}/{prefix}"):
+        with place_named(f"{self.uri}/{prefix}"):
             found = self._ask(lambda: self._fs.find(f"{self.root}/{prefix}".rstrip("/"), detail=True))
         for path, info in found.items():
             key, version = path[len(self.root.lstrip("/")) :].lstrip("/"), info.get("ETag") or info.get("mtime") or ""
             yield Entry(key=key, size=int(info["size"] or 0), version=str(version))
 
     def delete(self, key: str) -> None:
-        with _named(f"{self.uri}/{key}"):
+        with place_named(f"{self.uri}/{key}"):
             try:
                 self._ask(lambda: self._fs.rm_file(f"{self.root}/{key}"))
             except FileNotFoundError:
@@ -374,8 +357,17 @@ def _is_refusal(error: BaseException | None) -> bool:
     return isinstance(error, FileExistsError) or service_code(error) in ("PreconditionFailed", "412")
 
 
+def input_filesystem(protocol: str, *, quick: bool = False) -> Any:
+    """The fsspec file system from which the user's own files of a protocol are read.
+
+    Raises:
+        InputError: there is no such protocol, or it has no business here.
+    """
+    return _filesystem(protocol, _Frozen(), _Timeouts.QUICK if quick else _Timeouts.PATIENT)
+
+
 @contextmanager
-def _named(place: str) -> Iterator[None]:
+def place_named(place: str) -> Iterator[None]:
     """Turn whatever a file system raises into a `StoreError` that names the place."""
     try:
         yield
@@ -406,148 +398,3 @@ def _missing(place: str, error: OSError) -> str:
     if service_code(error) == "NoSuchBucket":
         return f"there is no bucket {place.split('/')[2]!r}; create it, or check the name and the endpoint"
     return reason(error) if isinstance(error, (NotADirectoryError, IsADirectoryError)) else "not found"
-
-
-# Reading the user's inputs: any path or URI, one file at a time.
-
-
-def open_input(uri: str) -> IO[bytes]:
-    """The file at a URI, open for reading and seekable."""
-    with _named(uri):
-        if not is_remote(uri):
-            return open_file(local_path(uri))
-        if protocol_of(uri) in _WEB:
-            return io.BytesIO(fetch(uri, most=WEB_BYTES, seconds=WEB_SECONDS, anywhere=True))
-        protocol, _, path = uri.partition("://")
-        stream: IO[bytes] = _filesystem(protocol, _Frozen(), _Timeouts.PATIENT).open(path, "rb")
-        return stream
-
-
-def read_input(uri: str, *, most: int | None = None, seconds: float = WEB_SECONDS) -> bytes:
-    """All bytes of the file at a URI that a cell may name; of the web's, this machine is asked for none.
-
-    Raises:
-        InputError: there are more than `most`, no file may be read there, or it takes longer than `seconds`.
-    """
-    if protocol_of(uri) in _WEB:
-        return fetch(uri, most=WEB_BYTES if most is None else most, seconds=seconds)
-    with open_input(uri) as stream, _named(uri):
-        if most is None:
-            return stream.read()
-        data = stream.read(min(most + 1, _length(stream) + 1))
-    if len(data) > most:
-        raise InputError(f"{uri} is larger than {most >> 20} MiB")
-    return data
-
-
-def _length(stream: IO[bytes]) -> int:
-    length = stream.seek(0, io.SEEK_END)
-    stream.seek(0)
-    return length
-
-
-def open_file(path: Path) -> IO[bytes]:
-    """A regular file, open for reading: what else has a path (devices, pipes, sockets) may never end, or never begin.
-
-    Raises:
-        InputError: it is something else.
-        OSError: it is not there, or cannot be read.
-    """
-    _require_regular(path, path.stat().st_mode)
-    stream = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
-    try:
-        _require_regular(path, os.fstat(stream.fileno()).st_mode)
-    except BaseException:
-        stream.close()
-        raise
-    return stream
-
-
-def _require_regular(path: Path, mode: int) -> None:
-    if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if not stat.S_ISREG(mode):
-        raise InputError(f"{path} is a device, a pipe or a socket; copy what comes from it to a file")
-
-
-def read_file(path: Path, most: int = CONFIG_BYTES) -> bytes:
-    """All bytes of a local file that is held whole.
-
-    Raises:
-        InputError: it has more than `most`, or is no regular file.
-        OSError: it is not there, or cannot be read.
-    """
-    with open_file(path) as stream:
-        data = stream.read(most + 1)
-    if len(data) > most:
-        raise InputError(f"{path} is larger than {most >> 20} MiB")
-    return data
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Look:
-    """What can be seen of a file without reading it; two equal looks mean the same bytes."""
-
-    size: int  # bytes
-    version: str  # modification time, or a store's tag of the content; empty where neither is known
-    modified: float | None  # Unix time
-
-
-def look_at_input(uri: str) -> Look:
-    """Look at a file, or at a local folder as a whole.
-
-    Raises:
-        NotFound: nothing is there.
-        StoreError: it cannot be looked at.
-    """
-    with _named(uri):
-        if protocol_of(uri) in _WEB:
-            return Look(size=0, version="", modified=None)  # nobody knows without reading it
-        if is_remote(uri):
-            protocol, _, path = uri.partition("://")
-            known = _filesystem(protocol, _Frozen(), _Timeouts.PATIENT).info(path)
-            changed = known.get("LastModified") or known.get("mtime")
-            tag = known.get("ETag") or known.get("etag") or changed or ""
-            modified = changed.timestamp() if hasattr(changed, "timestamp") else changed
-            return Look(size=int(known.get("size") or 0), version=str(tag), modified=modified)
-        path_here = local_path(uri)
-        files = sorted(path_here.rglob("*")) if path_here.is_dir() else [path_here]
-        facts = [(file, file.stat()) for file in files if file.is_file()]
-        if not facts:
-            raise FileNotFoundError(uri)
-        # the change time and the inode say what a copied modification time hides; names, what moved within a folder
-        versions = (f"{file.name} {fact.st_ino} {fact.st_mtime_ns} {fact.st_ctime_ns}" for file, fact in facts)
-        return Look(
-            size=sum(fact.st_size for _, fact in facts),
-            version=hashlib.sha256("\n".join(versions).encode("utf-8", "surrogateescape")).hexdigest(),
-            modified=max(fact.st_mtime for _, fact in facts),
-        )
-
-
-def expand(uri: str, suffixes: Iterable[str]) -> list[str]:
-    """The files that a path, folder or glob names, sorted; a folder means the files of these suffixes below it."""
-    wanted = tuple(suffixes)
-    if protocol_of(uri) in _WEB:
-        return [uri]  # the web lists nothing
-    with _named(uri):
-        if is_remote(uri):
-            protocol, _, path = uri.partition("://")
-            fs, prefix = _filesystem(protocol, _Frozen(), _Timeouts.QUICK), f"{protocol}://"
-        else:
-            import fsspec
-
-            fs, prefix, path = fsspec.filesystem("file"), "", str(local_path(uri))
-        if fs.isdir(path):
-            return [prefix + found for found in _inputs_below(path, sorted(fs.find(path)), wanted)]
-        if fs.exists(path):
-            return [prefix + path]
-        return [prefix + found for found in sorted(fs.glob(path))] if any(c in path for c in "*?[") else []
-
-
-def _inputs_below(folder: str, found: list[str], suffixes: tuple[str, ...]) -> Iterator[str]:
-    """Files of a folder that can be inputs: nothing hidden, and nothing of an output that lies in it."""
-    start = len(folder.rstrip("/"))
-    outputs = tuple({path[: path.index("/.batchgen/", start) + 1] for path in found if "/.batchgen/" in path[start:]})
-    for path in found:
-        if path.lower().endswith(suffixes) and "/." not in path[start:] and not path.startswith(outputs):
-            yield path

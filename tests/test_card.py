@@ -13,7 +13,8 @@ from batchgen.dataset.card import write_card
 from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.verify import verify_output
 from batchgen.options import Layout
-from batchgen.storage import Store, open_input
+from batchgen.reading import open_input
+from batchgen.storage import Store
 
 PLACEHOLDER = "PATH OF THIS FOLDER"
 

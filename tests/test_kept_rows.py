@@ -27,9 +27,10 @@ from batchgen.driver import resolved_rows
 from batchgen.index import Index
 from batchgen.job import Job
 from batchgen.manifest.problems import ProblemLog
+from batchgen.reading import look_at_input
 from batchgen.resolve import Resolved, resolve
 from batchgen.rows import Row, decode_row, encode_row
-from batchgen.storage import Store, look_at_input, open_store
+from batchgen.storage import Store, open_store
 
 YESTERDAY = time.time() - 86400
 

@@ -17,7 +17,8 @@ from batchgen import throttle
 from batchgen.errors import AlreadyExists, NotFound, StoreError, StoreRefused
 from batchgen.manifest.files import folder_of
 from batchgen.places import join
-from batchgen.storage import PROBE_KEY, Entry, Store, expand, open_input, open_store, probe, read_input
+from batchgen.reading import expand, open_input, read_input
+from batchgen.storage import PROBE_KEY, Entry, Store, open_store, probe
 
 
 def test_read_gives_what_was_written(store: Store) -> None:

@@ -28,7 +28,7 @@ DOORS = {
     "diffusers": {"diffusion", "scoring/safety"},
     "transformers": {"diffusion", "scoring"},
     "peft": set[str](),
-    "fsspec": {"storage"},
+    "fsspec": {"reading", "storage"},
     "s3fs": {"storage"},
     "botocore": {"storage"},
     "torchmetrics": {"scoring/distances"},
@@ -107,6 +107,7 @@ ORDER = """
     manifest
     work
     inputs
+    reading
     identity images machine storage builtin
     web places store_errors claims
     options toml_tables throttle

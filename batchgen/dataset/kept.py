@@ -31,9 +31,10 @@ from batchgen.manifest.columns import COLUMNS
 from batchgen.manifest.files import manifest_files
 from batchgen.models.catalog import Model, find_model
 from batchgen.places import is_remote
+from batchgen.reading import Look, look_at_input
 from batchgen.resolve import Resolved
 from batchgen.rows import Row, decode_row
-from batchgen.storage import Look, Store, look_at_input
+from batchgen.storage import Store
 from batchgen.version import __version__
 
 __all__ = ["PLANS", "damaged_plans", "forget_resolved", "keep_resolved", "take_resolved"]

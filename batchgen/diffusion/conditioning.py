@@ -10,8 +10,8 @@ from batchgen.generation.parameters import ImageRef
 from batchgen.generation.tasks import TASKS
 from batchgen.images import decode, fit
 from batchgen.manifest.columns import image_column
+from batchgen.reading import read_input
 from batchgen.rows import Row
-from batchgen.storage import read_input
 
 __all__ = ["Embedded", "conditioning_images"]
 

@@ -15,7 +15,7 @@ from batchgen.embedded.said import Said
 from batchgen.errors import InputError
 from batchgen.manifest.writer import require_place_for, write_rows
 from batchgen.places import local_path
-from batchgen.storage import open_file
+from batchgen.reading import open_file
 
 __all__ = ["Imported", "import_images"]
 

@@ -25,7 +25,7 @@ from batchgen.manifest.sweep import Sweep, parse_sweep, sweep_records
 from batchgen.manifest.tables import header_of, is_table, line_records, table_records
 from batchgen.manifest.text import TextFile, refuse_others
 from batchgen.places import is_remote, local_path, without_query
-from batchgen.storage import expand, open_input
+from batchgen.reading import expand, open_input
 
 __all__ = [
     "FORMATS",

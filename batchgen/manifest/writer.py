@@ -13,7 +13,8 @@ from batchgen.errors import InputError, StoreError
 from batchgen.manifest.columns import COLUMNS
 from batchgen.manifest.files import folder_of
 from batchgen.manifest.sweep import label
-from batchgen.storage import open_input, open_store
+from batchgen.reading import open_input
+from batchgen.storage import open_store
 
 __all__ = ["require_parquet", "require_place_for", "write_rows", "write_table"]
 

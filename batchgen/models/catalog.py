@@ -24,7 +24,7 @@ from batchgen.models.headers import read_shapes
 from batchgen.models.purpose import FILE, Purpose, read_purpose
 from batchgen.options import Family
 from batchgen.places import Kind, kind_at, local_path
-from batchgen.storage import open_file
+from batchgen.reading import open_file
 
 __all__ = [
     "NOT_BEGUN",

@@ -14,7 +14,7 @@ from typing import Any
 
 from batchgen.errors import InputError
 from batchgen.manifest.strict_json import parse_json
-from batchgen.storage import read_file
+from batchgen.reading import read_file
 
 __all__ = [
     "MOST_CHANNELS",

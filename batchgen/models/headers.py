@@ -10,7 +10,7 @@ from typing import Any
 
 from batchgen.errors import CellError, InputError
 from batchgen.manifest.strict_json import parse_json
-from batchgen.storage import open_file
+from batchgen.reading import open_file
 
 __all__ = ["Shapes", "read_shapes"]
 

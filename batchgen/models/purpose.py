@@ -20,7 +20,7 @@ from typing import Any
 from batchgen.errors import InputError
 from batchgen.manifest.columns import COLUMNS, Kind
 from batchgen.manifest.values import parse_defaults
-from batchgen.storage import read_file
+from batchgen.reading import read_file
 from batchgen.toml_tables import read_fields
 
 __all__ = ["FILE", "Purpose", "read_purpose"]

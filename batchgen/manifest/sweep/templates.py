@@ -22,7 +22,7 @@ from itertools import accumulate, chain, permutations, product
 from pathlib import Path
 
 from batchgen.errors import InputError
-from batchgen.storage import read_file
+from batchgen.reading import read_file
 
 __all__ = ["Choice", "Template", "Variant", "Wildcards", "draw", "parse_template"]
 
