@@ -50,6 +50,9 @@ _DTYPES: Mapping[Dtype, Literal["float16", "bfloat16", "float32"]] = {
 _LATER = frozenset({Family.DUPLICATES, Family.SETS})  # than the images one by one
 BATCH = 16  # images decoded and scored at once; 50 MB at 1024 x 1024
 
+GRACE = 300.0  # seconds for which shards in work are waited for after a signal
+HANG_MINUTES = 600.0  # a shard says nothing until it is scored, and a large model on a CPU takes hours
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoringJob:
@@ -195,7 +198,7 @@ class _Run:
         from batchgen.engine.cluster import autoscales, cluster
         from batchgen.engine.pool import Pool
 
-        control = Control()
+        control = Control(grace=GRACE)
         with cluster(self.job.address, self.job.workers, self.notice) as capacity, signals(control, self.notice):
             device = capacity.device(self.job.device, waits=autoscales()) if any(map(self._computes, first)) else "cpu"
             workers = min(self.job.workers or capacity.workers(device), len(first))
@@ -217,7 +220,7 @@ class _Run:
             pool = Pool(
                 scoring(settings, on_gpu=device == "cuda"),
                 workers,
-                WorkerResources(),
+                WorkerResources(hang_minutes=HANG_MINUTES),
                 self.notice,
                 lambda node: meeting.require_answer(store, node),
             )

@@ -78,9 +78,11 @@ class Throttle:
         Raises:
             Exception: of the last try; a note says how many there were.
         """
-        started, tries = time.monotonic(), 0
+        started: float | None = None  # of its first try: waiting for room is not in vain
+        tries = 0
         while True:
             ticket = self.limiter.begin()
+            started = started or time.monotonic()
             busy = answered = False
             try:
                 result = request()

@@ -32,17 +32,17 @@ def fetch(uri: str, *, most: int, seconds: float, anywhere: bool = False) -> byt
     Args:
         uri: http:// or https://; user and password in it are given to that very host alone.
         most: bytes; what is larger is refused.
-        seconds: for all of it: names, redirects, and every byte of the answer.
+        seconds: for each answer, redirects among them, from the connection to its last byte.
         anywhere: ask this machine, too, and others that only it can reach: of a URI that the job's owner named.
 
     Raises:
         InputError: it leads where nothing is asked, or is too large, too slow, or not there.
         StoreError: nothing answers, or only with an error.
     """
-    place, host = uri, urlsplit(uri).netloc
+    place, host = uri, _split(uri, uri).netloc
     for _ in range(REDIRECTS + 1):
         try:
-            parts = urlsplit(place)
+            parts = _split(place, uri)
             found = _ask(parts, most=most, seconds=seconds, anywhere=anywhere, known=parts.netloc == host)
         except TimeoutError as error:
             raise InputError(f"{uri}: the server took longer than {seconds:g} seconds") from error
@@ -52,8 +52,18 @@ def fetch(uri: str, *, most: int, seconds: float, anywhere: bool = False) -> byt
             raise StoreError(f"{uri}: {str(error) or type(error).__name__}") from error
         if isinstance(found, bytes):
             return found
-        place = urljoin(place, found)
+        try:
+            place = urljoin(place, found)
+        except ValueError as error:
+            raise InputError(f"{uri}: the server sends to what is no URL ({error})") from None
     raise InputError(f"{uri}: the server sends from one place to the next, more than {REDIRECTS} times")
+
+
+def _split(place: str, uri: str) -> SplitResult:
+    try:
+        return urlsplit(place)
+    except ValueError as error:
+        raise InputError(f"{uri}: {place} is no URL ({error})") from None
 
 
 def _ask(parts: SplitResult, *, most: int, seconds: float, anywhere: bool, known: bool) -> bytes | str:

@@ -18,6 +18,7 @@ from test_commit import attempt, make_format, make_shard
 from test_kept_outputs import KEPT
 
 from batchgen.cli import main
+from batchgen.dataset.begun import COPY, RECORD
 from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.format import new_format
 from batchgen.dataset.progress import done_rows, read_done, read_receipts
@@ -26,6 +27,7 @@ from batchgen.dataset.repair import ASIDE
 from batchgen.dataset.snapshots import write_snapshot
 from batchgen.dataset.verify import verify_output
 from batchgen.dataset.withdrawn import Withdrawn, write_withdrawn
+from batchgen.errors import LaterVersion
 from batchgen.options import ImageFormat, Layout
 from batchgen.storage import open_store
 
@@ -245,3 +247,15 @@ def test_a_run_goes_on_beside_a_damaged_marker(tmp_path: Path, ray_address: str,
     second = batchgen(*job)
     assert second.returncode == 1 and "5 of 6 rows done, 1 failed" in second.stderr, second.stderr
     assert json.loads(batchgen("verify", output, "--deep", "--json").stdout)["faults"] == []
+
+
+def test_a_copy_of_a_later_version_is_no_damage(tmp_path: Path) -> None:
+    """Else `--repair` would move away what a later version wrote."""
+    store = Dataset.begin(open_store(str(tmp_path)), make_format(), create=True).store
+    store.write(COPY, store.read(RECORD).replace(b'"schema_version": 4', b'"schema_version": 99'))
+    store.write(RECORD, b"{")
+    with pytest.raises(LaterVersion, match="upgrade batchgen"):
+        Dataset.open(store)
+    with pytest.raises(LaterVersion):
+        verify_output(str(tmp_path), repair=True)
+    assert b"99" in store.read(COPY)

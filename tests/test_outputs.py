@@ -231,7 +231,7 @@ def test_a_run_that_failed_early_says_so(tmp_path: Path) -> None:
     attempt(dataset, make_shard(4), failed=(1,))
     first = make_record(run="20260101T000000-000", rows=6, done_before=None, failed_before=None)
     record = OpenRecord(store=dataset.store, record=first)
-    with pytest.raises(StoreError), record.closing(Control()):
+    with pytest.raises(StoreError), record.closing(Control(), lambda: 1):
         raise StoreError("out of reach")
     now = read_status(dataset.uri)
     assert (now.outcome, now.rows, now.done, now.failed, now.left) == ("failed: out of reach", 6, 3, 1, 2)
@@ -240,10 +240,10 @@ def test_a_run_that_failed_early_says_so(tmp_path: Path) -> None:
     for outcome in ("failed: out of reach", "finished", "finished"):
         record = OpenRecord(store=dataset.store, record=later, previous=latest_run(dataset.store))
         assert record.previous is not None and record.previous.outcome == outcome
-        with record.closing(Control()):
+        with record.closing(Control(), lambda: 1):
             pass  # there was nothing to do
         assert record.is_stored is (outcome != "finished")
-    with suppress(ZeroDivisionError), OpenRecord(store=dataset.store, record=later).closing(Control()):
+    with suppress(ZeroDivisionError), OpenRecord(store=dataset.store, record=later).closing(Control(), lambda: 1):
         raise ZeroDivisionError("oh")
     assert read_status(dataset.uri).outcome == "failed: ZeroDivisionError: oh"
 

@@ -371,3 +371,9 @@ def test_indexes_of_killed_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         with Index():
             assert live.exists()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_url_is_said(tmp_path: Path) -> None:
+    """Incident: a bracket in a URL ended the check as a mistake of the program, and hid all other problems."""
+    with pytest.raises(InputError, match="is no URL"):
+        fetch("http://[x/y.png", most=1, seconds=1)

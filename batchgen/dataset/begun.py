@@ -35,8 +35,12 @@ def read_begun(store: Store) -> FormatRecord:
     except LaterVersion:
         raise
     except (NotFound, Damaged) as error:
-        with suppress(NotFound, Damaged):
+        try:
             return read_record(store, COPY, OUTPUT)
+        except LaterVersion:
+            raise
+        except (NotFound, Damaged):
+            pass
         if (found := record_from_markers(store)) is None:
             raise error from None
         return found

@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,9 +96,12 @@ def verify_output(
         OutputBusy: it is to be repaired, and a run is writing to it.
     """
     store = open_store(uri, storage_options)
-    dataset = _open_repaired(store) if repair else Dataset.open(store)
+    if repair:
+        with suppress(Damaged):
+            Dataset.open(store)  # before anything is written: there may be no output
     held = live_holder(store) is not None
     with _lease(store) if repair else nullcontext():
+        dataset = _open_repaired(store) if repair else Dataset.open(store)
         found, findings = _verified(dataset, deep, clean, held)
         mendable = [finding for finding in findings if repair and finding.can_be_mended]
         if mendable:

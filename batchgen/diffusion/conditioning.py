@@ -17,6 +17,8 @@ __all__ = ["Embedded", "conditioning_images"]
 
 MOST_PIXELS = 8192 * 8192  # of conditioning images that are decoded at once, besides one that is larger
 
+MOST_BYTES = 256 << 20  # of one file; the check knew a smaller bound, and took its hash
+
 Embedded = Mapping[tuple[str, str, int], bytes]
 """Images that lie in manifests themselves, by file, column and row."""
 
@@ -44,7 +46,7 @@ def _bytes_of(image: ImageRef, embedded: Embedded) -> bytes:
     if image.column is not None and image.row is not None:
         data = embedded[image.uri, image.column, image.row]
     else:
-        data = read_input(image.uri)
+        data = read_input(image.uri, most=MOST_BYTES)
     if sha256(data).hexdigest() != image.sha256:
         raise ImageError(f"{image.uri} changed since the manifest was checked; run again to take it as it is now")
     return data

@@ -33,7 +33,16 @@ from batchgen.diffusion.device import device_errors
 from batchgen.diffusion.host import Environment, PipelineHost
 from batchgen.diffusion.loading import Loading
 from batchgen.diffusion.settings import WorkerSettings
-from batchgen.errors import ErrorClass, ImageError, InfrastructureError, NotFound, OutOfDeviceMemory, StoreError
+from batchgen.errors import (
+    ErrorClass,
+    ImageError,
+    InfrastructureError,
+    InputError,
+    NotFound,
+    OutOfDeviceMemory,
+    StoreError,
+    StoreRefused,
+)
 from batchgen.generation.watermark import capacity, embed
 from batchgen.images import encode
 from batchgen.manifest.columns import input_name
@@ -48,7 +57,6 @@ from batchgen.work import Failure, FailureKind, failure_of
 __all__ = ["GenerationWorker"]
 
 ENCODERS = 4  # threads; zlib and HTTP release the GIL. A 512x512 PNG takes 21 ms and a PUT up to 100: 30 a second
-MOST_PIXELS = 8192 * 8192  # of conditioning images that are decoded at once, besides one that is larger
 FETCHERS = 8  # threads that read conditioning images
 ALIKE = 4  # rows that fail alone, one after the other, with the same error: it may be the key's
 PROBES = 8  # more rows, spread over the rest of the shard, that must fail so too: neighbours often share what is wrong
@@ -190,7 +198,7 @@ class GenerationWorker:
         for row in rows:
             try:
                 inputs[row.id] = futures[row.id].result()
-            except (ImageError, NotFound) as error:  # any other failure of a store is not the row's
+            except (ImageError, InputError, NotFound, StoreRefused) as error:  # else a store's, which may pass
                 self._tracebacks.keep(error, f"row {row.id}")
                 work.fail(row, ErrorClass.CONDITIONING, str(error))
         return inputs

@@ -38,6 +38,7 @@ from batchgen.work import Failure
 __all__ = ["run"]
 
 
+_MAX_IMAGES = "the limit max_images is reached"
 _DTYPES: Mapping[Dtype, Literal["float16", "bfloat16", "float32"]] = {
     Dtype.FLOAT16: "float16",
     Dtype.BFLOAT16: "bfloat16",
@@ -94,7 +95,7 @@ def run(
         books = Books(job=job, source=source, dataset=dataset, index=index, resolved=resolved, notice=reporter.notice)
         with (
             Lease(store, books.name, progress=reporter.notice, check=dataset.require_same) as lease,
-            books.record.closing(control),
+            books.record.closing(control, lambda: index.counts().pending),
         ):
             if not resolved.kept:
                 with suppress(StoreError):  # it is resolved again, and what is wrong with the store shows soon
@@ -107,7 +108,9 @@ def run(
             wanted_rows = pending if sample is None else index.defer_all_but(chosen)
             to_make = min([wanted_rows, *(n for n in (limit, job.limits.max_images) if n is not None)])
             if to_make:
-                books.record.whole = LIMIT_REACHED if to_make < pending else FINISHED
+                is_the_jobs = to_make == job.limits.max_images and (limit is None or limit > to_make)
+                limited = _MAX_IMAGES if is_the_jobs else LIMIT_REACHED
+                books.record.whole = limited if to_make < pending else FINISHED
                 _make(books, to_make, control, reporter, lease)
                 require_listed(dataset, index)
             lease.require()
@@ -115,18 +118,19 @@ def run(
             if books.met_others:  # whose manifest may have had other carried cells
                 books.update_carried()
             books.settle_record()
+            if books.left_alone and control.reason is None:
+                counts = index.counts()
+                raise StoreError(
+                    f"{counts.done:,} of {counts.total:,} rows are done; {books.left_alone:,} were left alone, since "
+                    f"markers of their shards cannot be read: {REPAIR}, and the same command makes them"
+                )
         counts = replace(index.counts(), updated=books.updated, sample=tuple(chosen))
     reason = control.reason
     if reason is None and to_make == job.limits.max_images and (limit is None or limit > to_make):
-        reason = "the limit max_images is reached"
+        reason = _MAX_IMAGES
     if counts.pending and reason is not None:
         line = f"{reason}; {counts.done:,} of {counts.total:,} rows are done; the same command goes on"
         raise Interrupted(line, counts)
-    if books.left_alone:
-        raise StoreError(
-            f"{counts.done:,} of {counts.total:,} rows are done; {books.left_alone:,} were left alone, since markers "
-            f"of their shards cannot be read: {REPAIR}, and the same command makes them"
-        )
     return counts
 
 

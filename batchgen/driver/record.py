@@ -32,11 +32,12 @@ class OpenRecord:
         self.is_stored = True
 
     @contextmanager
-    def closing(self, control: Control) -> Iterator[None]:
+    def closing(self, control: Control, left: Callable[[], int]) -> Iterator[None]:
         """Close the record at the end, with the outcome and its reason.
 
         Args:
             control: says why a run stopped early.
+            left: how many rows are not made; none, and nothing was stopped.
         """
         try:
             yield
@@ -44,7 +45,7 @@ class OpenRecord:
             with suppress(StoreError):  # what ended the run matters more
                 self._close(_outcome(error))
             raise
-        outcome = control.reason or self.whole
+        outcome = (control.reason if left() else None) or self.whole
         ended_well = self.previous is None or self.previous.outcome in (FINISHED, LIMIT_REACHED)
         if self.is_stored or outcome != FINISHED or not ended_well:
             self._close(outcome)

@@ -30,6 +30,7 @@ _LOOK = 3.0  # seconds between looks at the nodes, each of some milliseconds
 ASK_EVERY = 1.0  # seconds between questions to a worker how far it is
 _LATELY = 60.0  # seconds; a node is known to be dead a few after its workers are
 _NOTICE = 60.0  # seconds between lines about workers that are not up
+_ABSENT = 5.0  # seconds without a look at the workers; the driver looks several times a second
 _SILENCE = (
     300.0  # seconds without an answer: a process that is stopped, or swaps; reading a model may block it for some
 )
@@ -150,6 +151,7 @@ class Pool:
         self._losses: list[tuple[float, str]] = []  # when and on which nodes workers were lost
         self._last_placed = self._last_notice = time.monotonic()  # when a worker had a node
         self._next_look = self._last_placed + _LOOK
+        self._waited = self._last_placed  # when `wait` returned last
         self._places = [self._start() for _ in range(workers)]
 
     @property
@@ -190,6 +192,13 @@ class Pool:
             ClusterError: workers keep dying before they are up, or there has been none for too long.
             InputError: a node does not reach what the work needs.
         """
+        self._forgive(time.monotonic() - self._waited)
+        try:
+            return self._wait(seconds)
+        finally:
+            self._waited = time.monotonic()
+
+    def _wait(self, seconds: float) -> list[Finished[Any]]:
         if time.monotonic() > self._next_look:
             self._look()
         references = [ref for place in self._places for ref in (place.starting, *place.running) if ref is not None]
@@ -229,11 +238,19 @@ class Pool:
         failure = lost(why, worker=f"{number} since {place.since}")
         return [Finished(tried=tried, result=failure) for tried in place.running.values()]
 
+    def _forgive(self, absent: float) -> None:
+        """Where the driver itself was away, stopped or held up by a store, workers had nobody to answer."""
+        if absent > _ABSENT:
+            for place in self._places:
+                place.moved_at += absent
+                place.asked_at += absent
+
     def _hangs(self, place: _Place) -> str | None:
         """Why a worker is to be given up; None while it answers, and gets further with what it has in work."""
-        now = time.monotonic()
         if not place.running:
             return None
+        self._ask(place)  # an answer may be there
+        now = time.monotonic()
         if place.asked is not None and now - place.asked_at > _SILENCE:
             return f"has not answered for {_SILENCE / 60:g} minutes"
         patience = self._patience.seconds({tried.unit.key for tried in place.running.values()})

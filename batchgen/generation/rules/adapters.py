@@ -9,8 +9,8 @@ __all__ = ["adapter_rule"]
 
 def adapter_rule(draft: Draft) -> Problems:
     """What cells name by a path becomes what is applied and recorded: path, hash, scale, token."""
-    for column in ADAPTERS.keys() & draft.values.keys():
-        if draft.values[column] is None:
+    for column in ADAPTERS:
+        if draft.values.get(column) is None:
             continue
         try:
             draft.values[column] = find_adapters(column, draft.values[column], draft.model, draft.defaults.adapters)

@@ -35,7 +35,7 @@ def control_rule(draft: Draft) -> Problems:
     nets = values["controlnet"]
     nets = list(nets) if isinstance(nets, (list, tuple)) else [nets]
     values["controlnet"] = nets
-    if len(images) != len(nets):
+    if len(images) != len(nets) and "control_image" not in draft.parsed.spoiled:
         wanted = f"{len(nets)} for as many ControlNets" if len(nets) > 1 else "one for the ControlNet"
         yield "control_image", f"holds {len(images) or 'no'} images; give {wanted}"
     for name in _LISTED:

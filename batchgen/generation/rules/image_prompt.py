@@ -17,5 +17,5 @@ def image_prompt_rule(draft: Draft) -> Problems:
             yield "ip_adapter_image", "is given without an ip_adapter; name one, or leave it null"
         if "ip_adapter" not in draft.parsed.spoiled:
             yield from draft.drop([one.name for one in fields(ImagePrompt)], "means nothing without an ip_adapter")
-    elif "ip_adapter_image" not in draft.inputs:
+    elif "ip_adapter_image" not in draft.inputs and "ip_adapter_image" not in draft.parsed.spoiled:
         yield "ip_adapter_image", "is null, but the ip_adapter needs it"

@@ -13,14 +13,14 @@ _HANDOFF = 0.8  # of the noise schedule: where SDXL's authors let the refiner ta
 def refiner_rule(draft: Draft) -> Problems:
     """Where a refiner takes over, and that it is one."""
     values, model = draft.values, draft.model
+    if values.get("refiner") is not None and values.get("denoising_end") is None:
+        values["denoising_end"] = _HANDOFF
     start, end = values.get("denoising_start"), values.get("denoising_end")
     if start is not None and end is not None and start >= end:
         yield "denoising_start", f"is {start:g}, not before denoising_end, {end:g}"
     if values.get("refiner") is None:
         return
-    if end is None:
-        values["denoising_end"] = _HANDOFF
-    elif end in (0.0, 1.0):
+    if end in (0.0, 1.0):
         yield "denoising_end", f"is {end:g}, which leaves one of base and refiner without a step"
     try:
         refiner = draft.defaults.find_model(values["refiner"])
@@ -39,7 +39,8 @@ def hires_rule(draft: Draft) -> Problems:
     if "hires_scale" not in values:
         return
     if (scale := values["hires_scale"]) is None:
-        yield from draft.drop(("hires_scale", "hires_strength"), "means nothing without a hires_scale")
+        if "hires_scale" not in draft.parsed.spoiled:
+            yield from draft.drop(("hires_scale", "hires_strength"), "means nothing without a hires_scale")
         return
     if scale == 1.0:
         del values["hires_scale"], values["hires_strength"]
