@@ -133,7 +133,7 @@ class Outputs(RuleBasedStateMachine):
         if known is None or not known.done:
             return
         marker = Path(self.folder, self.dataset.layout.marker_key(known.shard.id))
-        if self.dataset.layout.image_folder(known.shard.id):
+        if self.dataset.layout.objects_a_row:
             shutil.rmtree(marker.parent)
         else:
             marker.unlink()

@@ -46,6 +46,3 @@ class FilesLayout(DatasetLayout):
 
     def image_bytes(self, store: Store, shard: str, cell: Any) -> bytes:
         return store.read(self.image_key(shard, cell))
-
-    def image_folder(self, shard: str) -> str:
-        return f"data/{shard}"

@@ -83,10 +83,6 @@ class DatasetLayout(ABC):
             StoreError: it cannot be read.
         """
 
-    def image_folder(self, shard: str) -> str | None:
-        """The prefix of image objects that lie beside the marker, those of dead attempts among them."""
-        return None
-
     def encode(self, table: pa.Table) -> bytes:
         """The marker's bytes."""
         return encode_table(table)
