@@ -179,7 +179,7 @@ def _tiny(net: Net, unet: Mapping[str, Any], text: tuple[Mapping[str, Any], ...]
     return Net(
         name=net.name,
         pipeline=net.pipeline,
-        side=32,
+        side=64,
         unet=shrunk,
         vae={**net.vae, **_TINY_VAE},
         text=text,
@@ -214,6 +214,7 @@ def write_model(net: Net, folder: Path) -> Path:
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
         **{name: ["transformers", _text_class(net, place).__name__] for place, name in enumerate(_text_names(net))},
+        **{tokenizer: ["transformers", "CLIPTokenizer"] for tokenizer in _tokenizers(net)},
     }
     if net.second_tower_only:
         index |= {"text_encoder": [None, None], "requires_aesthetics_score": True}
@@ -226,7 +227,14 @@ def write_model(net: Net, folder: Path) -> Path:
         (folder / part).mkdir(exist_ok=True)
         name = "scheduler_config.json" if part == "scheduler" else "config.json"
         (folder / part / name).write_text(json.dumps(config))
+    for tokenizer in _tokenizers(net):  # made with the weights; the checks want to see that there is one
+        (folder / tokenizer).mkdir(exist_ok=True)
+        (folder / tokenizer / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer"}))
     return folder
+
+
+def _tokenizers(net: Net) -> list[str]:
+    return [name.replace("text_encoder", "tokenizer") for name in _text_names(net)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
