@@ -33,7 +33,7 @@ class Numbers:
 
     @property
     def needs(self) -> str:
-        return "arithmetic"
+        return ""
 
     @property
     def key(self) -> str:

@@ -109,7 +109,7 @@ class WorkQueue(Generic[_Unit]):
             return Fate.LEFT
         failures = {**tried.failures, error_class: tried.failures.get(error_class, 0) + 1}
         is_lost, tries = failure.kind is FailureKind.LOST, _TRIES.get(error_class, _TRIES_ELSE)
-        unproved = is_lost and unit.needs not in self._proved
+        unproved = is_lost and bool(unit.needs) and unit.needs not in self._proved
         if unproved and self._killed(tried, failure):
             workers = len(self._deaths[unit.needs].workers)
             said = f"{workers} workers were lost before one got anywhere with {unit.needs}: {failure.message}"
