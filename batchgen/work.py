@@ -82,7 +82,7 @@ class Unit(Protocol):
 
     @property
     def needs(self) -> str:
-        """What a worker must have read before it can begin, such as a model: without it all who need it fail; or empty."""
+        """What a worker must have read before it can begin, a model: without it all who need it fail; or empty."""
 
     @property
     def key(self) -> str:
