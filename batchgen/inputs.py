@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 
 from batchgen.errors import InputError
-from batchgen.places import is_remote, protocol_of
+from batchgen.places import is_remote, is_web, protocol_of
 from batchgen.reading import read_input
 
 __all__ = ["SCHEMES", "InputReader", "Inputs", "require_within"]
@@ -15,7 +15,6 @@ __all__ = ["SCHEMES", "InputReader", "Inputs", "require_within"]
 SCHEMES = ("local", "s3", "gs", "az", "abfs", "oci", "oss", "memory", "http", "https")
 """What [inputs] `schemes` may hold."""
 _SAME = {"s3a": "s3", "gcs": "gs", "abfss": "abfs"}
-_WEB = ("http", "https")
 SLOW_ANSWERS = 2  # of a host, after which its other images are not waited for
 
 
@@ -83,7 +82,7 @@ class InputReader:
             StoreError: it cannot be read.
         """
         most = self._inputs.image_mib << 20
-        host = place.split("/")[2].rpartition("@")[2] if protocol_of(place) in _WEB else ""
+        host = place.split("/")[2].rpartition("@")[2] if is_web(place) else ""
         if self._slow.get(host, 0) >= SLOW_ANSWERS:
             raise InputError(f"{place}: {host} was too slow before, and is not waited for again")
         try:

@@ -15,6 +15,7 @@ __all__ = [
     "LONGEST_NAME",
     "Kind",
     "is_remote",
+    "is_web",
     "join",
     "kept_by_ray",
     "kind_at",
@@ -30,7 +31,6 @@ _PROTOCOLS = frozenset("abfs abfss adl az file ftp gcs gs hdfs hf http https loc
 _LOCAL = ("file", "local")
 _WITH_COLON = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/*)(.*)", re.DOTALL)
 _WITHOUT_COLON = re.compile(r"([A-Za-z0-9]+)//+(.*)", re.DOTALL)
-_WEB = ("http://", "https://")
 LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes that Linux takes
 _PATTERNS = ("[", "*", "?", "::", "\\")
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
@@ -83,9 +83,14 @@ def protocol_of(uri: str) -> str:
     return uri.partition("://")[0] if is_remote(uri) else "local"
 
 
+def is_web(uri: str) -> bool:
+    """Whether a URI is one of the web, from which files are fetched whole."""
+    return uri.startswith(("http://", "https://"))
+
+
 def without_query(uri: str) -> str:
     """A URI of the web without what stands behind its path; any other place as it is, where `?` belongs to a name."""
-    return re.split(r"[?#]", uri, maxsplit=1)[0] if uri.startswith(_WEB) else uri
+    return re.split(r"[?#]", uri, maxsplit=1)[0] if is_web(uri) else uri
 
 
 def local_path(uri: str, folder: str = "") -> Path:

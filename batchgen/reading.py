@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import IO
 
 from batchgen.errors import InputError
-from batchgen.places import is_remote, local_path, protocol_of
+from batchgen.places import is_remote, is_web, local_path
 from batchgen.storage import input_filesystem, place_named
 from batchgen.web import fetch
 
 __all__ = ["Look", "expand", "look_at_input", "open_file", "open_input", "read_file", "read_input"]
 
-_WEB = ("http", "https")
 WEB_BYTES, WEB_SECONDS = 256 << 20, 30.0  # of a manifest; images have bounds of the job's
 CONFIG_BYTES = 16 << 20  # of a file that is held whole: a job, a model's config, a list of words
 
@@ -30,7 +29,7 @@ def open_input(uri: str) -> IO[bytes]:
     with place_named(uri):
         if not is_remote(uri):
             return open_file(local_path(uri))
-        if protocol_of(uri) in _WEB:
+        if is_web(uri):
             return io.BytesIO(fetch(uri, most=WEB_BYTES, seconds=WEB_SECONDS, anywhere=True))
         protocol, _, path = uri.partition("://")
         stream: IO[bytes] = input_filesystem(protocol).open(path, "rb")
@@ -43,7 +42,7 @@ def read_input(uri: str, *, most: int | None = None, seconds: float = WEB_SECOND
     Raises:
         InputError: there are more than `most`, no file may be read there, or it takes longer than `seconds`.
     """
-    if protocol_of(uri) in _WEB:
+    if is_web(uri):
         return fetch(uri, most=WEB_BYTES if most is None else most, seconds=seconds)
     with open_input(uri) as stream, place_named(uri):
         if most is None:
@@ -115,7 +114,7 @@ def look_at_input(uri: str) -> Look:
         StoreError: it cannot be looked at.
     """
     with place_named(uri):
-        if protocol_of(uri) in _WEB:
+        if is_web(uri):
             return Look(size=0, version="", modified=None)  # nobody knows without reading it
         if is_remote(uri):
             protocol, _, path = uri.partition("://")
@@ -141,7 +140,7 @@ def look_at_input(uri: str) -> Look:
 def expand(uri: str, suffixes: Iterable[str]) -> list[str]:
     """The files that a path, folder or glob names, sorted; a folder means the files of these suffixes below it."""
     wanted = tuple(suffixes)
-    if protocol_of(uri) in _WEB:
+    if is_web(uri):
         return [uri]  # the web lists nothing
     with place_named(uri):
         if is_remote(uri):

@@ -3,7 +3,6 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -11,32 +10,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchgen.dataset.begun import RECORD
-from batchgen.dataset.dataset import READERS, Dataset
+from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.nodes import Meeting
 from batchgen.dataset.runs import new_run_name
 from batchgen.engine.loop import Control, Workers, drive, signals
 from batchgen.engine.queue import WorkQueue
 from batchgen.errors import InfrastructureError, InputError, Interrupted
-from batchgen.job import Job, WorkerResources
+from batchgen.job import Job, Limits, WorkerResources
 from batchgen.options import Device, Dtype
 from batchgen.scoring.groups import GroupTable, read_table
 from batchgen.scoring.kind import scoring
 from batchgen.scoring.metrics import Family, Metric, find_metrics
 from batchgen.scoring.models import find_models, flag_of
 from batchgen.scoring.pending import Models, paired_with, reference_units, require_columns, score_units, sets_units
-from batchgen.scoring.tables import (
-    MARKER_COLUMNS,
-    error_column,
-    forget_scores,
-    forget_shards,
-    identity_of,
-    join_scores,
-    print_of_rows,
-    write_scores,
-)
+from batchgen.scoring.tables import error_column, forget_scores, forget_shards, join_scores, write_all_scores
 from batchgen.scoring.units import ReferenceUnit, Scored, ScoreUnit, ScoringSettings, SetsUnit, Unit
 from batchgen.storage import open_store, require_place
-from batchgen.version import __version__
 from batchgen.work import Failure
 
 __all__ = ["ColumnSummary", "ScoreSummary", "ScoringJob", "score", "score_made"]
@@ -50,7 +39,6 @@ _DTYPES: Mapping[Dtype, Literal["float16", "bfloat16", "float32"]] = {
 _LATER = frozenset({Family.DUPLICATES, Family.SETS})  # than the images one by one
 BATCH = 16  # images decoded and scored at once; 50 MB at 1024 x 1024
 
-GRACE = 300.0  # seconds for which shards in work are waited for after a signal
 HANG_MINUTES = 600.0  # a shard says nothing until it is scored, and a large model on a CPU takes hours
 
 
@@ -198,7 +186,7 @@ class _Run:
         from batchgen.engine.cluster import autoscales, cluster
         from batchgen.engine.pool import Pool
 
-        control = Control(grace=GRACE)
+        control = Control(grace=60 * Limits().grace_minutes)
         with cluster(self.job.address, self.job.workers, self.notice) as capacity, signals(control, self.notice):
             device = capacity.device(self.job.device, waits=autoscales()) if any(map(self._computes, first)) else "cpu"
             workers = min(self.job.workers or capacity.workers(device), len(first))
@@ -291,16 +279,10 @@ def _group(dataset: Dataset, metric: Metric) -> None:
     alike = first_alike(hashed["phash"].to_pylist()) if ids else []
     groups = {id_: ids[first] for id_, first in zip(ids, alike, strict=True)}
 
-    def write(shard: str) -> None:
-        if (marker := dataset.marker(shard, columns=MARKER_COLUMNS)) is None:
-            return
-        cells = [_membership(metric, id_, groups.get(id_)) for id_ in marker.table["id"].to_pylist()]
-        failed = sum(error_column(metric.name) in row for row in cells)
-        said = {**identity_of(metric, {}), "rows": print_of_rows(marker.table), "failed": failed}
-        write_scores(dataset.store, metric, shard, marker.table, cells, {**said, "batchgen": __version__})
+    def counted(cells: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+        return {"failed": sum(error_column(metric.name) in row for row in cells)}
 
-    with ThreadPoolExecutor(READERS) as pool:
-        list(pool.map(write, dataset.shards()))
+    write_all_scores(dataset, metric, lambda id_: _membership(metric, id_, groups.get(id_)), counted)
 
 
 def _membership(metric: Metric, id_: str, group: str | None) -> dict[str, str | None]:

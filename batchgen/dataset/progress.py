@@ -30,12 +30,14 @@ from batchgen.dataset.withdrawn import read_withdrawn
 from batchgen.errors import Damaged, LaterVersion, NotFound, StoreError
 from batchgen.identity import shard_id
 from batchgen.rows import DoneRow, Receipt
+from batchgen.storage import Store
 
 __all__ = [
     "FOLD_ABOVE",
     "Damages",
     "DoneRows",
     "agreed_with",
+    "booked_shards",
     "done_rows",
     "fold_receipts",
     "read_done",
@@ -243,6 +245,12 @@ def fold_receipts(dataset: Dataset) -> None:
         deque(_side_by_side(store.delete, deletable), maxlen=0)
     for snapshot in older:
         snapshot.delete()
+
+
+def booked_shards(store: Store) -> set[str]:
+    """Shards whose receipt is stored, by itself or in a snapshot that can be read."""
+    folded = (receipt.shard for snapshot in list_snapshots(store) for receipt in _receipts_of(snapshot))
+    return {*loose_shards(store), *folded}
 
 
 def _receipts_of(snapshot: Snapshot) -> list[Receipt]:

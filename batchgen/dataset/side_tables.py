@@ -4,14 +4,13 @@ Each has `id`, `fingerprint`, columns of its own and `<name>_error`. Knows nothi
 is said of the rows there are, by id and fingerprint, whatever else lies in the tables.
 """
 
-import io
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchgen.dataset.tables import damage_named, decode_table
+from batchgen.dataset.tables import stored_table
 from batchgen.storage import Store
 
 __all__ = ["SIDE_TABLES", "join_side_tables", "read_side_tables", "side_key", "side_names", "side_shards"]
@@ -45,9 +44,7 @@ def read_side_tables(store: Store, name: str, shards: Collection[str]) -> Iterat
     present = frozenset(shards)
 
     def read(shard: str) -> pa.Table:
-        key = side_key(name, shard)
-        with damage_named(f"{store.uri}/{key}", "remove it, and score again"):
-            return decode_table(io.BytesIO(store.read(key)))
+        return stored_table(store, side_key(name, shard), "remove it, and score again")
 
     with ThreadPoolExecutor(READERS) as pool:
         for table in pool.map(read, [shard for shard in side_shards(store, name) if shard in present]):

@@ -23,6 +23,7 @@ __all__ = [
     "encode_table",
     "own_words",
     "shared_schema",
+    "stored_table",
     "with_about",
 ]
 
@@ -105,6 +106,23 @@ def damage_named(place: str, remedy: str) -> Iterator[None]:
         raise
     except Exception as error:  # pyarrow raises its own errors, OSError, UnicodeDecodeError and more
         raise Damaged(f"{place} is damaged: {one_line(error).rstrip('.')}; {remedy}") from error
+
+
+def stored_table(store: Store, key: str, remedy: str, *, columns: Collection[str] | None = None) -> pa.Table:
+    """A table of a store.
+
+    Args:
+        store: the output.
+        key: where it lies.
+        remedy: what to do where it is damaged.
+        columns: as of `decode_table`.
+
+    Raises:
+        NotFound: there is none.
+        Damaged: it cannot be read.
+    """
+    with damage_named(f"{store.uri}/{key}", remedy):
+        return decode_table(io.BytesIO(store.read(key)), columns=columns)
 
 
 class StoredFile(io.RawIOBase):

@@ -3,7 +3,7 @@
 import hashlib
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -14,12 +14,10 @@ from batchgen.dataset.carried import computed_prints, said_prints
 from batchgen.dataset.dataset import READERS, Dataset, DatasetRow, Marker
 from batchgen.dataset.lease import KEY as LEASE
 from batchgen.dataset.lease import Lease, live_holder, require_lease
-from batchgen.dataset.progress import Damages, read_receipts, snapshot_digests
-from batchgen.dataset.receipts import loose_shards
+from batchgen.dataset.progress import Damages, booked_shards, read_receipts, snapshot_digests
 from batchgen.dataset.records import REPAIR, is_there
 from batchgen.dataset.repair import Finding, mend, move_aside
 from batchgen.dataset.runs import latest_run, new_run_name, standing
-from batchgen.dataset.snapshots import list_snapshots
 from batchgen.dataset.state import ledger_findings, state_findings
 from batchgen.errors import Damaged, ImageError, LaterVersion, NotFound, StoreError
 from batchgen.identity import shard_id
@@ -138,8 +136,7 @@ def _verified(dataset: Dataset, deep: bool, clean: bool, held: bool) -> tuple[Ve
     found = Verification()
     findings = list(state_findings(dataset.store))
     receipts = {one.shard: one for one in read_receipts(dataset, repair=False, missing=True, damages=Damages())}
-    booked = {*loose_shards(dataset.store), *_snapshot_shards(dataset)}
-    findings += ledger_findings(dataset.store, receipts, booked, held=held)
+    findings += ledger_findings(dataset.store, receipts, booked_shards(dataset.store), held=held)
     others: list[Finding] = []
     with ThreadPoolExecutor(READERS) as pool:
         check = _Check(dataset, pool, deep, clean, found, findings, snapshot_digests(dataset), {}, others)
@@ -151,14 +148,6 @@ def _verified(dataset: Dataset, deep: bool, clean: bool, held: bool) -> tuple[Ve
     for receipt in receipts.values():
         _verify_absent(check, receipt)
     return found, findings
-
-
-def _snapshot_shards(dataset: Dataset) -> Iterator[str]:
-    for snapshot in list_snapshots(dataset.store):
-        try:
-            yield from (receipt.shard for receipt in snapshot.receipts())
-        except Damaged:
-            continue
 
 
 def _count(found: Verification, dataset: Dataset, *, held: bool) -> None:

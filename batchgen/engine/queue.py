@@ -121,10 +121,10 @@ class WorkQueue(Generic[_Unit]):
             again = Try(unit=unit, failures=failures, alone=tried.alone or is_lost, within=tried.within)
             self._put(again, now + pause)
             return Fate.AGAIN
+        said = f"{failure.message} (tried {failures[error_class]} times)"
         if error_class is ErrorClass.STORE:
-            raise StoreError(f"{failure.message} (tried {failures[error_class]} times)")
+            raise StoreError(said)
         if error_class is ErrorClass.MODEL:
-            said = f"{failure.message} (tried {failures[error_class]} times)"
             return self._give_up(unit.needs, ModelLoadError(said))
         parts = parts or (unit.split() if is_lost else ())
         for part in parts:

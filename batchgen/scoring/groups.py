@@ -4,7 +4,6 @@ Like side tables they say of which rows they are, by which models, so that one o
 """
 
 import hashlib
-import io
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,12 +17,12 @@ import pyarrow.compute as pc
 
 from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.side_tables import SIDE_TABLES, side_key
-from batchgen.dataset.tables import about, damage_named, decode_table, encode_table, with_about
+from batchgen.dataset.tables import about, encode_table, stored_table, with_about
 from batchgen.errors import Damaged, NotFound
 from batchgen.manifest.sweep import label
 from batchgen.scoring.metrics import METRICS, Family, Metric
 from batchgen.scoring.models import ScoringModel
-from batchgen.scoring.tables import MARKER_COLUMNS, error_column, identity_of
+from batchgen.scoring.tables import MARKER_COLUMNS, error_column, identity_of, says
 
 __all__ = ["Group", "GroupTable", "Members", "find_members", "is_current", "read_groups", "read_table", "write_groups"]
 
@@ -111,10 +110,8 @@ def write_groups(
 
 def read_table(dataset: Dataset, metric: Metric, by: Sequence[str]) -> GroupTable | None:
     """What was stored of groups by these columns; None where there is nothing, or nothing readable."""
-    key = _key(metric.name, by)
     try:
-        with damage_named(f"{dataset.uri}/{key}", "it is made again"):
-            table = decode_table(io.BytesIO(dataset.store.read(key)))
+        table = stored_table(dataset.store, _key(metric.name, by), "it is made again")
     except (NotFound, Damaged):
         return None
     number = len(by)
@@ -147,7 +144,7 @@ def read_groups(dataset: Dataset) -> Iterator[GroupTable]:
 def is_current(table: GroupTable | None, metric: Metric, models: Mapping[str, ScoringModel], members: Members) -> bool:
     """Whether a table says what would be computed now."""
     wanted = {**identity_of(metric, models), "rows": members.digest}
-    return table is not None and all(table.about.get(name) == value for name, value in wanted.items())
+    return says(None if table is None else table.about, wanted)
 
 
 def _key(metric: str, by: Sequence[str]) -> str:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from batchgen.dataset.dataset import READERS, Dataset
 from batchgen.dataset.format import OutputFormat
@@ -12,7 +11,7 @@ from batchgen.scoring.groups import find_members, is_current, read_table
 from batchgen.scoring.metrics import Metric
 from batchgen.scoring.models import ScoringModel
 from batchgen.scoring.reference import PART, Reference, identity_of_features, kept_parts
-from batchgen.scoring.tables import MARKER_COLUMNS, identity_of, print_of_rows, read_about
+from batchgen.scoring.tables import MARKER_COLUMNS, identity_of, print_of_rows, read_about, says
 from batchgen.scoring.units import ReferenceUnit, ScoreUnit, SetsUnit
 
 __all__ = ["Models", "paired_with", "reference_units", "require_columns", "score_units", "sets_units"]
@@ -63,7 +62,7 @@ def score_units(dataset: Dataset, metrics: Sequence[Metric], models: Models) -> 
         missing = tuple(
             name
             for name, identity in wanted.items()
-            if not _is_current(read_about(dataset.store, name, shard), {**identity, "rows": rows, "failed": 0})
+            if not says(read_about(dataset.store, name, shard), {**identity, "rows": rows, "failed": 0})
         )
         return ScoreUnit(shard=shard, rows=marker.table.num_rows, metrics=missing) if missing else None
 
@@ -94,7 +93,3 @@ def sets_units(dataset: Dataset, sets: Sequence[Metric], models: Models, by: Seq
         if not is_current(read_table(dataset, metric, by), metric, models[metric.name], members)
     )
     return [SetsUnit(metrics=missing, by=tuple(by))] if missing else []
-
-
-def _is_current(said: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> bool:
-    return said is not None and all(said.get(name) == value for name, value in wanted.items())

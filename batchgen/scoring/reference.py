@@ -1,6 +1,5 @@
 """A folder of real images: which there are, and the features of each part of it, kept beside the scores."""
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import pyarrow as pa
 from PIL.Image import Image
 
 from batchgen.dataset.dataset import READERS
-from batchgen.dataset.tables import damage_named, decode_table, encode_table
+from batchgen.dataset.tables import encode_table, stored_table
 from batchgen.errors import ImageError, InputError, StoreError
 from batchgen.identity import row_id
 from batchgen.images import decode
@@ -125,7 +124,7 @@ def read_parts(store: Store, identity: str) -> npt.NDArray[np.float32]:
 def _read(store: Store, identity: str) -> Iterator[npt.NDArray[np.float32]]:
     for part in sorted(kept_parts(store, identity)):
         key = f"{_KEPT}/{identity}/{part:06d}.parquet"
-        with damage_named(f"{store.uri}/{key}", "remove it, and score again"):
-            vectors = decode_table(io.BytesIO(store.read(key)), columns=["features"])["features"].drop_null()
-            if len(vectors):
-                yield np.stack(vectors.to_numpy())
+        table = stored_table(store, key, "remove it, and score again", columns=["features"])
+        vectors = table["features"].drop_null()
+        if len(vectors):
+            yield np.stack(vectors.to_numpy())

@@ -4,18 +4,16 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from batchgen.dataset.dataset import READERS, Dataset, open_dataset
+from batchgen.dataset.dataset import Dataset, open_dataset
 from batchgen.errors import InputError, ManifestProblems
 from batchgen.manifest.files import manifest_files, records
 from batchgen.manifest.problems import ProblemLog
 from batchgen.scoring.metrics import METRICS, Family, Metric
-from batchgen.scoring.tables import MARKER_COLUMNS, forget_shards, identity_of, print_of_rows, write_scores
-from batchgen.version import __version__
+from batchgen.scoring.tables import forget_shards, write_all_scores
 
 __all__ = ["Joined", "join_results"]
 
@@ -180,13 +178,4 @@ def _prints(dataset: Dataset) -> Iterator[tuple[str, str]]:
 def _write(dataset: Dataset, metric: Metric, scores: Mapping[str, Mapping[str, Any]]) -> None:
     """A side table for each shard, so that all of them have one schema."""
     forget_shards(dataset, metric.name)
-
-    def write(shard: str) -> None:
-        if (marker := dataset.marker(shard, columns=MARKER_COLUMNS)) is None:
-            return
-        cells = [scores.get(id_, {}) for id_ in marker.table["id"].to_pylist()]
-        said = {**identity_of(metric, {}), "rows": print_of_rows(marker.table), "results": metric.source}
-        write_scores(dataset.store, metric, shard, marker.table, cells, {**said, "batchgen": __version__})
-
-    with ThreadPoolExecutor(READERS) as pool:
-        list(pool.map(write, dataset.shards()))
+    write_all_scores(dataset, metric, lambda id_: scores.get(id_, {}), lambda _cells: {"results": metric.source})

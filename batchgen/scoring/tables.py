@@ -6,7 +6,8 @@ id and fingerprint, whatever else lies in the tables.
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from batchgen.dataset.dataset import Dataset
+from batchgen.dataset.dataset import READERS, Dataset
 from batchgen.dataset.side_tables import (
     join_side_tables,
     read_side_tables,
@@ -29,6 +30,7 @@ from batchgen.identity import shard_id
 from batchgen.scoring.metrics import METRICS, Metric
 from batchgen.scoring.models import ScoringModel
 from batchgen.storage import Store
+from batchgen.version import __version__
 
 __all__ = [
     "MARKER_COLUMNS",
@@ -40,7 +42,9 @@ __all__ = [
     "print_of_rows",
     "read_about",
     "read_vectors",
+    "says",
     "scores_of",
+    "write_all_scores",
     "write_scores",
 ]
 
@@ -100,6 +104,37 @@ def write_scores(
     identity = [marker[name].combine_chunks().cast(pa.string()) for name in ("id", "fingerprint")]
     table = with_about(pa.Table.from_arrays([*identity, *own], schema=pa.schema(fields)), **said)
     store.write(side_key(metric.name, shard), encode_table(table))
+
+
+def write_all_scores(
+    dataset: Dataset,
+    metric: Metric,
+    cells_of: Callable[[str], Mapping[str, Any]],
+    said_of: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]],
+) -> None:
+    """Store what is known of all rows, a table for each shard.
+
+    Args:
+        dataset: the output.
+        metric: what it is of; no model decides it.
+        cells_of: a row's cells by its id, as for `write_scores`.
+        said_of: what a table of such rows is to say of itself besides.
+    """
+
+    def write(shard: str) -> None:
+        if (marker := dataset.marker(shard, columns=MARKER_COLUMNS)) is None:
+            return
+        cells = [cells_of(id_) for id_ in marker.table["id"].to_pylist()]
+        said = {**identity_of(metric, {}), "rows": print_of_rows(marker.table), **said_of(cells)}
+        write_scores(dataset.store, metric, shard, marker.table, cells, {**said, "batchgen": __version__})
+
+    with ThreadPoolExecutor(READERS) as pool:
+        list(pool.map(write, dataset.shards()))
+
+
+def says(about_it: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> bool:
+    """Whether a table is there, and says all that is wanted of itself."""
+    return about_it is not None and all(about_it.get(name) == value for name, value in wanted.items())
 
 
 def read_about(store: Store, metric: str, shard: str) -> Mapping[str, Any] | None:

@@ -13,7 +13,7 @@ from batchgen.generation.rules.adapters import adapter_rule
 from batchgen.generation.rules.canvas import image_rule, size_rule, watermark_rule
 from batchgen.generation.rules.classes import class_rule
 from batchgen.generation.rules.control import control_rule
-from batchgen.generation.rules.draft import Defaults, Draft, Problems, RowProblems
+from batchgen.generation.rules.draft import Defaults, Draft, Problems, RowProblems, filled_in
 from batchgen.generation.rules.image_prompt import image_prompt_rule
 from batchgen.generation.rules.passes import hires_rule, refiner_rule
 from batchgen.generation.rules.prompting import prompt_rule
@@ -53,7 +53,10 @@ def apply_rules(
 
     Where there are none, `Parameters.from_cells` takes them, once they have a seed.
     """
-    draft = Draft.begin(parsed, task, model, inputs, defaults, problems)
+    values = filled_in(parsed, task, model, defaults)
+    draft = Draft(
+        parsed=parsed, task=task, model=model, inputs=inputs, defaults=defaults, problems=problems, values=values
+    )
     for rule in RULES:
         problems.extend(rule(draft))
     return draft.values

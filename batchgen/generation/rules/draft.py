@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 from batchgen.generation.parameters import ImageRef
 from batchgen.generation.tasks import Task
@@ -11,7 +11,7 @@ from batchgen.manifest.columns import COLUMNS, Kind
 from batchgen.models.adapters import Finder
 from batchgen.models.catalog import Model
 
-__all__ = ["Defaults", "Draft", "Problems", "RowProblems", "asked"]
+__all__ = ["Defaults", "Draft", "Problems", "RowProblems", "asked", "filled_in"]
 
 _NOT_APPLIED = frozenset({"id", "task", "num_images_per_prompt"})  # columns of a task that are no argument of it
 _IMAGE_COLUMNS = frozenset(column.name for column in COLUMNS.values() if column.kind is Kind.IMAGE)
@@ -47,6 +47,12 @@ def asked(name: str, parsed: Parsed, model: Model, defaults: Defaults) -> Any:
     return value
 
 
+def filled_in(parsed: Parsed, task: Task, model: Model, defaults: Defaults) -> dict[str, Any]:
+    """A row's cells by column, and the defaults of its null ones."""
+    names = sorted(task.columns_for(model.family) - _NOT_APPLIED - _IMAGE_COLUMNS - {"model"})
+    return {"model": model.name, **{name: asked(name, parsed, model, defaults) for name in names}}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Draft:
     """What a rule reads, and completes: it fills in `values`, and yields what is wrong.
@@ -62,30 +68,6 @@ class Draft:
     defaults: Defaults
     problems: RowProblems  # of the rules before
     values: dict[str, Any]
-
-    @classmethod
-    def begin(
-        cls,
-        parsed: Parsed,
-        task: Task,
-        model: Model,
-        inputs: Mapping[str, ImageRef],
-        defaults: Defaults,
-        problems: RowProblems,
-    ) -> Self:
-        """A row's cells, and the defaults of its null ones."""
-        values: dict[str, Any] = {"model": model.name}
-        for name in sorted(task.columns_for(model.family) - _NOT_APPLIED - _IMAGE_COLUMNS - {"model"}):
-            values[name] = asked(name, parsed, model, defaults)
-        return cls(
-            parsed=parsed,
-            task=task,
-            model=model,
-            inputs=inputs,
-            defaults=defaults,
-            problems=problems,
-            values=values,
-        )
 
     def drop(self, names: Iterable[str], reason: str) -> Problems:
         """Take out columns that mean nothing to this row; a cell that was given all the same is a problem."""
