@@ -19,6 +19,7 @@ import pytest
 from hypothesis import settings
 from s3_server import S3Server, missing_programs, running_server
 
+from batchgen.dataset.dataset import Dataset
 from batchgen.storage import Store, open_store
 
 BIN = Path(sys.executable).parent
@@ -115,6 +116,20 @@ def store(store_uri: str) -> Store:
 
 def _own_options(uri: str) -> dict[str, Any]:
     return {"endpoint_url": os.environ["AWS_ENDPOINT_URL"]} if uri.startswith("s3://") else {}
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Dataset:
+    """A begun local output of layout files."""
+    from test_commit import make_format  # which imports from here
+
+    return Dataset.begin(open_store(str(tmp_path / "out")), make_format(), create=True)
+
+
+@pytest.fixture
+def local(begun: Dataset) -> Store:
+    """Its store."""
+    return begun.store
 
 
 # An example may take as long as it needs: on a busy machine time says nothing of the code.

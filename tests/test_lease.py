@@ -11,13 +11,12 @@ from typing import Any
 
 import pytest
 from conftest import go_without
-from test_commit import make_format
 
 from batchgen.dataset import lease
 from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.lease import Lease, live_holder
 from batchgen.errors import LeaseLost, OutputBusy, OutputGone
-from batchgen.storage import Store, open_store
+from batchgen.storage import Store
 
 HOLD = """
 import sys, time
@@ -30,16 +29,6 @@ with lease.Lease(open_store(sys.argv[1]), "theirs"):
     time.sleep(100)
 """
 NAMESPACE = ["unshare", "--fork", "--pid", "--mount-proc", "--kill-child"]
-
-
-@pytest.fixture
-def begun(tmp_path: Path) -> Dataset:
-    return Dataset.begin(open_store(str(tmp_path / "out")), make_format(), create=True)
-
-
-@pytest.fixture
-def local(begun: Dataset) -> Store:
-    return begun.store
 
 
 @pytest.fixture(params=["here", "another pid namespace"])

@@ -32,18 +32,6 @@ from batchgen.storage import Store, open_store
 from batchgen.work import failure_of
 
 
-@pytest.fixture
-def begun(tmp_path: Path) -> Dataset:
-    """A begun local output of layout files."""
-    return Dataset.begin(open_store(str(tmp_path / "out")), make_format(), create=True)
-
-
-@pytest.fixture
-def local(begun: Dataset) -> Store:
-    """Its store."""
-    return begun.store
-
-
 def test_a_folder_with_other_things_is_no_output(tmp_path: Path) -> None:
     """Incident: `--output .` in a repository replaced its README by a dataset card."""
     (tmp_path / "README.md").write_text("mine")

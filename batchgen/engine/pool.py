@@ -181,8 +181,6 @@ class Pool:
     def in_progress(self) -> list[list[tuple[Any, Any]]]:
         """For each worker that is up, its units in work, and what it said last of each; None until it does."""
         up = [place for place in self._places if place.starting is None]
-        for place in up:
-            self._ask(place)
         return [[(tried.unit, place.said.get(tried.unit.id)) for tried in place.running.values()] for place in up]
 
     def wait(self, seconds: float) -> list[Finished[Any]]:
@@ -221,7 +219,8 @@ class Pool:
                 self._notice(f"a worker on {self._nodes.name(place.node)} {why}; it is ended and replaced")
                 finished += self._replace(number, f"the worker process {why}")
             elif place.leaving and not place.running:
-                self._replace(number, "")
+                ray.kill(place.actor)
+                self._places[number] = self._start()
         return finished
 
     def close(self) -> None:
