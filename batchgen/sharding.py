@@ -15,7 +15,8 @@ from typing import NamedTuple
 from batchgen.generation.tasks import TASKS
 from batchgen.identity import canonical
 from batchgen.manifest.columns import COLUMNS
-from batchgen.models.catalog import Family, Model, hash_text
+from batchgen.models.catalog import Family, Model
+from batchgen.models.hashing import hash_text
 from batchgen.rows import Row, Shard, make_shard
 
 __all__ = [

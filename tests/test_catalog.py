@@ -12,7 +12,8 @@ from batchgen.diffusion.host import PipelineHost
 from batchgen.driver import resolved_rows
 from batchgen.errors import InputError, ModelLoadError
 from batchgen.job import Job
-from batchgen.models.catalog import find_model, hash_folder, require_unchanged
+from batchgen.models.catalog import find_model, require_unchanged
+from batchgen.models.hashing import hash_folder
 from batchgen.rows import MicroBatch
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from batchgen import builtin
 from batchgen.errors import CellError, InputError
-from batchgen.models.catalog import Model, hash_path, hash_text
+from batchgen.models.catalog import Model
 from batchgen.models.compatibility import (
     CLASSIFIER_WEIGHTS,
     check_architecture,
@@ -26,6 +26,7 @@ from batchgen.models.compatibility import (
     check_vae,
     read_facts,
 )
+from batchgen.models.hashing import hash_path, hash_text
 from batchgen.models.headers import Shapes
 from batchgen.models.lora import check_lora, peft_config, peft_scale
 from batchgen.places import LONGEST_NAME, Kind, is_remote, join, kind_at, local_path

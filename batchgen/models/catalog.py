@@ -5,26 +5,24 @@ What a model can do and which adapters fit it is read from the configs in its fo
 A model is `builtin`, a diffusers folder, a single `.safetensors` checkpoint, or a hub id with optional `@revision`.
 """
 
-import hashlib
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from enum import StrEnum
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 from batchgen import builtin
 from batchgen.errors import CellError, InputError, ModelLoadError, one_line
-from batchgen.manifest.columns import MAX_SIDE
-from batchgen.models.configs import MOST_CHANNELS, MOST_LAYERS, Config, latent_factor, read_config, read_index
+from batchgen.models.configs import read_index
+from batchgen.models.hashing import Looks, hash_file, hash_folder, hash_path, hash_text, loaded_files, looks_of
 from batchgen.models.headers import read_shapes
+from batchgen.models.layout import read_layout
 from batchgen.models.purpose import FILE, Purpose, read_purpose
 from batchgen.options import Family
 from batchgen.places import Kind, kind_at, local_path
-from batchgen.reading import open_file
 
 __all__ = [
     "NOT_BEGUN",
@@ -34,10 +32,6 @@ __all__ = [
     "Source",
     "cached_file",
     "find_model",
-    "hash_file",
-    "hash_folder",
-    "hash_path",
-    "hash_text",
     "hub_configs",
     "is_hub_id",
     "require_unchanged",
@@ -45,36 +39,11 @@ __all__ = [
 
 _BUILTIN = re.compile(r"builtin(-[a-z0-9-]+)?")
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?$")
-_SD_PIPELINES = frozenset(
-    "LatentConsistencyModelPipeline StableDiffusionPipeline StableDiffusionControlNetPipeline "
-    "StableDiffusionDepth2ImgPipeline StableDiffusionImg2ImgPipeline StableDiffusionInpaintPipeline "
-    "StableDiffusionInstructPix2PixPipeline".split()
-)
-_LOADED_KINDS = frozenset({".json", ".safetensors", ".bin", ".txt", ".model"})
 _MODELS = frozenset("depth_estimator image_encoder safety_checker text_encoder unet vae".split())
 _READ = frozenset({"scheduler", "tokenizer"})  # parts without weights
-MAX_CLASSES = 1 << 24  # that a model of pixels tells apart
-_MOST_FILES = 10_000  # of a model's folder; the largest of the hub have some hundred
 _SIZED = (Family.SD, Family.SDXL, Family.REFINER)
-_HASH_BLOCK = 1 << 22  # bytes; large enough that sha256, not system calls, takes the time
 
 _Value = TypeVar("_Value")
-
-_TEXT_ENCODERS: Mapping[Family, tuple[str, ...]] = {
-    Family.SD: ("text_encoder",),
-    Family.SDXL: ("text_encoder", "text_encoder_2"),
-    Family.REFINER: ("text_encoder_2",),
-    Family.UPSCALER: ("text_encoder",),
-    Family.LATENT_UPSCALER: ("text_encoder",),
-}
-
-_USUAL_PARTS = ("vae", "text_encoder", "tokenizer", "scheduler")
-_PARTS_OF: Mapping[Family, tuple[str, ...]] = {
-    Family.SDXL: (*_USUAL_PARTS, "text_encoder_2", "tokenizer_2"),
-    Family.REFINER: ("vae", "text_encoder_2", "tokenizer_2", "scheduler"),
-    Family.PIXELS: ("scheduler",),
-}
-"""What a pipeline's index has to name besides its UNet."""
 
 ModelDefaults = Mapping[str, Mapping[str, Any]]
 """What stands for null cells of models' rows, by the model's fingerprint and then by column."""
@@ -121,9 +90,7 @@ class Model:
     estimates_depth: bool = False  # has a depth estimator beside its UNet
     checks_safety: bool = False  # has a safety checker
     text_layers: int = 12  # of CLIP ViT-L, the text encoder of SD 1.x
-    looks: tuple[tuple[str, int, int], ...] = field(
-        default=(), compare=False
-    )  # name, size, time of change of each file
+    looks: Looks = field(default=(), compare=False)
     classes: int | None = None  # labels that its UNet takes, where it is class-conditional
     revision: str | None = None  # resolved commit of a hub id
     config: str | None = None  # folder or hub id with the layout of a single file
@@ -198,7 +165,7 @@ def _folder_model(name: str, path: Path) -> Model:
         source=Source.FOLDER,
         location=str(path.resolve()),
         fingerprint=_of_model(name, _whole, path),
-        looks=_looks(path),
+        looks=looks_of(path),
         purpose=read_purpose(path, name),
         **layout,
     )
@@ -224,7 +191,7 @@ def _whole(path: Path) -> str:
     Raises:
         InputError: a part that is missing or empty.
     """
-    found = {file.relative_to(path).parts[0] for file in _loaded_files(path)}
+    found = {file.relative_to(path).parts[0] for file in loaded_files(path)}
     if "unet" in found and "model_index.json" in found:  # the oldest models that denoise pixels lie flat
         named = read_index(path)[1]
         for part in named:
@@ -252,7 +219,7 @@ def _single_file_model(name: str, path: Path, config: str | None) -> Model:
         source=Source.SINGLE_FILE,
         location=str(path.resolve()),
         fingerprint=_of_model(name, hash_file, path),
-        looks=_looks(path),
+        looks=looks_of(path),
         config=config,
         **layout,
     )
@@ -311,123 +278,7 @@ def _layout(folder: Path, name: str) -> dict[str, Any]:
     """
     if not (folder / "model_index.json").is_file():
         raise InputError(f"model {name!r}: {folder} has no model_index.json; give the folder save_pretrained wrote")
-    return _of_model(name, _read_layout, folder)
-
-
-def _read_layout(folder: Path) -> dict[str, Any]:
-    index, classes = read_index(folder)
-    family = _family(index, classes)
-    if missing := [part for part in _PARTS_OF.get(family, _USUAL_PARTS) if "unet" in classes and part not in classes]:
-        raise InputError(f"{folder / 'model_index.json'} names no {missing[0]}; is the folder complete?")
-    scheduler = classes.get("scheduler")
-    if family is Family.PIXELS:
-        return _pixel_layout(folder, scheduler)
-    unet = read_config(folder / "unet" / "config.json")
-    vae = read_config(folder / "vae" / "config.json")
-    factor = latent_factor(vae.numbers("block_out_channels", most=MOST_CHANNELS))
-    height, width = _sides(unet, 64, factor or 8)
-    texts = [read_config(folder / part / "config.json") for part in _TEXT_ENCODERS[family]]
-    widths = unet.numbers("block_out_channels", most=MOST_CHANNELS)
-    layers = unet.numbers("layers_per_block", most=MOST_LAYERS, count=len(widths))
-    return {
-        "width": width,
-        "height": height,
-        "scheduler": scheduler or "PNDMScheduler",
-        "family": family,
-        "unet_channels": unet.number("in_channels", most=MOST_CHANNELS) or 4,
-        "latent_factor": factor,
-        "unet_widths": widths,
-        "unet_layers": layers or (2,) * len(widths),
-        "text_width": next(iter(unet.numbers("cross_attention_dim", most=MOST_CHANNELS)), 0),
-        "token_widths": tuple(text.number("hidden_size", most=MOST_CHANNELS) or 768 for text in texts),
-        "estimates_depth": "depth_estimator" in classes,
-        "checks_safety": "safety_checker" in classes,
-        "text_layers": texts[0].number("num_hidden_layers", most=MOST_LAYERS) or 12,
-    }
-
-
-def _pixel_layout(folder: Path, scheduler: str | None) -> dict[str, Any]:
-    """The same of a model that denoises pixels; its oldest ones lie flat in their folder."""
-    inside = folder / "unet" / "config.json"
-    unet = read_config(inside if inside.is_file() else folder / "config.json")
-    height, width = _sides(unet, 32, 1)
-    return {
-        "width": width,
-        "height": height,
-        "scheduler": scheduler or "DDPMScheduler",
-        "family": Family.PIXELS,
-        "unet_channels": unet.number("in_channels", most=MOST_CHANNELS) or 3,
-        "unet_widths": unet.numbers("block_out_channels", most=MOST_CHANNELS),
-        "text_layers": 0,
-        "classes": unet.number("num_class_embeds", most=MAX_CLASSES),
-    }
-
-
-def _sides(unet: Config, default: int, factor: int) -> tuple[int, int]:
-    """Height and width in pixels of what a UNet was trained on."""
-    sides = unet.numbers("sample_size", most=MAX_SIDE, count=2) or (default, default)
-    if len(sides) != 2 or max(sides) * factor > MAX_SIDE:
-        shown = "x".join(str(side * factor) for side in sides)
-        raise InputError(f"{unet.path}: it was trained on {shown} pixels; two sides of at most {MAX_SIDE} are made")
-    height, width = sides
-    return height * factor, width * factor
-
-
-def _family(index: Mapping[str, Any], classes: Mapping[str, str]) -> Family:
-    kind = str(index.get("_class_name"))
-    if kind in ("DDPMPipeline", "DDIMPipeline"):
-        return Family.PIXELS
-    if kind == "StableDiffusionUpscalePipeline":
-        return Family.UPSCALER
-    if kind == "StableDiffusionLatentUpscalePipeline":
-        return Family.LATENT_UPSCALER
-    if kind.startswith("StableDiffusionXL"):
-        return Family.SDXL if "text_encoder" in classes else Family.REFINER
-    if kind in _SD_PIPELINES:
-        return Family.SD
-    raise InputError(f"it is a {kind[:100]}; this version generates with Stable Diffusion 1.x, 2.x and XL")
-
-
-def hash_path(path: Path) -> str:
-    """sha256 of a file, or of what can be loaded from a folder."""
-    return hash_folder(path) if path.is_dir() else hash_file(path)
-
-
-def hash_folder(path: Path) -> str:
-    """sha256 over names and contents of all files a pipeline can load; cards and images beside them do not count."""
-    digest = hashlib.sha256()
-    for file in _loaded_files(path):
-        name = file.relative_to(path).as_posix()
-        digest.update(f"{name}\0{hash_file(file)}\n".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
-
-
-def _loaded_files(path: Path) -> Iterator[Path]:
-    """The files that count, in the order of their names; what lies behind links to folders counts as what is loaded."""
-    files = list(islice(_walk(path, frozenset()), _MOST_FILES + 1))
-    if len(files) > _MOST_FILES:
-        raise InputError(f"{path} holds more than {_MOST_FILES:,} files, which no model has")
-    for file in sorted(files):
-        hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
-        if file.suffix in _LOADED_KINDS and not hidden:
-            yield file
-
-
-def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
-    """All files below a folder, through links, but for those that lead back up."""
-    real = folder.resolve()
-    for entry in folder.iterdir() if real not in above else ():
-        if entry.is_dir():
-            yield from _walk(entry, above | {real})
-        elif entry.is_file():
-            yield entry
-
-
-def _looks(path: Path) -> tuple[tuple[str, int, int], ...]:
-    """Name, size and time of change of a model's files."""
-    files = _loaded_files(path) if path.is_dir() else [path]
-    found = [(file.relative_to(path).as_posix(), file.stat()) for file in files]
-    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)
+    return _of_model(name, read_layout, folder)
 
 
 def require_unchanged(model: Model) -> None:
@@ -440,24 +291,10 @@ def require_unchanged(model: Model) -> None:
         return  # a commit does not change
     path = model.folder
     try:
-        same = _looks(path) == model.looks or hash_path(path) == model.fingerprint
+        same = looks_of(path) == model.looks or hash_path(path) == model.fingerprint
     except (OSError, InputError) as error:
         raise ModelLoadError(f"model {model.name!r} cannot be read here: {error}") from error
     if not same:
         raise ModelLoadError(
             f"model {model.name!r} changed since the manifest was checked; run again to take it as it is now"
         )
-
-
-def hash_file(path: Path) -> str:
-    """sha256 of a file, as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open_file(path) as stream:
-        while block := stream.read(_HASH_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def hash_text(text: str) -> str:
-    """sha256 of a text, as 64 hexadecimal digits."""
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -9,8 +9,9 @@ from typing import Any
 
 from batchgen import builtin
 from batchgen.errors import InputError
-from batchgen.models.catalog import hash_path, hash_text, hub_configs, is_hub_id
+from batchgen.models.catalog import hub_configs, is_hub_id
 from batchgen.models.configs import read_config
+from batchgen.models.hashing import hash_path, hash_text
 from batchgen.scoring.metrics import Metric, ModelKind, Part
 from batchgen.scoring.reference import Reference
 

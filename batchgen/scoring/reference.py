@@ -16,7 +16,7 @@ from batchgen.dataset.tables import encode_table, stored_table
 from batchgen.errors import ImageError, InputError, StoreError
 from batchgen.identity import row_id
 from batchgen.images import decode
-from batchgen.models.catalog import hash_text
+from batchgen.models.hashing import hash_text
 from batchgen.storage import Store, open_store
 
 __all__ = ["PART", "Reference", "identity_of_features", "keep_part", "kept_parts", "read_images", "read_parts"]
