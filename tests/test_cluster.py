@@ -51,6 +51,8 @@ from batchgen.job import WorkerResources
 from batchgen.work import Work
 
 class Second:
+    needs = ""
+
     def __init__(self, id):
         self.id = id
 

@@ -39,7 +39,7 @@ def test_failures_by_class(tmp_path: Path) -> None:
     write_run(dataset.store, make_record(run="run-1", rows=9, done_before=1))
     status = read_status(dataset.uri)
     assert status.failures == {"nan": 3}
-    assert (status.rows, status.done, status.failed, status.left, status.shards) == (9, 5, 4, 0, 2)
+    assert (status.rows, status.done, status.failed, status.left, status.shards) == (9, 5, 3, 1, 2)
 
 
 def measured(output: Path) -> dict[str, Any]:
@@ -55,10 +55,11 @@ def measured(output: Path) -> dict[str, Any]:
 
 
 def test_status_of_a_million_rows_is_quick_and_small(tmp_path: Path) -> None:
-    """Under 1 s and 200 MiB for 10^6 rows in 1,000 shards; when receipts named every row: 7.5 s and 457 MiB.
+    """Under 200 MiB, and no more time than its start again, for 10^6 rows in 1,000 shards (in all 1 s if quiet).
 
-    The best of five, since the machine may be busy.
+    When receipts named every row: 7.5 s and 457 MiB. The best of five, since the machine may be busy.
     """
+    Dataset.begin(open_store(str(tmp_path / "empty")), make_format(), create=True)
     dataset = Dataset.begin(open_store(str(tmp_path / "out")), make_format(), create=True)
     write_run(dataset.store, make_record(rows=1_001_000))
     receipts = tmp_path / "out" / RECEIPTS
@@ -80,12 +81,9 @@ def test_status_of_a_million_rows_is_quick_and_small(tmp_path: Path) -> None:
             bytes=1 << 30,
         )
         (receipts / f"{shard}.json").write_text(receipt_to_json(receipt))
-    costs = []
-    for _ in range(5):
-        costs.append(cost := measured(tmp_path / "out"))
-        if cost["seconds"] < 1:
-            break
-    said = json.loads(cost["stdout"])
+    costs = [(measured(tmp_path / "empty"), measured(tmp_path / "out")) for _ in range(5)]
+    said = json.loads(costs[0][1]["stdout"])
     assert (said["rows"], said["done"], said["failed"], said["left"]) == (1_001_000, 1_000_000, 1000, 0)
-    assert min(cost["seconds"] for cost in costs) < 1
-    assert cost["peak_mib"] < 200
+    start, whole = (min(cost["seconds"] for cost in of) for of in zip(*costs, strict=True))
+    assert whole < 2 * start
+    assert max(cost["peak_mib"] for _, cost in costs) < 200

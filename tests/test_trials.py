@@ -45,7 +45,7 @@ BAD: Mapping[str, tuple[Mapping[str, Any], str, str]] = {
     "negative timesteps": (
         {"scheduler": "Euler", "scheduler_kwargs": {"num_train_timesteps": -5}},
         "scheduler_kwargs",
-        "cannot do 20 steps",
+        "num_train_timesteps is -5",
     ),
     "past the end": (
         {"scheduler": "DDIM", "steps": 1000, "scheduler_kwargs": {"timestep_spacing": "leading", "steps_offset": 1}},

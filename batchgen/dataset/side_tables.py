@@ -8,7 +8,6 @@ from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from batchgen.dataset.tables import stored_table
 from batchgen.storage import Store
@@ -63,6 +62,8 @@ def join_side_tables(store: Store, shards: Collection[str], rows: pa.Table, name
     Raises:
         Damaged: a table cannot be read.
     """
+    import pyarrow.compute as pc  # a tenth of a second, which commands that read no rows do without
+
     rows = rows.combine_chunks()
     for name in names:
         plain = [table.select(_plain(table.schema)) for table in read_side_tables(store, name, shards)]
@@ -80,4 +81,6 @@ def _plain(schema: pa.Schema) -> list[str]:
 
 
 def _keys(table: pa.Table) -> pa.ChunkedArray:
+    import pyarrow.compute as pc
+
     return pc.binary_join_element_wise(table["fingerprint"], table["id"], "")  # fingerprints are of one length

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.types as kinds
 
 __all__ = [
@@ -77,6 +76,8 @@ def bounded_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
 
     What is longer than `LONGEST_TEXT` becomes `Oversized`.
     """
+    import pyarrow.compute as pc  # a tenth of a second, which commands that read no manifest do without
+
     columns, sizes = [], np.zeros(batch.num_rows, np.int64)
     oversized: list[tuple[str, Any]] = []  # names of columns, and lengths by row
     for name, column in zip(batch.schema.names, batch.columns, strict=True):

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -10,13 +10,15 @@ from rich.table import Table
 from rich.text import Text
 
 from batchgen.errors import printable
-from batchgen.estimate import PlanSummary
-from batchgen.index import Counts
-from batchgen.rows import Receipt
-from batchgen.scores import ScoreSummary
 from batchgen.scoring.metrics import METRICS
-from batchgen.sweeps import SweepSummary
 from batchgen.tally import RunProgress
+
+if TYPE_CHECKING:  # summaries that are shown; `status` is quick because what makes them is not read for it
+    from batchgen.estimate import PlanSummary
+    from batchgen.index import Counts
+    from batchgen.rows import Receipt
+    from batchgen.scores import ScoreSummary
+    from batchgen.sweeps import SweepSummary
 
 __all__ = ["PlainConsole", "RunDisplay", "duration", "plan_table", "print_scores", "size", "sweep_table", "time_left"]
 
@@ -76,7 +78,7 @@ class RunDisplay:
         """Something worth a line."""
         self._console.print(line, soft_wrap=True)
 
-    def begin(self, counts: Counts, to_make: int, workers: int, device: str) -> None:
+    def begin(self, counts: "Counts", to_make: int, workers: int, device: str) -> None:
         """Workers are starting."""
         known = f", {counts.done:,} done before" if counts.done else ""
         plural = "" if workers == 1 else "s"
@@ -98,7 +100,7 @@ class RunDisplay:
             self._spoke = time.monotonic()
             self.notice(said)
 
-    def committed(self, receipt: Receipt, progress: RunProgress) -> None:
+    def committed(self, receipt: "Receipt", progress: RunProgress) -> None:
         """A shard is in the dataset."""
         self.progressed(progress)
         if self._progress is None:
@@ -115,7 +117,7 @@ class RunDisplay:
             self._progress = None
 
 
-def sweep_table(sweep: SweepSummary) -> Table:
+def sweep_table(sweep: "SweepSummary") -> Table:
     """A sweep's axes as a table of two columns."""
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, takes in sweep.axes.items():
@@ -124,7 +126,7 @@ def sweep_table(sweep: SweepSummary) -> Table:
     return table
 
 
-def print_scores(summary: ScoreSummary, console: Console) -> None:
+def print_scores(summary: "ScoreSummary", console: Console) -> None:
     """What the scores of an output are like, and those of groups."""
     if summary.scores:
         console.print(_scores_table(summary))
@@ -132,7 +134,7 @@ def print_scores(summary: ScoreSummary, console: Console) -> None:
         console.print(table)
 
 
-def _scores_table(summary: ScoreSummary) -> Table:
+def _scores_table(summary: "ScoreSummary") -> Table:
     """What the scores of an output are like, a line a column."""
     table = Table("score", "rows", "mean", "least", "most", box=None, pad_edge=False)
     for name, column in summary.scores.items():
@@ -141,7 +143,7 @@ def _scores_table(summary: ScoreSummary) -> Table:
     return table
 
 
-def _group_tables(summary: ScoreSummary) -> Iterator[Table]:
+def _group_tables(summary: "ScoreSummary") -> Iterator[Table]:
     """What metrics of sets say of each group, a table a metric."""
     for found in summary.groups:
         names = [name for group in found.groups[:1] for name in group.values]
@@ -171,7 +173,7 @@ def _said(progress: RunProgress) -> str:
     return ", ".join(parts)
 
 
-def plan_table(plan: PlanSummary) -> Table:
+def plan_table(plan: "PlanSummary") -> Table:
     """A plan as a table of two columns."""
     table = Table(show_header=False, box=None, pad_edge=False)
     unknown = "unknown; the first run over this output measures it"
