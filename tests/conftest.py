@@ -31,6 +31,7 @@ ONE_THREAD = {
 }
 
 os.environ.pop("RAY_ADDRESS", None)  # whoever has a cluster of their own tests without it
+os.environ.update(ONE_THREAD)  # before torch is read: threads of tests side by side would wait for each other
 
 RowCells = Mapping[str, Any]
 
@@ -150,8 +151,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def ray_address() -> Iterator[str]:
-    """The address of one Ray cluster with two CPUs, started for the session and stopped at its end."""
-    with running_ray("--num-cpus=2") as address:
+    """The address of one Ray cluster with room for one worker, or two of half a core; stopped at the session's end.
+
+    A worker takes seconds of a core to start, so a test has one where it is not about two.
+    """
+    with running_ray("--num-cpus=1") as address:
         yield address
 
 

@@ -4,6 +4,7 @@ Units go in as specifications of a few KiB, receipts come out; what is made neve
 is replaced, and its units come back as failures. Knows nothing of what the work is.
 """
 
+import gc
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -40,7 +41,10 @@ class _Actor:
     """What runs in a worker process: failures come back as values, since Ray's own wrapping loses their class."""
 
     def __init__(self, work: Work) -> None:
-        self._worker = work.make_worker()  # loads the libraries of the work, which the driver never does
+        gc.disable()  # nothing of the libraries that are loaded here, which the driver never does, is garbage
+        self._worker = work.make_worker()
+        gc.freeze()  # nor will it be: later collections pass over it
+        gc.enable()
 
     def ready(self) -> tuple[str, Failure | None]:
         """Returns once the process is up and the libraries are loaded: the id of its node, and why it cannot work."""
