@@ -8,17 +8,20 @@ import subprocess
 import sys
 import tempfile
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import chdir, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from hypothesis import settings
 from s3_server import S3Server, missing_programs, running_server
 
+from batchgen.cli import main
 from batchgen.dataset.dataset import Dataset
 from batchgen.storage import Store, open_store
 
@@ -46,7 +49,12 @@ class RunCli(Protocol):
     """Runs `batchgen` with these arguments, in a folder, with additions to the environment."""
 
     def __call__(
-        self, *arguments: object, cwd: Path | None = None, env: Mapping[str, str] | None = None, timeout: float = 300
+        self,
+        *arguments: object,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        here: bool = False,
     ) -> subprocess.CompletedProcess[str]: ...
 
 
@@ -139,11 +147,19 @@ settings.load_profile("any machine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What uses the session's Ray cluster or S3 server is marked so."""
+    """What uses the session's Ray cluster or S3 server is marked so; files with most slow tests come first."""
     servers = {"ray_address": pytest.mark.ray, "s3_server": pytest.mark.s3}
+    slow: Counter[Path] = Counter()
     for item in items:
         for fixture in servers.keys() & set(getattr(item, "fixturenames", ())):
             item.add_marker(servers[fixture])
+        slow[item.path] += any(item.iter_markers("ray")) or any(item.iter_markers("slow"))
+    items.sort(key=lambda item: -slow[item.path])
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Files go to the processes of xdist in that order, not by how many tests they hold: the last ones are quick."""
+    config.option.loadscopereorder = False
 
 
 # Ray
@@ -189,7 +205,7 @@ def running_node(
     ]
     node = subprocess.Popen(
         command,
-        env={**os.environ, **ONE_THREAD, **(env or {})},
+        env={**os.environ, **(env or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -282,20 +298,39 @@ def write_manifest(tmp_path: Path) -> WriteManifest:
     return write
 
 
+# Commands that start no worker: called within the tests' process, which has their libraries loaded.
+_WITHOUT_WORKERS = frozenset(
+    "validate plan sweep manifest status verify retry select report export join explain".split()
+)
+
+
 @pytest.fixture(scope="session")
 def batchgen() -> RunCli:
-    """Runs the installed command in a process of its own."""
+    """Runs the command as from a shell.
+
+    In a process of its own where it may start workers, unless they are known to start none (`here`), and where its
+    environment is set or it is timed.
+    """
 
     def run(
-        *arguments: object, cwd: Path | None = None, env: Mapping[str, str] | None = None, timeout: float = 300
+        *arguments: object,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        here: bool = False,
     ) -> subprocess.CompletedProcess[str]:
+        words = [str(argument) for argument in arguments]
+        if here or (words[0] in _WITHOUT_WORKERS and env is None and timeout is None):
+            with chdir(cwd or Path.cwd()):
+                said = CliRunner().invoke(main, words, prog_name="batchgen")
+            return subprocess.CompletedProcess(words, said.exit_code, said.stdout, said.stderr)
         return subprocess.run(
-            [BIN / "batchgen", *map(str, arguments)],
+            [BIN / "batchgen", *words],
             cwd=cwd,
-            env={**os.environ, **ONE_THREAD, **(env or {})},
+            env={**os.environ, **(env or {})},
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=300 if timeout is None else timeout,
             check=False,
         )
 

@@ -77,7 +77,7 @@ def test_nothing_of_a_kept_output_is_made_again(name: str, kept: Path, batchgen:
     """
     output = (kept / name).rename(kept / f"{name} [1]")
     before, runs = contents(output), list(output.glob(".batchgen/runs/*"))
-    result = batchgen("run", kept / f"{name}.toml", "--output", output)
+    result = batchgen("run", kept / f"{name}.toml", "--output", output, here=True)
     assert result.returncode == 1, result.stderr
     assert "for a pattern" in result.stderr
     assert "5 of 6 rows done, 1 failed" in result.stderr
@@ -90,14 +90,14 @@ def test_a_kept_output_goes_without_the_defaults_of_its_model(kept: Path, batchg
     """Models had none of their own when it was begun; with them all its rows would be others."""
     (kept / "model" / "batchgen.toml").write_text("[defaults]\nguidance_scale = 3.5\neta = 0.5\n")
     before = contents(kept / "files")
-    result = batchgen("run", kept / "files.toml")
+    result = batchgen("run", kept / "files.toml", here=True)
     assert result.returncode == 1, result.stderr
     assert "5 of 6 rows done, 1 failed" in result.stderr
     assert "was begun with another default" in result.stderr and "eta, guidance_scale" in result.stderr
     assert contents(kept / "files") == before
 
 
-@outputs
+@pytest.mark.parametrize("name", ["parquet", "schema-2"])  # of either layout
 def test_a_longer_manifest_adds_its_new_rows(name: str, kept: Path, batchgen: RunCli, ray_address: str) -> None:
     """In shards of the schema that the output has."""
     output = kept / name

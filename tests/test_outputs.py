@@ -94,7 +94,7 @@ def test_a_run_goes_on_without_the_books(name: str, tmp_path: Path, batchgen: Ru
     (failed,) = [row["id"] for file in output.glob("failures/*") for row in pq.read_table(file).to_pylist()]
     lines = manifest.read_text(encoding="utf-8").splitlines(keepends=True)
     manifest.write_text("".join(line for line in lines if f'"{failed}"' not in line), encoding="utf-8")
-    done = batchgen("run", kept / f"{name}.toml")
+    done = batchgen("run", kept / f"{name}.toml", here=True)
     assert done.returncode == 0, done.stderr
     assert contents(output) == before and made_rows(output) == rows
     assert numbers(batchgen, output) == (5, 5, 0, 0)
@@ -176,7 +176,7 @@ def test_an_output_below_rays_folders_is_refused(
     folder.mkdir(parents=True)
     (tmp_path / "latest").symlink_to(folder)
     for output, cwd in (("out", folder), (tmp_path / "latest" / "out", tmp_path)):
-        done = batchgen("run", manifest, "--model", model_configs, "--output", output, cwd=cwd)
+        done = batchgen("run", manifest, "--model", model_configs, "--output", output, cwd=cwd, here=True)
         assert done.returncode == 2
         assert "which Ray removes with its session" in done.stderr and done.stderr.count("\n") == 1
     assert list(folder.iterdir()) == []

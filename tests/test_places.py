@@ -102,7 +102,7 @@ def test_below_what_is_there(tmp_path: Path) -> None:
 def test_commands_refuse_them(command: str, write_manifest: WriteManifest, batchgen: RunCli, tmp_path: Path) -> None:
     path = write_manifest("m.csv", [{"prompt": "a"}])
     arguments = (path, "--output", "s3:/b/x") if command in ("run", "plan") else ("s3:/b/x",)
-    done = batchgen(command, *arguments, cwd=tmp_path)
+    done = batchgen(command, *arguments, cwd=tmp_path, here=True)
     assert (done.returncode, done.stderr) == (2, "error: s3:/b/x is no URI; did you mean 's3://b/x'?\n")
 
 

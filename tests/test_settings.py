@@ -2,9 +2,12 @@
 
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow.parquet as pq
 import pytest
 from conftest import RunCli
@@ -26,76 +29,74 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_sd1(tmp_path_factory.mktemp("safety") / "model", with_safety_checker=True)
 
 
-def run(
-    batchgen: RunCli, address: str, folder: Path, model: Path, safety: str
-) -> tuple[dict[str, bool | None], dict[str, Path], int]:
-    """Flags and images by id, and the exit code."""
+Made = dict[str, tuple[Path, dict[str, Any]]]  # a row of the metadata and the file that holds it, by id
+
+
+def run(batchgen: RunCli, address: str, folder: Path, model: Path, safety: str, layout: str) -> tuple[Made, int]:
+    """What a run with this policy made, and its exit code."""
     (folder / "m.csv").write_text(ROWS)
-    (folder / "job.toml").write_text(
-        f'manifest = "m.csv"\noutput = "{safety}"\nmodel = "{model}"\nsafety = "{safety}"\n'
-    )
-    done = batchgen("run", str(folder / "job.toml"), "--address", address)
-    flags: dict[str, bool | None] = {}
-    images: dict[str, Path] = {}
-    for file in (folder / safety / "data").glob("*/metadata.parquet"):
-        for row in pq.read_table(file).to_pylist():
-            flags[row["id"]] = row["flagged"]
-            images[row["id"]] = file.parent / row["file_name"]
-    return flags, images, done.returncode
-
-
-def test_policies(batchgen: RunCli, ray_address: str, judged: Path, tmp_path: Path) -> None:
-    """Keep flags, blank blackens what is flagged and nothing else, drop records a failure, off asks nobody."""
-    flags, kept, code = run(batchgen, ray_address, tmp_path, judged, "keep")
-    assert code == 0
-    assert set(flags.values()) == {True, False}
-    flagged = {name for name, flag in flags.items() if flag}
-    _, blanked, _ = run(batchgen, ray_address, tmp_path, judged, "blank")
-    for name, file in blanked.items():
-        pixels = np.asarray(Image.open(file))
-        assert (pixels.max() == 0) == (name in flagged)
-        if name not in flagged:
-            assert np.array_equal(pixels, np.asarray(Image.open(kept[name])))
-    left, _, code = run(batchgen, ray_address, tmp_path, judged, "drop")
-    assert code == 1
-    assert left.keys() == flags.keys() - flagged
-    (ledger,) = (tmp_path / "drop" / "failures").glob("*.parquet")
-    assert {row["error_class"] for row in pq.read_table(ledger).to_pylist()} == {"safety"}
-    unasked, _, _ = run(batchgen, ray_address, tmp_path, judged, "off")
-    assert set(unasked.values()) == {None}
-
-
-@pytest.mark.parametrize("layout", ["files", "parquet"])
-def test_step_images_are_part_of_the_dataset(
-    batchgen: RunCli, ray_address: str, judged: Path, tmp_path: Path, layout: str
-) -> None:
-    """They are named or held by the metadata, verified like the rows' own, and no strays."""
-    (tmp_path / "m.csv").write_text(ROWS)
-    (tmp_path / "job.toml").write_text(
-        f'manifest = "m.csv"\noutput = "out"\nmodel = "{judged}"\nlayout = "{layout}"\n'
+    (folder / f"{safety}.toml").write_text(
+        f'manifest = "m.csv"\noutput = "{safety}"\nmodel = "{model}"\nsafety = "{safety}"\nlayout = "{layout}"\n'
         'memory = "low"\nsave_steps = [1, 2]\n'
     )
-    assert batchgen("run", str(tmp_path / "job.toml"), "--address", ray_address).returncode == 0
+    done = batchgen("run", folder / f"{safety}.toml", "--address", address)
     pattern = "*/metadata.parquet" if layout == "files" else "*.parquet"
-    rows = [
-        (file, row) for file in (tmp_path / "out" / "data").glob(pattern) for row in pq.read_table(file).to_pylist()
-    ]
-    assert len(rows) == 4
-    for file, row in rows:
-        assert [step["step"] for step in row["step_images"]] == [1, 2]
-        assert row["step_images"][1]["sha256"] == row["sha256"] != row["step_images"][0]["sha256"]
-        for step in row["step_images"]:
-            data = (file.parent / step["path"]).read_bytes() if layout == "files" else step["image"]["bytes"]
-            assert Image.open(io.BytesIO(data)).size == (64, 64)
-    verified = batchgen("verify", str(tmp_path / "out"), "--deep", "--json")
-    assert verified.returncode == 0
-    assert json.loads(verified.stdout)["strays"] == 0
-    (record,) = (tmp_path / "out" / ".batchgen" / "runs").rglob("*.json")
-    assert json.loads(record.read_text())["memory"] == "low"
-    if layout == "files":
-        file, row = rows[0]
-        (file.parent / row["step_images"][0]["path"]).write_bytes(b"gone")
-        assert batchgen("verify", str(tmp_path / "out")).returncode == 1
+    files = (folder / safety / "data").glob(pattern)
+    made = {row["id"]: (file, row) for file in files for row in pq.read_table(file).to_pylist()}
+    return made, done.returncode
+
+
+def data_of(file: Path, row: Mapping[str, Any], name: str, column: str) -> bytes:
+    """An encoded image, in a file beside the metadata or in a column."""
+    data: bytes = row[column]["bytes"] if row.get(column) else (file.parent / row[name]).read_bytes()
+    return data
+
+
+def pixels_of(file: Path, row: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
+    """A row's own image."""
+    return np.asarray(Image.open(io.BytesIO(data_of(file, row, "file_name", "image"))))
+
+
+def test_policies_and_images_of_steps(batchgen: RunCli, ray_address: str, judged: Path, tmp_path: Path) -> None:
+    """Keep flags, blank blackens what is flagged and nothing else, drop records a failure.
+
+    Images of steps are named or held by the metadata, verified like the rows' own, and no strays.
+    """
+    kept, code = run(batchgen, ray_address, tmp_path, judged, "keep", "files")
+    assert code == 0
+    flagged = {name for name, (_, row) in kept.items() if row["flagged"]}
+    assert flagged and kept.keys() - flagged
+    blanked, code = run(batchgen, ray_address, tmp_path, judged, "blank", "parquet")
+    assert code == 0
+    for name, (file, row) in blanked.items():
+        assert (pixels_of(file, row).max() == 0) == row["flagged"] == (name in flagged)
+        if name not in flagged:
+            assert np.array_equal(pixels_of(file, row), pixels_of(*kept[name]))
+    left, code = run(batchgen, ray_address, tmp_path, judged, "drop", "files")
+    assert code == 1
+    assert left.keys() == kept.keys() - flagged
+    (ledger,) = (tmp_path / "drop" / "failures").glob("*.parquet")
+    assert {row["error_class"] for row in pq.read_table(ledger).to_pylist()} == {"safety"}
+
+    for made in (kept, blanked):
+        for file, row in made.values():
+            first, last = row["step_images"]
+            assert (first["step"], last["step"]) == (1, 2)
+            if not (made is blanked and row["flagged"]):
+                assert last["sha256"] == row["sha256"] != first["sha256"]
+            for step in (first, last):
+                image = Image.open(io.BytesIO(data_of(file, step, "path", "image")))
+                assert image.size == (64, 64)
+                assert not (made is blanked and row["flagged"]) or image.getextrema() == ((0, 0),) * 3
+    for output in ("keep", "blank"):
+        verified = batchgen("verify", tmp_path / output, "--deep", "--json")
+        assert verified.returncode == 0
+        assert json.loads(verified.stdout)["strays"] == 0
+        (record,) = (tmp_path / output / ".batchgen" / "runs").rglob("*.json")
+        assert json.loads(record.read_text())["memory"] == "low"
+    file, row = kept["0"]
+    (file.parent / row["step_images"][0]["path"]).write_bytes(b"gone")
+    assert batchgen("verify", tmp_path / "keep").returncode == 1
 
 
 def test_marks_and_precisions(batchgen: RunCli, ray_address: str, judged: Path, tmp_path: Path) -> None:
@@ -112,6 +113,7 @@ def test_marks_and_precisions(batchgen: RunCli, ray_address: str, judged: Path, 
     for file in (tmp_path / "out" / "data").glob("*/metadata.parquet"):
         for row in pq.read_table(file).to_pylist():
             assert row["dtype"] == "bfloat16, vae float32"
+            assert row["flagged"] is None  # nobody was asked
             for name in (row["file_name"], row["step_images"][0]["path"]):
                 assert extract(np.asarray(Image.open(file.parent / name)), 2) == row["watermark"].encode()
             found[row["id"]] = row["watermark"]

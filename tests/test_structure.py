@@ -184,15 +184,15 @@ def test_every_command_says_what_it_does(name: str, batchgen: RunCli) -> None:
     for example in examples:
         words = shlex.split(example)
         assert words[1] == name
-        command.make_context(name, words[2:])
-    done = batchgen(name, "-h")
+        command.make_context(name, words[2:], parent=main.make_context("batchgen", [name]))
+    done = batchgen(name, "-h", here=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_usage_errors_are_exit_2(batchgen: RunCli) -> None:
     """DESIGN: wrong usage is exit 2, on stderr, with the option named."""
     for arguments in (["rum"], ["run"], ["run", "m.csv", "--workers", "0"], ["run", "m.csv", "--layout", "tar"]):
-        done = batchgen(*arguments)
+        done = batchgen(*arguments, here=True)
         assert (done.returncode, done.stdout) == (2, ""), arguments
         assert done.stderr
 
@@ -207,13 +207,13 @@ def test_flags_that_are_columns_are_answered(command: str, batchgen: RunCli) -> 
         ("--stesp", "num_inference_steps"),
         ("--widht", "width"),
     ):
-        done = batchgen(command, "m.csv", flag, "3")
+        done = batchgen(command, "m.csv", flag, "3", here=True)
         assert done.returncode == 2
         assert f"column {column!r}" in done.stderr and "[defaults]" in done.stderr
-    done = batchgen(command, "m.csv", "--mask-image", "3")
+    done = batchgen(command, "m.csv", "--mask-image", "3", here=True)
     assert "column 'mask_image'" in done.stderr and "[defaults]" not in done.stderr
-    assert "column" not in batchgen(command, "m.csv", "--nonsense", "3").stderr
-    assert "'--model'" in batchgen(command, "m.csv", "--modle", "3").stderr
+    assert "column" not in batchgen(command, "m.csv", "--nonsense", "3", here=True).stderr
+    assert "'--model'" in batchgen(command, "m.csv", "--modle", "3", here=True).stderr
 
 
 def test_every_sampler_name_is_found() -> None:

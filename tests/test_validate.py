@@ -98,7 +98,7 @@ def test_notices_are_said_by_every_command(command: list[str], batchgen: RunCli,
     """Incident: `plan` kept to itself that a misspelt column was carried along."""
     (tmp_path / "m.csv").write_text("prompt,Seed,stepss\na red __ball__,3,4\n")
     output = [] if command == ["validate"] else ["--output", str(tmp_path / "out")]
-    result = batchgen(*command, tmp_path / "m.csv", *output)
+    result = batchgen(*command, tmp_path / "m.csv", *output, here=True)
     assert result.returncode == 0
     assert "column 'Seed' is read as 'seed'" in result.stderr
     assert "did you mean 'num_inference_steps'?" in result.stderr
@@ -279,7 +279,7 @@ def test_commands_refuse_and_write_nothing(
     path = write_manifest("m.csv", [{"prompt": "a", "width": 65}, {"prompt": "b", "seed": -4}])
     before = tree(tmp_path)
     output = () if command == "validate" else ("--output", tmp_path / "out")
-    done = batchgen(command, path, "--model", model_configs, *output)
+    done = batchgen(command, path, "--model", model_configs, *output, here=True)
     said = done.stdout + done.stderr
     assert done.returncode == 2
     assert f"{path}, row 1, column 'width'" in said
@@ -320,7 +320,7 @@ def test_no_rows_are_a_success_with_a_notice(name: str, content: bytes, tmp_path
     shutil.copytree(Path(__file__).parent / "fixtures" / "outputs" / "files", tmp_path / "out")
     output = ("--output", tmp_path / "out")
     for command in (["validate"], ["validate", *output], ["plan", *output], ["run", *output], ["run", "-o", "new"]):
-        done = batchgen(command[0], tmp_path / name, *command[1:], cwd=tmp_path)
+        done = batchgen(command[0], tmp_path / name, *command[1:], cwd=tmp_path, here=True)
         assert done.returncode == 0, done.stderr
         assert "has no rows" in done.stderr
     assert not (tmp_path / "new").exists()
@@ -417,7 +417,7 @@ def test_places_that_no_run_can_use(
     places = [manifest, manifest / "out", tmp_path / "a[b", tmp_path / "a::b" / "out"]
     places += [tmp_path / "sealed", tmp_path / "sealed" / "out"] if os.geteuid() else []
     for place in places:
-        done = batchgen(*command, manifest, "--output", place)
+        done = batchgen(*command, manifest, "--output", place, here=True)
         assert done.returncode == 2 and f"output {place}" in done.stderr, done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"m.jsonl", "sealed"}
 
@@ -465,7 +465,7 @@ def test_strict_of_a_job_and_of_a_command(command: list[str], tmp_path: Path, ba
     (tmp_path / "m.csv").write_text(f"prompt,{','.join(names)}\na{',1' * len(names)}\n")
     (tmp_path / "j.toml").write_text('manifest = "m.csv"\nstrict = true\n')
     for source, *flags in (("m.csv", "--strict"), ("j.toml",)):
-        done = batchgen(command[0], source, *command[1:], *flags, cwd=tmp_path)
+        done = batchgen(command[0], source, *command[1:], *flags, cwd=tmp_path, here=True)
         assert done.returncode == 2
         assert [name for name in names if f"column {name!r}" not in done.stdout + done.stderr] == []
     assert not (tmp_path / "out").exists()
