@@ -218,6 +218,7 @@ class _Run:
                     self._drive(after(), pool, control)
             finally:
                 pool.close()
+                meeting.close(store)
         if control.reason is not None and (self.ended < self.total or after()):
             raise Interrupted(
                 f"{control.reason}; {self.ended:,} of {self.total:,} tables are written; the same command goes on"

@@ -240,6 +240,7 @@ def test_names_of_other_tools_are_taken(
         ("stepss", "num_inference_steps"), ("stesp", "num_inference_steps"), ("cgf", "guidance_scale"),
         ("heigth", "height"), ("widht", "width"), ("negativ_prompt", "negative_prompt"), ("seeds", "seed"),
         ("mask", "mask_image"), ("image_path", "image"), ("Guidence Scale", "guidance_scale"),
+        ("Guidence", "guidance_scale"), ("Step Count", "num_inference_steps"), ("nr_of_steps", "num_inference_steps"),
         ("meta", None), ("label", None), ("id_2", None), ("source", None), ("url", None),
     ],
 )  # fmt: skip

@@ -127,6 +127,7 @@ def test_every_row_is_in_the_metadata_once_and_verifies(reference: tuple[Path, P
     }  # fmt: skip
     status = json.loads(batchgen("status", output, "--json").stdout)
     assert (status["rows"], status["done"], status["failed"], status["left"]) == (24, 24, 0, 0)
+    assert not list(output.glob(".batchgen/nodes/*")), "what nodes leave to be seen by the driver goes with the run"
 
 
 def test_a_second_run_does_nothing_and_starts_nothing(
@@ -524,4 +525,5 @@ def test_keys_that_expire_end_a_run_on_s3_which_resumes_and_opens_elsewhere(
     assert second.returncode == 0 and f"{status['done']} done before" in second.stderr, second.stderr
     frame = polars.read_parquet(f"{output}/data/*/metadata.parquet")
     assert dict(frame.select("id", "sha256").iter_rows()) == images(expected)
+    assert open_store(output).names(".batchgen/nodes") == []
     assert batchgen("verify", output, "--deep").returncode == 0

@@ -5,11 +5,12 @@ under its node's name, where the driver looks for it.
 """
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-from batchgen.errors import InputError, NotFound
+from batchgen.errors import InputError, NotFound, StoreError
 from batchgen.storage import Store
 
 __all__ = ["Meeting", "require_files"]
@@ -53,6 +54,13 @@ class Meeting:
         """
         if not self._is_at(store, node):
             raise InputError(f"output {store.uri}: what this node writes there the driver does not see; {_ADVICE}")
+
+    def close(self, store: Store) -> None:
+        """Remove the word and the answers, in the driver, once the workers are stopped."""
+        with suppress(StoreError):  # they are of use to nobody, and in nobody's way
+            for entry in list(store.entries(f"{NODES}/{self.run}")):
+                store.delete(entry.key)
+            store.delete(f"{NODES}/{self.run}")
 
     def _is_at(self, store: Store, name: str) -> bool:
         try:

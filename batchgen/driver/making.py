@@ -201,6 +201,7 @@ def _make(books: Books, to_make: int, control: Control, reporter: Reporter, leas
         finally:
             reporter.end()
             pool.close()
+            meeting.close(store)
         books.write_card()
 
 

@@ -68,6 +68,10 @@ _SUGGESTED: Mapping[str, str] = {
     "init_image_path": "image",
     "control": "control_image",
     "batch_count": "num_images_per_prompt",
+    "guidance": "guidance_scale",
+    "inference_steps": "num_inference_steps",
+    "number_of_steps": "num_inference_steps",
+    "step_count": "num_inference_steps",
     "images": "num_images_per_prompt",
 }
 """Names that are carried along, and may have been meant for a column."""
@@ -121,9 +125,10 @@ def suggest(name: str) -> str | None:
     if len(folded) < _SHORTEST or folded in _SAID or folded.endswith("id"):
         return None
     turned = next((known for known in _OWN if sorted(known) == sorted(folded)), None)
-    near = [one for one in get_close_matches(folded, _OWN, n=3, cutoff=0.8) if one[0] == folded[0] and len(one) > 3]
+    known = _MEANT | _OWN
+    near = [one for one in get_close_matches(folded, known, n=3, cutoff=0.8) if one[0] == folded[0] and len(one) > 3]
     found = turned or next(iter(near), None)
-    return None if found is None else _OWN[found]
+    return None if found is None else known[found]
 
 
 def near_or_known(name: str, known: Collection[str]) -> str:
