@@ -55,6 +55,7 @@ class ScoringJob:
     batch_size: int = BATCH
     workers: int | None = None
     address: str | None = None
+    worker: WorkerResources = field(default_factory=WorkerResources)  # but for how long one may say nothing
     allow_pickle: bool = False
     storage_options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -138,6 +139,7 @@ def score_made(job: Job, notice: Callable[[str], None]) -> "ScoreSummary | None"
         batch_size=asked.batch_size or BATCH,
         workers=job.workers,
         address=job.address,
+        worker=job.worker,
         allow_pickle=job.allow_pickle,
         storage_options=job.storage_options,
     )
@@ -188,7 +190,9 @@ class _Run:
 
         control = Control(grace=60 * Limits().grace_minutes)
         with cluster(self.job.address, self.job.workers, self.notice) as capacity, signals(control, self.notice):
-            device = capacity.device(self.job.device, waits=autoscales()) if any(map(self._computes, first)) else "cpu"
+            waits = self.job.worker.wait_minutes is not None or autoscales()
+            device = capacity.device(self.job.device, waits=waits) if any(map(self._computes, first)) else "cpu"
+            num_gpus = self.job.worker.num_gpus if device == "cuda" else None
             workers = min(self.job.workers or capacity.workers(device), len(first))
             store = self.dataset.store
             meeting = Meeting.call(store, f"score-{new_run_name(time.time())}")
@@ -208,7 +212,7 @@ class _Run:
             pool = Pool(
                 scoring(settings, on_gpu=device == "cuda"),
                 workers,
-                WorkerResources(hang_minutes=HANG_MINUTES),
+                replace(self.job.worker, num_gpus=num_gpus, hang_minutes=HANG_MINUTES),
                 self.notice,
                 lambda node: meeting.require_answer(store, node),
             )

@@ -7,9 +7,11 @@ that is asked: a name that changes its mind leads nowhere else. Knows nothing of
 import base64
 import http.client
 import ipaddress
+import random
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
@@ -23,6 +25,8 @@ REDIRECTS = 5
 _SERVICES = frozenset(  # of clouds, for their machines alone, besides the link-local ones
     map(ipaddress.ip_address, ("100.100.100.200", "168.63.129.16", "192.0.0.192", "fd00:ec2::254"))
 )
+_LATER = frozenset({http.HTTPStatus.REQUEST_TIMEOUT, http.HTTPStatus.TOO_EARLY, http.HTTPStatus.TOO_MANY_REQUESTS})
+_PAUSES = (1.0, 4.0)  # seconds, before a server in trouble is asked again
 _MOVED = frozenset({301, 302, 303, 307, 308})
 
 
@@ -36,8 +40,30 @@ def fetch(uri: str, *, most: int, seconds: float, anywhere: bool = False) -> byt
         anywhere: ask this machine, too, and others that only it can reach: of a URI that the job's owner named.
 
     Raises:
-        InputError: it leads where nothing is asked, or is too large, too slow, or not there.
-        StoreError: nothing answers, or only with an error.
+        InputError: it leads where nothing is asked, is too large, too slow or not there, or its server is busy or
+            broken and stays so: that is the matter of what named it, and of no other row.
+        StoreError: nothing answers.
+    """
+    for pause in _PAUSES:
+        with suppress(_InTrouble):
+            return _followed(uri, most=most, seconds=seconds, anywhere=anywhere)
+        time.sleep(random.uniform(0.5, 1.0) * pause)
+    try:
+        return _followed(uri, most=most, seconds=seconds, anywhere=anywhere)
+    except _InTrouble as error:
+        raise InputError(f"{uri} {error}, {len(_PAUSES) + 1} times") from None
+
+
+class _InTrouble(Exception):
+    """A server is busy or broken; the text goes on after the URI."""
+
+
+def _followed(uri: str, *, most: int, seconds: float, anywhere: bool) -> bytes:
+    """What a URI names, or what the servers that it leads to send to.
+
+    Raises:
+        InputError, StoreError: as `fetch`.
+        _InTrouble: a server may give it later.
     """
     place, host = uri, _split(uri, uri).netloc
     for _ in range(REDIRECTS + 1):
@@ -71,6 +97,7 @@ def _ask(parts: SplitResult, *, most: int, seconds: float, anywhere: bool, known
 
     Raises:
         InputError: it cannot be had; the text goes on after the URI.
+        _InTrouble: it may be had later.
         TimeoutError: it takes too long.
     """
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -97,7 +124,7 @@ def _ask(parts: SplitResult, *, most: int, seconds: float, anywhere: bool, known
             return target
         if answer.status != http.HTTPStatus.OK:
             said = f"is not to be had: the server says {answer.status} {answer.reason}"
-            raise (StoreError if answer.status >= http.HTTPStatus.INTERNAL_SERVER_ERROR else InputError)(said)
+            raise (_InTrouble if answer.status >= 500 or answer.status in _LATER else InputError)(said)
         if int(answer.getheader("Content-Length") or 0) > most or len(data := answer.read(most + 1)) > most:
             raise InputError(f"is larger than {most >> 20} MiB")
         return data

@@ -1,5 +1,6 @@
 """The package's functions, as somebody calls them who writes no command line."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -24,13 +25,20 @@ def test_what_is_offered_is_documented() -> None:
         assert function.__doc__ and "Raises:" in function.__doc__, name
 
 
-def test_the_readmes_example_runs(tmp_path: Path) -> None:
+def test_the_readmes_example_runs(tmp_path: Path, ray_address: str) -> None:
     """What the README shows of runs from Python, called twice: names of functions must outlive their first call."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     example = readme.partition("## Runs from Python")[2].partition("```python\n")[2].partition("```")[0]
     (tmp_path / "manifests").symlink_to(ROOT / "manifests")
     script = f"{example}\n{example}"
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "RAY_ADDRESS": ray_address},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "24 rows, 24 to make",

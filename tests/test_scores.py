@@ -379,7 +379,7 @@ def test_a_kill_in_the_middle_is_gone_on_from(tmp_path: Path, ray_address: str, 
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_job_scores_what_it_made(tmp_path: Path, ray_address: str, batchgen: RunCli) -> None:
-    """After the images; what is missing of the scores is made by the next run, and no image with it."""
+    """After the images, by workers like theirs; what is missing of the scores is made by the next run, and no image."""
     (tmp_path / "prompts.csv").write_text("id,prompt\na,a red cube\nb,a blue cone\n")
     (tmp_path / "job.toml").write_text(
         'manifest = "prompts.csv"\noutput = "out"\nworkers = 1\n[defaults]\nsteps = 1\n'
@@ -393,6 +393,11 @@ def test_a_job_scores_what_it_made(tmp_path: Path, ray_address: str, batchgen: R
     assert "2 images" in done.stderr and "shards to score" in done.stderr
     images = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/data/*/*/*.png")}
     shutil.rmtree(tmp_path / "out" / "scores" / "brightness")
+    whole = (tmp_path / "job.toml").read_text()
+    (tmp_path / "job.toml").write_text(whole + "[worker]\nnum_cpus = 99\n")
+    refused = batchgen(*command)
+    assert refused.returncode == 4 and "no node" in refused.stderr
+    (tmp_path / "job.toml").write_text(whole)
     again = json.loads(batchgen(*command).stdout)
     assert (again["scores"]["scored"], again["scores"]["failed"]) == (2, {})
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/data/*/*/*.png")} == images
