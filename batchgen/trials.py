@@ -7,7 +7,7 @@ in a process of its own, once for all rows of a kind. Knows nothing of stores.
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ _USUAL_TIMESTEPS = 1000
 _NAMED = frozenset((sampler.class_name, canonical(dict(sampler.kwargs))) for sampler in NAMES.values())
 _TIMEOUT = 900.0  # seconds; a thousand steps of LMS take up to twenty
 _CONFIG = "scheduler_config.json"
+_ANSWERS: dict[str, str | None] = {}  # of trials, for as long as this process and so its libraries last
 _PUBLISHED: Mapping[str, Any] = {
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
@@ -135,9 +136,13 @@ def _trials(key: str, models: Mapping[str, Model], configs: Mapping[str, Mapping
 
 def _tried(trials: Set[str]) -> dict[str, str]:
     """Why trials fail, by themselves; those that go well are left out."""
-    if not trials:
-        return {}
-    asked = sorted(trials)  # equal schedulers side by side, whose building takes longer than their steps
+    if asked := sorted(trials - _ANSWERS.keys()):  # equal schedulers side by side: building takes longer than steps
+        _ANSWERS.update(zip(asked, _try(asked), strict=True))
+    return {trial: answer for trial in trials if (answer := _ANSWERS[trial]) is not None}
+
+
+def _try(asked: Sequence[str]) -> list[str | None]:
+    """Why each fails, by the process that tries; None for those that go well."""
     command = [sys.executable, "-m", "batchgen.diffusion.trial"]
     try:
         done = subprocess.run(
@@ -146,7 +151,7 @@ def _tried(trials: Set[str]) -> dict[str, str]:
     except (OSError, subprocess.SubprocessError) as error:
         raise InfrastructureError(f"schedulers could not be tried: {error}") from error
     answers: list[str | None] = json.loads(done.stdout)
-    return {trial: answer for trial, answer in zip(asked, answers, strict=True) if answer is not None}
+    return answers
 
 
 def _config(model: Model) -> Mapping[str, Any]:
