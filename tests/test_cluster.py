@@ -51,10 +51,13 @@ from batchgen.job import WorkerResources
 from batchgen.work import Work
 
 class Second:
-    needs = ""
+    needs, key = "", "sleep"
 
     def __init__(self, id):
         self.id = id
+
+    def split(self):
+        return ()
 
 class Sleeper:
     def ready(self, node):
@@ -146,12 +149,10 @@ def test_nodes_that_do_not_share_a_folder_are_refused(
     if subprocess.run([*over, "true"], capture_output=True, check=False).returncode != 0:
         go_without("mount namespaces are not permitted here")
     Image.effect_noise((64, 64), 80).convert("RGB").save(apart / "start.png")
-    plain = write_manifest("plain.jsonl", [{"prompt": f"a {number}", "steps": 2} for number in range(4)])
-    image = write_manifest(
-        "image.jsonl", [{"prompt": "a", "steps": 2, "image": "apart/start.png", "strength": 0.5}] * 4
-    )
-    with running_ray("--num-cpus=1") as address:
-        common = ("--model", tiny_model, "--address", address, "--workers", 2, "--shard-rows", 1, "--batch-size", 1)
+    plain = write_manifest("plain.jsonl", [{"prompt": "a", "steps": 2}] * 2)
+    image = write_manifest("image.jsonl", [{"prompt": "a", "steps": 2, "image": "apart/start.png", "strength": 0.5}])
+    with running_ray("--num-cpus=0") as address:
+        common = ("--model", tiny_model, "--address", address)
         with running_node(f"--address={address}", "--num-cpus=1", "--disable-usage-stats", within=over):
             for manifest, output, named in ((plain, apart / "out", apart / "out"), (image, "out", apart / "start.png")):
                 done = batchgen("run", manifest, "--output", output, *common, cwd=tmp_path)
