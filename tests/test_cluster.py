@@ -150,7 +150,9 @@ def test_nodes_that_do_not_share_a_folder_are_refused(
         go_without("mount namespaces are not permitted here")
     Image.effect_noise((64, 64), 80).convert("RGB").save(apart / "start.png")
     plain = write_manifest("plain.jsonl", [{"prompt": "a", "steps": 2}] * 2)
-    image = write_manifest("image.jsonl", [{"prompt": "a", "steps": 2, "image": "apart/start.png", "strength": 0.5}])
+    image = write_manifest(
+        "image.jsonl", [{"prompt": "a", "steps": 2, "image": "apart/start.png", "strength": 0.5}] * 2
+    )
     with running_ray("--num-cpus=0") as address:
         common = ("--model", tiny_model, "--address", address)
         with running_node(f"--address={address}", "--num-cpus=1", "--disable-usage-stats", within=over):
