@@ -451,6 +451,15 @@ def code_of_killed(warm: ForkServerContext, uri: str, layout: Layout, changes: i
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("store_uri", "dataset"),
+    [
+        ("local", Layout.FILES),
+        ("local", Layout.PARQUET),
+        pytest.param("s3", Layout.FILES, marks=pytest.mark.s3),  # whose changes are those of the other layout, and more
+    ],
+    indirect=True,
+)
 def test_killed_at_every_step(warm: ForkServerContext, store: Store, store_uri: str, dataset: Dataset) -> None:
     """After a kill between any two changes a reader sees nothing or the whole shard, and a new attempt completes it."""
     shard = make_shard()
