@@ -20,7 +20,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tiny_models import build_sd1
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -43,24 +42,24 @@ def _module(name: str) -> Any:
         return importlib.import_module(name)
 
 
-def _bench(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def _bench(script: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(BENCH / script), *arguments]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}  # two threads of a bare loop beside other tests wait for each other
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        **variables,
+    }  # two threads of a bare loop beside other tests wait for each other
     return subprocess.run(command, capture_output=True, text=True, timeout=600, env=env)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_sd1(tmp_path_factory.mktemp("model") / "sd1")
 
 
 # --- throughput
 
 
-def test_throughput_measures_run_and_bare_loop(model: Path) -> None:
+def test_throughput_measures_run_and_bare_loop(tiny_model: Path, ray_address: str) -> None:
     done = _bench(
-        *("throughput.py", "--model", str(model), "--rows", "24", "--batch-size", "2", "--steps", "8"),
+        *("throughput.py", "--model", str(tiny_model), "--rows", "24", "--batch-size", "2", "--steps", "4"),
         *("--workers", "1", "--device", "cpu", "--repeats", "1", "--json"),
+        RAY_ADDRESS=ray_address,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -116,8 +115,8 @@ def test_commits_that_take_unequal_time_do_not_make_up_workers() -> None:
 # --- planning
 
 
-def test_planning_measures_the_child(model: Path) -> None:
-    done = _bench("planning.py", "--model", str(model), "--rows", "50", "2000", "--help-calls", "2", "--json")
+def test_planning_measures_the_child(tiny_model: Path) -> None:
+    done = _bench("planning.py", "--model", str(tiny_model), "--rows", "50", "2000", "--help-calls", "2", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert [plan["rows"] for plan in found["plans"]] == [50, 2000]
@@ -140,12 +139,12 @@ def test_planning_peak_memory_is_the_childs_own(mib: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def soak(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def soak(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a reference and one run that was killed and resumed."""
     folder = tmp_path_factory.mktemp("soak") / "kept"
     done = _bench(
-        *("kills.py", "--model", str(model), "--rows", str(KILLED_ROWS), "--kills", "1", "--seed", "1"),
-        *("--steps", "2", "--batch-size", "2", "--shard-rows", "2", "--keep", str(folder)),
+        *("kills.py", "--model", str(tiny_model), "--rows", str(KILLED_ROWS), "--kills", "1", "--seed", "1"),
+        *("--steps", "2", "--batch-size", "2", "--shard-rows", "2", "--workers", "1", "--keep", str(folder)),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "OK: 1 of 1 kills, 0 rounds with differences" in done.stdout

@@ -212,7 +212,7 @@ def folded_soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 TestBooks = Bookkeeping.TestCase
 TestBooks.settings = settings(
-    max_examples=25,
+    max_examples=12,
     stateful_step_count=12,
     deadline=None,
     phases=[Phase.generate],

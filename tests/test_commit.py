@@ -5,10 +5,12 @@ import io
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -261,22 +263,21 @@ def test_done_rows_of_a_snapshot_are_read_from_it_alone(dataset: Dataset, monkey
 
 
 class Dying:
-    """A store whose process ends before, or right after, its n-th change: what SIGKILL at that moment leaves."""
+    """A store whose process ends instead of a change after so many: what SIGKILL at that moment leaves."""
 
-    def __init__(self, store: Store, at: int, after: bool) -> None:
+    def __init__(self, store: Store, changes: int) -> None:
         self.uri = store.uri
         self._store = store
-        self._at = at
-        self._after = after
-        self._changes = 0
+        self._left = changes
 
     def _change(self, method: str, *arguments: Any) -> None:
-        self._changes += 1
-        if self._changes == self._at and not self._after:
-            os._exit(9)
+        if self._left == 0:
+            self._end()
+        self._left -= 1
         getattr(self._store, method)(*arguments)
-        if self._changes == self._at:
-            os._exit(9)
+
+    def _end(self) -> None:
+        os._exit(9)
 
     def read(self, key: str) -> bytes:
         return self._store.read(key)
@@ -307,7 +308,7 @@ class Counted(Dying):
     """A store that counts the bytes that are read from it."""
 
     def __init__(self, store: Store) -> None:
-        super().__init__(store, 0, after=False)
+        super().__init__(store, -1)
         self.bytes = 0
 
     def read(self, key: str) -> bytes:
@@ -419,17 +420,30 @@ def test_what_is_removed_is_not_done(dataset: Dataset, monkeypatch: pytest.Monke
 # Killed at every step
 
 
-def attempt_and_die(uri: str, layout: Layout, at: int, after: bool) -> None:
-    """Make an attempt on a store whose process ends at its n-th change; module-level so that it can be spawned."""
-    attempt(Dataset(store=Dying(open_store(uri), at, after), format=make_format(layout)), make_shard(), failed=(1,))
+def attempt_and_die(uri: str, env: dict[str, str], layout: Layout, changes: int) -> None:
+    """Make an attempt on a store that takes so many changes; module-level so that another process finds it."""
+    os.environ.update(env)
+    attempt(Dataset(store=Dying(open_store(uri), changes), format=make_format(layout)), make_shard(), failed=(1,))
 
 
-def code_of_killed(uri: str, layout: Layout, at: int, after: bool) -> int:
-    """Exit code of a process that makes an attempt and is killed at its n-th change of the store.
+@pytest.fixture(scope="module")
+def warm() -> ForkServerContext:
+    """Starts processes from one that has imported this module and opened nothing.
 
-    Spawned, not forked: a forked child shares the epoll of the parent's connections, and can make them deaf.
+    A child of this process would share the epoll of its connections, and can make them deaf; an interpreter of its own
+    imports for seconds.
     """
-    process = get_context("spawn").Process(target=attempt_and_die, args=(uri, layout, at, after))
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__, "s3fs"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # it looks for what it preloads nowhere else
+        forkserver.ensure_running()
+    return context
+
+
+def code_of_killed(warm: ForkServerContext, uri: str, layout: Layout, changes: int) -> int:
+    """Exit code of a process that makes an attempt and is killed after so many changes of the store."""
+    process = warm.Process(target=attempt_and_die, args=(uri, dict(os.environ), layout, changes))
     process.start()
     process.join()
     assert process.exitcode is not None
@@ -437,50 +451,47 @@ def code_of_killed(uri: str, layout: Layout, at: int, after: bool) -> int:
 
 
 @pytest.mark.slow
-def test_killed_at_every_step(store: Store, store_uri: str, dataset: Dataset) -> None:
-    """After a kill at any change a reader sees nothing or the whole shard, and a new attempt completes it."""
+@pytest.mark.parametrize(
+    ("store_uri", "dataset"),
+    [
+        ("local", Layout.FILES),
+        ("local", Layout.PARQUET),
+        pytest.param("s3", Layout.FILES, marks=pytest.mark.s3),  # whose changes are those of the other layout, and more
+    ],
+    indirect=True,
+)
+def test_killed_at_every_step(warm: ForkServerContext, store: Store, store_uri: str, dataset: Dataset) -> None:
+    """After a kill between any two changes a reader sees nothing or the whole shard, and a new attempt completes it."""
     shard = make_shard()
-    survived = None
-    for at in range(1, 10):
-        for after in (False, True):
-            code = code_of_killed(store_uri, Layout(dataset.layout.name), at, after)
-            assert code in (0, 9)
-            try:
-                visible = table_of(dataset, shard)["id"].to_pylist()
-            except NotFound:
-                visible = []
-            assert visible in ([], ["row-0", "row-2", "row-3"])
-            assert verify_output(store_uri).faults == []
-            receipt = attempt(dataset, shard, failed=(1,))
-            assert done_ids(dataset) == ["row-0", "row-2", "row-3"]
-            assert failed_ids(receipt) == ["row-1"]
-            found = verify_output(store_uri, deep=True)
-            assert (found.faults, found.rows, found.failed_rows) == ([], 3, 1)
-            for entry in [
-                entry for part in ("data", "failures", ".batchgen/receipts") for entry in store.entries(part)
-            ]:
-                store.delete(entry.key)
-            if code == 0:
-                survived = at
-                break
-        if survived:
-            break
-    # ledger, marker, receipt, and with the layout `files` three images: each was killed before and after
-    assert survived == (7 if dataset.layout.name is Layout.FILES else 4)
+    # ledger, marker, receipt, and with the layout `files` three images
+    steps = 6 if dataset.layout.name is Layout.FILES else 3
+    for changes in range(steps + 1):
+        code = code_of_killed(warm, store_uri, Layout(dataset.layout.name), changes)
+        assert code == (9 if changes < steps else 0)
+        try:
+            visible = table_of(dataset, shard)["id"].to_pylist()
+        except NotFound:
+            visible = []
+        assert visible in ([], ["row-0", "row-2", "row-3"])
+        assert verify_output(store_uri).faults == []
+        receipt = attempt(dataset, shard, failed=(1,))
+        assert done_ids(dataset) == ["row-0", "row-2", "row-3"]
+        assert failed_ids(receipt) == ["row-1"]
+        found = verify_output(store_uri, deep=True)
+        assert (found.faults, found.rows, found.failed_rows) == ([], 3, 1)
+        for entry in [entry for part in ("data", "failures", ".batchgen/receipts") for entry in store.entries(part)]:
+            store.delete(entry.key)
 
 
 class Cut(Dying):
-    """A store that takes so many changes and no more: what a kill leaves, in this process."""
+    """The same in this process: what a kill leaves, without one."""
 
-    def _change(self, method: str, *arguments: Any) -> None:
-        self._changes += 1
-        if self._changes > self._at:
-            raise KeyboardInterrupt
-        getattr(self._store, method)(*arguments)
+    def _end(self) -> None:
+        raise KeyboardInterrupt
 
 
 def cut_after(dataset: Dataset, changes: int) -> Dataset:
-    return replace(dataset, store=Cut(dataset.store, changes, after=False))
+    return replace(dataset, store=Cut(dataset.store, changes))
 
 
 @pytest.mark.parametrize("layout", list(Layout))

@@ -182,5 +182,5 @@ def test_folding_beside_commits_loses_nothing(layout: Layout, tmp_path: Path) ->
 
 TestOutputs = Outputs.TestCase
 TestOutputs.settings = settings(
-    max_examples=25, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=12, stateful_step_count=16, deadline=None, suppress_health_check=list(HealthCheck)
 )

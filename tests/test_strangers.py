@@ -79,7 +79,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@settings(FUZZ, max_examples=100)
+@settings(FUZZ, max_examples=50)
 @given(rows=st.lists(CELLS, min_size=1, max_size=20), raw=DEEP)
 def test_any_cells(rows: list[dict[str, Any]], raw: str, folder: Path, model_configs: Path) -> None:
     """No cell ends in anything but a problem of its row, and none hides the last row's."""
@@ -93,7 +93,7 @@ def test_any_cells(rows: list[dict[str, Any]], raw: str, folder: Path, model_con
     assert all("\n" not in line and len(line) < 800 for line in log.lines())
 
 
-@settings(FUZZ, max_examples=600)
+@settings(FUZZ, max_examples=200)
 @given(options=st.dictionaries(st.sampled_from(sorted(set().union(*OPTIONS.values()))), JSON, max_size=3))
 def test_any_options_of_a_scheduler(options: dict[str, Any]) -> None:
     """Values of any type; what passes JSON writes."""
@@ -104,7 +104,7 @@ def test_any_options_of_a_scheduler(options: dict[str, Any]) -> None:
 ODD = JSON | st.sampled_from([["os", "system"], ["diffusers", "Nope"], ["transformers", 5], [None, "x"], [[1]], 10**9])
 
 
-@settings(FUZZ, max_examples=600)
+@settings(FUZZ, max_examples=200)
 @given(
     file=st.sampled_from(["model_index.json", "unet/config.json", "vae/config.json", "text_encoder/config.json"]),
     key=st.sampled_from(
@@ -142,7 +142,7 @@ TENSORS = st.dictionaries(
 )
 
 
-@settings(FUZZ, max_examples=600)
+@settings(FUZZ, max_examples=200)
 @given(header=TENSORS.map(json.dumps) | DEEP, size=st.integers(0, 12), length=st.none() | st.integers(0, 2**64 - 1))
 def test_any_header_of_weights(header: str, size: int, length: int | None) -> None:
     """What is read the library reads likewise; it has other opinions only on what is refused here."""

@@ -7,6 +7,7 @@ started afresh.
 """
 
 import faulthandler
+import gc
 import json
 import multiprocessing
 import os
@@ -102,6 +103,7 @@ def _run(box: Box, journal: Journal, limit: float, context: BaseContext) -> tupl
 def _child(box: Box, journal: Journal, where: Path) -> None:
     """What the process does: a session of its own, so that all it starts can be ended with it."""
     os.setsid()
+    gc.freeze()  # what was imported stays: a compiler that makes and drops objects need not have it looked at each time
     with where.open("w", encoding="utf-8") as stack:
         faulthandler.enable(stack)
         faulthandler.register(signal.SIGUSR1, stack, all_threads=True)

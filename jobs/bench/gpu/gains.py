@@ -41,7 +41,10 @@ def _compile_blocks(parts: Mapping[str, Any]) -> None:
 
 
 def _compile_blocks_for_cache(parts: Mapping[str, Any]) -> None:
-    parts["unet"].compile_repeated_blocks(fullgraph=True)
+    if _on_gpu():
+        parts["unet"].compile_repeated_blocks(fullgraph=True)
+    else:  # a kernel to keep and to load; those of all blocks take a CPU a minute, which measures nothing
+        next(module for module in parts["unet"].modules() if isinstance(module, torch.nn.LayerNorm)).compile()
 
 
 def _compile_blocks_deterministically(parts: Mapping[str, Any]) -> None:
@@ -65,8 +68,8 @@ def _on_gpu() -> bool:
 
 
 def _backend() -> str:
-    """Inductor; on a CPU, where it compiles even tiny nets for 10 to 45 s and nothing is measured, what feeds it."""
-    return "inductor" if _on_gpu() else "aot_eager"
+    """Inductor; on a CPU, where it compiles even tiny nets for 10 to 45 s and nothing is measured, the traced graph."""
+    return "inductor" if _on_gpu() else "eager"
 
 
 def _quantize(parts: Mapping[str, Any]) -> None:

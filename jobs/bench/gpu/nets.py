@@ -71,6 +71,7 @@ class Net:
     scheduler: tuple[str, Mapping[str, Any]]
     second_tower_only: bool = False  # as SDXL's refiner
     tflop: Mapping[str, float] | None = None  # unet, decode, text
+    hint: tuple[int, ...] = (16, 32, 96, 256)  # channels of a ControlNet's layers over the control image
 
     def tflop_an_image(self, steps: int) -> float | None:
         """Of one image with classifier-free guidance: two passes of the UNet a step, two prompts, one decoding."""
@@ -154,10 +155,11 @@ NETS: Mapping[str, Net] = {
     )
 }
 
-_TINY_TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+_TINY_TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
+              "vocab_size": 514}  # fmt: skip
 _TINY_WIDE_TEXT = {**_TINY_TEXT, "hidden_size": 64, "hidden_act": "gelu", "projection_dim": 64}
 _TINY_UNET = {
-    "sample_size": 8,
+    "sample_size": 4,
     "layers_per_block": 1,
     "block_out_channels": [16, 32],
     "norm_num_groups": 8,
@@ -171,7 +173,7 @@ _TINY_XL = {
     "transformer_layers_per_block": [1, 2],
     "addition_time_embed_dim": 8,
 }
-_TINY_VAE = {"block_out_channels": [8, 8, 16, 16], "layers_per_block": 1, "norm_num_groups": 4, "sample_size": 64}
+_TINY_VAE = {"block_out_channels": [8, 8, 16, 16], "layers_per_block": 1, "norm_num_groups": 4, "sample_size": 32}
 
 
 def _tiny(net: Net, unet: Mapping[str, Any], text: tuple[Mapping[str, Any], ...]) -> Net:
@@ -179,12 +181,13 @@ def _tiny(net: Net, unet: Mapping[str, Any], text: tuple[Mapping[str, Any], ...]
     return Net(
         name=net.name,
         pipeline=net.pipeline,
-        side=64,
+        side=32,
         unet=shrunk,
         vae={**net.vae, **_TINY_VAE},
         text=text,
         scheduler=net.scheduler,
         second_tower_only=net.second_tower_only,
+        hint=(4, 4, 8, 8),
     )
 
 
@@ -293,7 +296,9 @@ def write_controlnet(net: Net, folder: Path, device: torch.device) -> Path:
     """A ControlNet for the net, in float16; its last layers, zero before training, are random too."""
     with torch.device(device):
         unet = UNet2DConditionModel(**net.unet)
-        control = ControlNetModel.from_unet(unet, load_weights_from_unet=False)
+        control = ControlNetModel.from_unet(
+            unet, conditioning_embedding_out_channels=net.hint, load_weights_from_unet=False
+        )
     fill(control, SEED)
     control.half().save_pretrained(folder)
     return folder

@@ -319,7 +319,8 @@ def out_of_memory(journal: Journal, phase: str, setting: Setting, net: str) -> N
     host, _ = setting.host(net, "float16")
     small = setting.sample(net, phase, count=1, batch_size=1, num_inference_steps=2)
     before, _ = generate(host, small)
-    large = setting.sample(net, phase, count=64, batch_size=64, num_inference_steps=2)
+    side = setting.net(net).side * (4 if setting.tiny else 1)
+    large = setting.sample(net, phase, count=64, batch_size=64, num_inference_steps=2, side=side)
     with _little_memory(setting):
         try:
             with device_errors(large.batch.size):

@@ -42,7 +42,7 @@ class Setting:
 
     def steps(self, real: int) -> int:
         """How many steps to run where a real measurement takes `real`."""
-        return min(real, 3) if self.tiny else real
+        return min(real, 2) if self.tiny else real
 
     def default_batch(self, name: str) -> int:
         """Rows of one call, as the command takes them for the net's native size."""

@@ -1,5 +1,6 @@
 """Above the engine: how much of its rate reaches the disk, what a whole run does, and the tests marked `gpu`."""
 
+import io
 import os
 import shutil
 import subprocess
@@ -7,7 +8,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -16,12 +17,12 @@ from typing import Any, Self
 import diffusers
 import torch
 from boxes import Journal
+from kernels import Kernel, KernelWorker
 from samples import Sample, sample
 from setting import Setting, generate
 
 from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.format import new_format
-from batchgen.diffusion.device import device_errors
 from batchgen.diffusion.settings import WorkerSettings
 from batchgen.diffusion.worker import GenerationWorker
 from batchgen.engine.loop import Control, drive
@@ -152,7 +153,7 @@ def run_end_to_end(journal: Journal, phase: str, setting: Setting, net: str) -> 
         journal.write(phase, status="ray is not installed")
         return
     folder, output = _real_folder(setting, net), setting.scratch / "run-output"
-    count, side = (4, 64) if setting.tiny else (96, setting.net(net).side)
+    count, side = 4 if setting.tiny else 96, setting.net(net).side
     scratch = setting.scratch / "run"
     sample(folder, scratch, count=count, side=side, device=setting.device, num_inference_steps=setting.steps(20))
     manifest = scratch / "manifest.jsonl"
@@ -171,52 +172,6 @@ def run_end_to_end(journal: Journal, phase: str, setting: Setting, net: str) -> 
         phase, **found, as_expected=all(found[f"{name}_exit_code"] == 0 for name in ("run", "verify", "again"))
     )
     shutil.rmtree(output, ignore_errors=True)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Kernel:
-    """A unit of work: a kernel that fails the first time."""
-
-    id: str = "kernel"
-
-    @property
-    def needs(self) -> str:
-        return "a device"
-
-    @property
-    def key(self) -> str:
-        return "kernels"
-
-    def split(self) -> list["Kernel"]:
-        return []
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class KernelWorker:
-    """Runs the kernel; its receipt is the number of the process."""
-
-    device: str
-    failed_once: Path
-
-    def make(self) -> "KernelWorker":
-        return self
-
-    def ready(self, node: str, /) -> None:
-        """A kernel needs nothing but its device."""
-
-    def progress(self) -> dict[str, int]:
-        """Nothing: a kernel is over at once."""
-        return {}
-
-    def run(self, unit: Kernel, /) -> int:
-        """A look-up out of range, and afterwards one within it."""
-        del unit
-        first = not self.failed_once.exists()
-        self.failed_once.write_text(str(os.getpid())) if first else None
-        with device_errors(1):
-            place = torch.tensor([1_000_000 if first else 1], device=self.device)
-            torch.zeros(4, device=self.device)[place].cpu()
-        return os.getpid()
 
 
 def broken_worker(journal: Journal, phase: str, setting: Setting) -> None:
@@ -252,14 +207,20 @@ def broken_worker(journal: Journal, phase: str, setting: Setting) -> None:
 
 
 def gpu_tests(journal: Journal, phase: str, setting: Setting) -> None:
-    """The tests marked `gpu`, from the files that have any: others need packages that a bare machine lacks."""
+    """The tests marked `gpu`, from the files that have any: others need packages that a bare machine lacks.
+
+    In this process, which has the libraries and is nobody else's.
+    """
     del setting
+    import pytest  # which a machine that only measures may lack
+
     files = [str(file) for file in sorted((REPOSITORY / "tests").glob("test_*.py")) if "mark.gpu" in file.read_text()]
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *files]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=_environment())
-    last = done.stdout.strip().splitlines()[-1:] or [done.stderr[-300:]]
-    record = {"exit_code": done.returncode, "summary": last[0]}
-    journal.write(phase, **record, output=None if done.returncode == 0 else (done.stdout + done.stderr)[-6000:])
+    os.chdir(REPOSITORY)
+    with redirect_stdout(io.StringIO()) as said:
+        code = int(pytest.main([*"-q -m gpu -p no:cacheprovider -p no:faulthandler".split(), *files]))
+    last = said.getvalue().strip().splitlines()[-1:] or [""]
+    output = None if code == 0 else said.getvalue()[-6000:]
+    journal.write(phase, exit_code=code, summary=last[0], output=output)
 
 
 def _environment() -> dict[str, str]:
