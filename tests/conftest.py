@@ -1,6 +1,7 @@
 """What the tests share: an S3 server, stores of both kinds, a Ray cluster, a tiny model, manifests, and the CLI."""
 
 import csv
+import gc
 import json
 import os
 import socket
@@ -144,6 +145,15 @@ def begun(tmp_path: Path) -> Dataset:
 def local(begun: Dataset) -> Store:
     """Its store."""
     return begun.store
+
+
+gc.disable()  # while libraries and tests are loaded: of a million objects none is garbage
+
+
+def pytest_collection_finish() -> None:
+    """Later collections pass over what is loaded by now; each took most of a second, and reading a model has one."""
+    gc.freeze()
+    gc.enable()
 
 
 # An example may take as long as it needs: on a busy machine time says nothing of the code.

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -110,6 +111,12 @@ def resolved(case: Json, root: Path) -> list[tuple[str, Row]]:
     return [(key.replace(f"{root}/", ""), row) for key, row in found]
 
 
+@cache
+def unchanged(name: str, root: Path) -> list[tuple[str, Row]]:
+    """`resolved`, of a case as it is."""
+    return resolved(CASES[name], root)
+
+
 def _assignments(table: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"{name} = {json.dumps(value)}" for name, value in table.items())  # JSON's scalars are TOML's, too
 
@@ -138,7 +145,7 @@ def named_by_content(row: Row) -> Json:
 def test_fingerprints_ids_and_seeds_are_frozen(name: str, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They decide what an existing output has done already; where one changes, the columns at fault are listed."""
     monkeypatch.chdir(files)
-    for (_, row), golden in zip(resolved(CASES[name], files), CASES[name]["rows"], strict=True):
+    for (_, row), golden in zip(unchanged(name, files), CASES[name]["rows"], strict=True):
         found = {"id": row.id, "seed": row.parameters.sampling.seed, "fingerprint": row.fingerprint}
         assert found == {key: golden[key] for key in found}, "\n".join([CHANGED, *changes(row, golden)])
 
@@ -147,7 +154,7 @@ def test_fingerprints_ids_and_seeds_are_frozen(name: str, files: Path, monkeypat
 def test_a_row_is_made_again_from_its_metadata(name: str, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cells as a Parquet reader gives them: lists, not tuples; the size is that of the finished image."""
     monkeypatch.chdir(files)
-    for (_, row), golden in zip(resolved(CASES[name], files), CASES[name]["rows"], strict=True):
+    for (_, row), golden in zip(unchanged(name, files), CASES[name]["rows"], strict=True):
         model = find_model(row.parameters.model)
         cells = json.loads(json.dumps(applied_cells(row)))
         scale = model.enlarges * (row.parameters.hires.hires_scale if row.parameters.hires else 1)
@@ -166,7 +173,7 @@ def test_a_row_is_made_again_from_its_metadata(name: str, files: Path, monkeypat
 def test_batch_keys_are_frozen(name: str, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They decide the batch size, and with it last bits of images."""
     monkeypatch.chdir(files)
-    found = [json.loads(key) for key, _ in resolved(CASES[name], files)]
+    found = [json.loads(key) for key, _ in unchanged(name, files)]
     assert found == [row["batch_key"] for row in CASES[name]["rows"]]
 
 
@@ -217,7 +224,12 @@ def golden_rows(files: Path) -> Iterator[tuple[Json, Json, Family]]:
     """Every frozen row with its case and its model's family."""
     for case in CASES.values():
         for row in case["rows"]:
-            yield case, row, find_model(str(files / row["batch_key"][0])).family
+            yield case, row, _family(files / row["batch_key"][0])
+
+
+@cache
+def _family(model: Path) -> Family:
+    return find_model(str(model)).family
 
 
 def test_every_task_has_a_golden_for_every_family_that_does_it(files: Path) -> None:

@@ -54,7 +54,8 @@ def run(
     folder: Path, model: Path, rows: Sequence[Mapping[str, Any]], damage: Path | None = None
 ) -> tuple[Receipt, list[dict[str, Any]]]:
     """Check the rows, damage a file, and run them as one shard of micro-batches of 4: the receipt and the ledger."""
-    (folder / "m.jsonl").write_text("\n".join(json.dumps({"width": 64, "height": 64, "steps": 2, **r}) for r in rows))
+    lines = (json.dumps({"width": 32, "height": 32, "steps": 1, **row}) for row in rows)
+    (folder / "m.jsonl").write_text("\n".join(lines))
     sizing = Sizing(device="cpu", workers=1, batch_size=4, shard_rows=100)
     with resolved_rows(Job(manifest=str(folder / "m.jsonl"), model=str(model))) as (index, resolved):
         (shard,) = make_shards(index.pending(100), [(group.key, group.total) for group in index.groups()], sizing)
@@ -140,7 +141,7 @@ def test_many_rows_that_fail_alike_do_not_harm_the_rest(model: Path, calls: list
 def test_a_canary_whose_adapter_is_gone_fails_no_shard(model: Path, tmp_path: Path) -> None:
     """Incident: the remembered call named a LoRA that was removed since, and failed a shard without it."""
     lora = build_lora(tmp_path / "lora.safetensors", model)
-    cells = {"prompt": "a", "seed": 1, "width": 64, "height": 64, "steps": 2}
+    cells = {"prompt": "a", "seed": 1, "width": 32, "height": 32, "steps": 1}
     (tmp_path / "m.jsonl").write_text(f"{json.dumps({**cells, 'loras': str(lora)})}\n{json.dumps(cells)}")
     with resolved_rows(Job(manifest=str(tmp_path / "m.jsonl"), model=str(model))) as (index, resolved):
         rows = {row.id: row for _, row in index.pending()}
@@ -185,25 +186,25 @@ def test_a_call_that_does_not_fit_is_made_in_halves(
 ) -> None:
     """Incident: a call too large cost the whole shard its rows, those that were made already among them.
 
-    Three images of 64 pixels are too much here, one of 128 is; what was learnt holds for the calls after.
+    Three images of 32 pixels are too much here, one of 64 is; what was learnt holds for the calls after.
     """
     original, sizes = PipelineHost.generate, list[tuple[int, int]]()
 
     def small(self: PipelineHost, wanted: Any, batch: MicroBatch, *args: Any, **kwargs: Any) -> Images:
         sizes.append((side := batch.rows[0].parameters.canvas.width, batch.size))
-        if batch.size * side**2 > 2 * 64**2:
+        if batch.size * side**2 > 2 * 32**2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
         return original(self, wanted, batch, *args, **kwargs)
 
     monkeypatch.setattr(PipelineHost, "generate", small)
     receipt, ledger = run(tmp_path, model, [{"prompt": "a", "seed": n} for n in range(10)])
     assert (receipt.done, receipt.failed, ledger) == (10, 0, [])
-    assert [size for _, size in sizes if size > 1][:2] == [4, 2] and sizes.count((64, 4)) == 1
+    assert [size for _, size in sizes if size > 1][:2] == [4, 2] and sizes.count((32, 4)) == 1
     table = pq.read_table(next((tmp_path / "out").rglob("metadata.parquet")))
     assert set(table["batch_size"].to_pylist()) == {2}
     large = tmp_path / "large"
     large.mkdir()
-    receipt, ledger = run(large, model, [{"prompt": "a", "seed": n, "width": 128, "height": 128} for n in range(3)])
+    receipt, ledger = run(large, model, [{"prompt": "a", "seed": n, "width": 64, "height": 64} for n in range(3)])
     assert (receipt.done, receipt.failed) == (0, 3)
     assert {(row["error_class"], row["error"]) for row in ledger} == {
         (
