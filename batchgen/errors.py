@@ -18,6 +18,7 @@ BatchgenError
     │   │   └── LaterVersion   or those of a later batchgen
     │   ├── NotFound
     │   ├── OutputGone         the output that was opened is no longer at its place
+    │   ├── ServerBusy         a server of the web is busy or broken; once it stays so, an InputError
     │   └── StoreRefused       full, read-only, or with keys that may not: somebody has to do something
     ├── OutputBusy             another live run holds the output's lease                         exit 6
     │   └── LeaseLost          another run has taken it from this one
@@ -63,6 +64,7 @@ __all__ = [
     "OutputGone",
     "PromptSyntaxError",
     "RunDied",
+    "ServerBusy",
     "StoreError",
     "StoreRefused",
     "TextError",
@@ -226,6 +228,10 @@ class NotFound(StoreError):
 
 class OutputGone(StoreError):
     """The output was moved, removed, unmounted or replaced while it was in use; nothing is written in its place."""
+
+
+class ServerBusy(StoreError):
+    """A server of the web is busy or broken, and may answer later."""
 
 
 class StoreRefused(StoreError):

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
-from batchgen.errors import InputError, StoreError
+from batchgen.errors import InputError, ServerBusy, StoreError
 from batchgen.version import __version__
 
 __all__ = ["fetch"]
@@ -45,17 +45,13 @@ def fetch(uri: str, *, most: int, seconds: float, anywhere: bool = False) -> byt
         StoreError: nothing answers.
     """
     for pause in _PAUSES:
-        with suppress(_InTrouble):
+        with suppress(ServerBusy):
             return _followed(uri, most=most, seconds=seconds, anywhere=anywhere)
         time.sleep(random.uniform(0.5, 1.0) * pause)
     try:
         return _followed(uri, most=most, seconds=seconds, anywhere=anywhere)
-    except _InTrouble as error:
+    except ServerBusy as error:
         raise InputError(f"{uri} {error}, {len(_PAUSES) + 1} times") from None
-
-
-class _InTrouble(Exception):
-    """A server is busy or broken; the text goes on after the URI."""
 
 
 def _followed(uri: str, *, most: int, seconds: float, anywhere: bool) -> bytes:
@@ -63,7 +59,7 @@ def _followed(uri: str, *, most: int, seconds: float, anywhere: bool) -> bytes:
 
     Raises:
         InputError, StoreError: as `fetch`.
-        _InTrouble: a server may give it later.
+        ServerBusy: a server may give it later.
     """
     place, host = uri, _split(uri, uri).netloc
     for _ in range(REDIRECTS + 1):
@@ -97,7 +93,7 @@ def _ask(parts: SplitResult, *, most: int, seconds: float, anywhere: bool, known
 
     Raises:
         InputError: it cannot be had; the text goes on after the URI.
-        _InTrouble: it may be had later.
+        ServerBusy: it may be had later.
         TimeoutError: it takes too long.
     """
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -124,7 +120,7 @@ def _ask(parts: SplitResult, *, most: int, seconds: float, anywhere: bool, known
             return target
         if answer.status != http.HTTPStatus.OK:
             said = f"is not to be had: the server says {answer.status} {answer.reason}"
-            raise (_InTrouble if answer.status >= 500 or answer.status in _LATER else InputError)(said)
+            raise (ServerBusy if answer.status >= 500 or answer.status in _LATER else InputError)(said)
         if int(answer.getheader("Content-Length") or 0) > most or len(data := answer.read(most + 1)) > most:
             raise InputError(f"is larger than {most >> 20} MiB")
         return data

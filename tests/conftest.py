@@ -27,15 +27,10 @@ from batchgen.dataset.dataset import Dataset
 from batchgen.storage import Store, open_store
 
 BIN = Path(sys.executable).parent
-ONE_THREAD = {
-    "OMP_NUM_THREADS": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "HF_HUB_OFFLINE": "1",
-    "RAY_AUTH_MODE": "disabled",
-}
 
 os.environ.pop("RAY_ADDRESS", None)  # whoever has a cluster of their own tests without it
-os.environ.update(ONE_THREAD)  # before torch is read: threads of tests side by side would wait for each other
+# before torch is read: threads of tests side by side would wait for each other
+os.environ.update(OMP_NUM_THREADS="1", RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="disabled")
 
 RowCells = Mapping[str, Any]
 
@@ -335,14 +330,14 @@ def batchgen() -> RunCli:
         here: bool = False,
     ) -> subprocess.CompletedProcess[str]:
         words = [str(argument) for argument in arguments]
-        if here or (words[0] in _WITHOUT_WORKERS and env is None and timeout is None):
+        if here or (words and words[0] in _WITHOUT_WORKERS and env is None and timeout is None):
             with chdir(cwd or Path.cwd()):
                 said = CliRunner().invoke(main, words, prog_name="batchgen")
             return subprocess.CompletedProcess(words, said.exit_code, said.stdout, said.stderr)
         return subprocess.run(
             [BIN / "batchgen", *words],
             cwd=cwd,
-            env={**os.environ, **(env or {})},
+            env={**os.environ, "HF_HUB_OFFLINE": "1", **(env or {})},
             capture_output=True,
             text=True,
             timeout=300 if timeout is None else timeout,
