@@ -18,8 +18,8 @@ BatchgenError
     │   │   └── LaterVersion   or those of a later batchgen
     │   ├── NotFound
     │   ├── OutputGone         the output that was opened is no longer at its place
-    │   ├── ServerBusy         a server of the web is busy or broken; once it stays so, an InputError
-    │   └── StoreRefused       full, read-only, or with keys that may not: somebody has to do something
+    │   ├── StoreRefused       full, read-only, or with keys that may not: somebody has to do something
+    │   └── WebError           a server of the web is busy, broken or away
     ├── OutputBusy             another live run holds the output's lease                         exit 6
     │   └── LeaseLost          another run has taken it from this one
     ├── ModelLoadError
@@ -64,11 +64,11 @@ __all__ = [
     "OutputGone",
     "PromptSyntaxError",
     "RunDied",
-    "ServerBusy",
     "StoreError",
     "StoreRefused",
     "TextError",
     "UnknownSampler",
+    "WebError",
     "WrongType",
     "one_line",
     "printable",
@@ -230,12 +230,12 @@ class OutputGone(StoreError):
     """The output was moved, removed, unmounted or replaced while it was in use; nothing is written in its place."""
 
 
-class ServerBusy(StoreError):
-    """A server of the web is busy or broken, and may answer later."""
-
-
 class StoreRefused(StoreError):
     """A store that is full, read-only, or refuses these keys: somebody has to do something before it is tried again."""
+
+
+class WebError(StoreError):
+    """A server of the web is busy, broken or away: the matter of what names it, while others answer."""
 
 
 class OutputBusy(InfrastructureError):

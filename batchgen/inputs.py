@@ -6,7 +6,7 @@ Knows nothing of rows. What the job's own keys name is read wherever it lies.
 import os
 from dataclasses import dataclass
 
-from batchgen.errors import InputError
+from batchgen.errors import InputError, WebError
 from batchgen.places import is_remote, is_web, protocol_of
 from batchgen.reading import read_input
 
@@ -15,7 +15,7 @@ __all__ = ["SCHEMES", "InputReader", "Inputs", "require_within"]
 SCHEMES = ("local", "s3", "gs", "az", "abfs", "oci", "oss", "memory", "http", "https")
 """What [inputs] `schemes` may hold."""
 _SAME = {"s3a": "s3", "gcs": "gs", "abfss": "abfs"}
-SLOW_ANSWERS = 2  # of a host, after which its other images are not waited for
+VAIN_REQUESTS = 2  # of a host, too slow or not answered, after which it is not asked for its other images
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,26 +68,26 @@ def require_within(place: str, folder: str, inputs: Inputs) -> None:
 
 
 class InputReader:
-    """Reads the images that cells name; a host that was too slow several times is not waited for again."""
+    """Reads the images that cells name; a host that was too slow, or away, several times is not asked again."""
 
     def __init__(self, inputs: Inputs) -> None:
         self._inputs = inputs
-        self._slow: dict[str, int] = {}  # answers by host
+        self._vain: dict[str, int] = {}  # requests by host
 
     def read(self, place: str) -> bytes:
         """The bytes at a place that `require_within` lets pass.
 
         Raises:
-            InputError: it is too large, too slow, or no file.
+            InputError: it is too large, too slow, or no file, or its host was asked in vain before.
             StoreError: it cannot be read.
         """
         most = self._inputs.image_mib << 20
         host = place.split("/")[2].rpartition("@")[2] if is_web(place) else ""
-        if self._slow.get(host, 0) >= SLOW_ANSWERS:
-            raise InputError(f"{place}: {host} was too slow before, and is not waited for again")
+        if self._vain.get(host, 0) >= VAIN_REQUESTS:
+            raise InputError(f"{place}: {host} was too slow or away before, and is not asked again")
         try:
             return read_input(place, most=most, seconds=self._inputs.seconds)
-        except InputError as error:
-            if isinstance(error.__cause__, TimeoutError):
-                self._slow[host] = self._slow.get(host, 0) + 1
+        except (InputError, WebError) as error:
+            if isinstance(error, WebError) or isinstance(error.__cause__, TimeoutError):
+                self._vain[host] = self._vain.get(host, 0) + 1
             raise

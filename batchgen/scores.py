@@ -55,7 +55,7 @@ class ScoringJob:
     batch_size: int = BATCH
     workers: int | None = None
     address: str | None = None
-    worker: WorkerResources = field(default_factory=WorkerResources)  # but for how long one may say nothing
+    worker: WorkerResources = field(default_factory=WorkerResources)  # but for `hang_minutes`, which are HANG_MINUTES
     allow_pickle: bool = False
     storage_options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -189,13 +189,16 @@ class _Run:
         from batchgen.engine.pool import Pool
 
         control = Control(grace=60 * Limits().grace_minutes)
-        with cluster(self.job.address, self.job.workers, self.notice) as capacity, signals(control, self.notice):
+        store = self.dataset.store
+        with (
+            cluster(self.job.address, self.job.workers, self.notice) as capacity,
+            signals(control, self.notice),
+            Meeting.held(store, f"score-{new_run_name(time.time())}") as meeting,
+        ):
             waits = self.job.worker.wait_minutes is not None or autoscales()
             device = capacity.device(self.job.device, waits=waits) if any(map(self._computes, first)) else "cpu"
             num_gpus = self.job.worker.num_gpus if device == "cuda" else None
             workers = min(self.job.workers or capacity.workers(device), len(first))
-            store = self.dataset.store
-            meeting = Meeting.call(store, f"score-{new_run_name(time.time())}")
             settings = ScoringSettings(
                 meeting=meeting,
                 store=self.dataset.uri,
@@ -222,7 +225,6 @@ class _Run:
                     self._drive(after(), pool, control)
             finally:
                 pool.close()
-                meeting.close(store)
         if control.reason is not None and (self.ended < self.total or after()):
             raise Interrupted(
                 f"{control.reason}; {self.ended:,} of {self.total:,} tables are written; the same command goes on"

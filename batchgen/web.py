@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
-from batchgen.errors import InputError, ServerBusy, StoreError
+from batchgen.errors import InputError, WebError
 from batchgen.version import __version__
 
 __all__ = ["fetch"]
@@ -40,27 +40,18 @@ def fetch(uri: str, *, most: int, seconds: float, anywhere: bool = False) -> byt
         anywhere: ask this machine, too, and others that only it can reach: of a URI that the job's owner named.
 
     Raises:
-        InputError: it leads where nothing is asked, is too large, too slow or not there, or its server is busy or
-            broken and stays so: that is the matter of what named it, and of no other row.
-        StoreError: nothing answers.
+        InputError: it leads where nothing is asked, is too large, too slow, or not there.
+        WebError: no server answers, or one says that it is busy or broken, again and again.
     """
     for pause in _PAUSES:
-        with suppress(ServerBusy):
+        with suppress(WebError):
             return _followed(uri, most=most, seconds=seconds, anywhere=anywhere)
         time.sleep(random.uniform(0.5, 1.0) * pause)
-    try:
-        return _followed(uri, most=most, seconds=seconds, anywhere=anywhere)
-    except ServerBusy as error:
-        raise InputError(f"{uri} {error}, {len(_PAUSES) + 1} times") from None
+    return _followed(uri, most=most, seconds=seconds, anywhere=anywhere)
 
 
 def _followed(uri: str, *, most: int, seconds: float, anywhere: bool) -> bytes:
-    """What a URI names, or what the servers that it leads to send to.
-
-    Raises:
-        InputError, StoreError: as `fetch`.
-        ServerBusy: a server may give it later.
-    """
+    """As `fetch`, asked once: what a URI names, or what the servers that it leads to send to."""
     place, host = uri, _split(uri, uri).netloc
     for _ in range(REDIRECTS + 1):
         try:
@@ -68,10 +59,12 @@ def _followed(uri: str, *, most: int, seconds: float, anywhere: bool) -> bytes:
             found = _ask(parts, most=most, seconds=seconds, anywhere=anywhere, known=parts.netloc == host)
         except TimeoutError as error:
             raise InputError(f"{uri}: the server took longer than {seconds:g} seconds") from error
-        except InputError as error:
-            raise InputError(f"{uri} {error}") from None
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise StoreError(f"{uri}: {str(error) or type(error).__name__}") from error
+        except (InputError, WebError) as error:
+            raise type(error)(f"{uri} {error}") from None
+        except (OSError, http.client.HTTPException) as error:
+            raise WebError(f"{uri}: {str(error) or type(error).__name__}") from error
+        except ValueError as error:
+            raise InputError(f"{uri}: the server answers in no way that can be read ({error})") from error
         if isinstance(found, bytes):
             return found
         try:
@@ -93,7 +86,7 @@ def _ask(parts: SplitResult, *, most: int, seconds: float, anywhere: bool, known
 
     Raises:
         InputError: it cannot be had; the text goes on after the URI.
-        ServerBusy: it may be had later.
+        WebError: it may be had later.
         TimeoutError: it takes too long.
     """
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -120,7 +113,7 @@ def _ask(parts: SplitResult, *, most: int, seconds: float, anywhere: bool, known
             return target
         if answer.status != http.HTTPStatus.OK:
             said = f"is not to be had: the server says {answer.status} {answer.reason}"
-            raise (ServerBusy if answer.status >= 500 or answer.status in _LATER else InputError)(said)
+            raise (WebError if answer.status >= 500 or answer.status in _LATER else InputError)(said)
         if int(answer.getheader("Content-Length") or 0) > most or len(data := answer.read(most + 1)) > most:
             raise InputError(f"is larger than {most >> 20} MiB")
         return data

@@ -4,16 +4,23 @@ import csv
 import gc
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import traceback
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
+
+os.environ.pop("RAY_ADDRESS", None)  # whoever has a cluster of their own tests without it
+# before numpy and torch are read: threads of tests side by side would wait for each other
+os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="disabled")
+gc.disable()  # while libraries and tests are loaded: of a million objects none is garbage
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,10 +34,7 @@ from batchgen.dataset.dataset import Dataset
 from batchgen.storage import Store, open_store
 
 BIN = Path(sys.executable).parent
-
-os.environ.pop("RAY_ADDRESS", None)  # whoever has a cluster of their own tests without it
-# before torch is read: threads of tests side by side would wait for each other
-os.environ.update(OMP_NUM_THREADS="1", RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="disabled")
+OFFLINE = {"HF_HUB_OFFLINE": "1"}  # of processes that tests start; within, `datasets` would refuse S3, too
 
 RowCells = Mapping[str, Any]
 
@@ -50,7 +54,7 @@ class RunCli(Protocol):
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
         timeout: float | None = None,
-        here: bool = False,
+        here: bool | None = None,
     ) -> subprocess.CompletedProcess[str]: ...
 
 
@@ -142,9 +146,6 @@ def local(begun: Dataset) -> Store:
     return begun.store
 
 
-gc.disable()  # while libraries and tests are loaded: of a million objects none is garbage
-
-
 def pytest_collection_finish() -> None:
     """Later collections pass over what is loaded by now; each took most of a second, and reading a model has one."""
     gc.freeze()
@@ -170,6 +171,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Files go to the processes of xdist in that order, not by how many tests they hold: the last ones are quick."""
     config.option.loadscopereorder = False
+    if not hasattr(config, "workerinput") and config.getoption("numprocesses", None):
+        gc.enable()  # this one hands tests out, and collects none itself
 
 
 # Ray
@@ -215,7 +218,7 @@ def running_node(
     ]
     node = subprocess.Popen(
         command,
-        env={**os.environ, **(env or {})},
+        env={**os.environ, **OFFLINE, **(env or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -318,8 +321,7 @@ _WITHOUT_WORKERS = frozenset(
 def batchgen() -> RunCli:
     """Runs the command as from a shell.
 
-    In a process of its own where it may start workers, unless they are known to start none (`here`), and where its
-    environment is set or it is timed.
+    In a process of its own where it may start workers, its environment is set, or it is timed; `here` says otherwise.
     """
 
     def run(
@@ -327,17 +329,18 @@ def batchgen() -> RunCli:
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
         timeout: float | None = None,
-        here: bool = False,
+        here: bool | None = None,
     ) -> subprocess.CompletedProcess[str]:
         words = [str(argument) for argument in arguments]
-        if here or (words and words[0] in _WITHOUT_WORKERS and env is None and timeout is None):
+        own = env is not None or timeout is not None or words[:1] == [] or words[0] not in _WITHOUT_WORKERS
+        if not own if here is None else here:
+            assert env is None and timeout is None
             with chdir(cwd or Path.cwd()):
-                said = CliRunner().invoke(main, words, prog_name="batchgen")
-            return subprocess.CompletedProcess(words, said.exit_code, said.stdout, said.stderr)
+                return called(*words)
         return subprocess.run(
             [BIN / "batchgen", *words],
             cwd=cwd,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", **(env or {})},
+            env={**os.environ, **OFFLINE, **(env or {})},
             capture_output=True,
             text=True,
             timeout=300 if timeout is None else timeout,
@@ -345,3 +348,16 @@ def batchgen() -> RunCli:
         )
 
     return run
+
+
+def called(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """What a command says and ends with, called within this process; one that ends in a traceback fails the test."""
+    words, before = [str(argument) for argument in arguments], signal.getsignal(signal.SIGTERM)
+    try:
+        done = CliRunner().invoke(main, words, prog_name="batchgen")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        pytest.fail("".join(traceback.format_exception(done.exception)))
+    assert "(unexpected;" not in done.output and "Traceback" not in done.output, done.output
+    return subprocess.CompletedProcess(words, done.exit_code, done.stdout, done.stderr)

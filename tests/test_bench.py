@@ -44,12 +44,7 @@ def _module(name: str) -> Any:
 
 def _bench(script: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(BENCH / script), *arguments]
-    env = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        **variables,
-    }  # two threads of a bare loop beside other tests wait for each other
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=env)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, env={**os.environ, **variables})
 
 
 # --- throughput

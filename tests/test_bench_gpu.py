@@ -22,21 +22,23 @@ from torch.utils.flop_counter import FlopCounterMode
 pytestmark = pytest.mark.slow
 
 FOLDER = Path(__file__).parents[1] / "jobs" / "bench" / "gpu"
+SET = ("PYTORCH_NVML_BASED_CUDA_CHECK", "CUBLAS_WORKSPACE_CONFIG")  # by `measure`, before torch is read
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _scripts() -> Iterator[None]:
-    """The scripts find each other by their folder; what `measure` sets in a process ends with the tests."""
+    """The scripts find each other by their folder; what `measure` sets in this process ends with the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "path", [str(FOLDER), str(FOLDER.parent), *sys.path])
-        patch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-        patch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        for name in SET:
+            patch.setenv(name, "")
+            patch.delenv(name)
         yield
 
 
 def measure(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(FOLDER / "measure.py"), *arguments]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    env = {name: value for name, value in os.environ.items() if name not in SET}
     return subprocess.run(command, capture_output=True, text=True, timeout=600, env=env)
 
 

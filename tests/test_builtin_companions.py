@@ -187,7 +187,7 @@ def test_an_adopted_base_has_no_clip_until_the_text_stage_has_run(finished: Path
 def test_the_upscalers_autoencoder_begins_as_one_that_shrinks_and_enlarges(finished: Path) -> None:
     torch.manual_seed(0)
     model: Any = TABLE["upscaler-autoencoder"].task(workshop(finished / "work")).build()
-    images = np.stack([draw_large(draw_scene(TEST_SEED_OFFSET, index)) for index in range(1)])
+    images = draw_large(draw_scene(TEST_SEED_OFFSET, 0))[None]
     shrunk = np.stack([shrink_image(image) for image in images])
     enlarged = shrunk.repeat(FACTOR, axis=1).repeat(FACTOR, axis=2)
     assert psnr(reconstruct(model, images), enlarged) > 38

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import RunCli, WriteManifest, go_without, running_node, running_ray
+from conftest import OFFLINE, RunCli, WriteManifest, go_without, running_node, running_ray
 from PIL import Image
 
 from batchgen.engine.cluster import cluster, described
@@ -106,7 +106,7 @@ def test_a_cluster_with_a_token_that_grows_and_shrinks(
         log = tmp_path / "log"
         with log.open("w") as stream:
             run = subprocess.Popen(
-                [sys.executable, "-c", WORK], env={**os.environ, **env}, stdout=stream, stderr=stream
+                [sys.executable, "-c", WORK], env={**os.environ, **OFFLINE, **env}, stdout=stream, stderr=stream
             )
         node = (f"--address={address}", "--num-cpus=1", "--disable-usage-stats")
         try:

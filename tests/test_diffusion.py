@@ -164,7 +164,7 @@ def test_sampler_runs_repeats_and_keeps_rows_apart(host: PipelineHost, model: Mo
     rows = [make_row(seed=5, **chosen), make_row(seed=6, **chosen)]
     images = run(host, model, rows, size=2)
     assert images.finite == (True, True)
-    assert np.array_equal(run(host, model, rows[::-1], size=2).pixels[::-1], images.pixels)
+    assert np.array_equal(run(host, model, rows[1:], size=2).pixels[0], images.pixels[1])
 
 
 @pytest.mark.parametrize("name", OPTIONS)

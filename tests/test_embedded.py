@@ -8,10 +8,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner
+from conftest import called
 from PIL import ExifTags, Image, PngImagePlugin
 
-from batchgen.cli import main
 from batchgen.embedded import Imported, import_images
 from batchgen.errors import InputError
 
@@ -231,13 +230,13 @@ def test_the_command_tells_by_file_and_never_replaces_what_it_did_not_write(tmp_
     folder, output = tmp_path / "p", tmp_path / "m.parquet"
     png(folder / "a.png", parameters=INFOTEXT)
     png(folder / "b.png")
-    result = CliRunner().invoke(main, ["manifest", str(folder), "--output", str(output)])
-    assert result.exit_code == 0, result.output
-    assert "a.png: not read: Variation seed: 5" in result.output
-    assert "b.png: says nothing of how it was made" in result.output
+    result = called("manifest", str(folder), "--output", str(output))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "a.png: not read: Variation seed: 5" in result.stdout + result.stderr
+    assert "b.png: says nothing of how it was made" in result.stdout + result.stderr
     output.write_bytes(b"mine")
-    result = CliRunner().invoke(main, ["manifest", str(folder), "--output", str(output)])
-    assert result.exit_code == 2
+    result = called("manifest", str(folder), "--output", str(output))
+    assert result.returncode == 2
     assert output.read_bytes() == b"mine"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from conftest import WriteManifest
+from conftest import WriteManifest, called
 from rich.table import Table
 
 from batchgen.cli import main
@@ -113,5 +113,5 @@ def test_text_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     PlainConsole(width=200).print(table, "[/y]")
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert lines == [r"[/x]\x1b[31m", r"[red]a :cat: \x1b[31m", "[/y]"]
-    done = CliRunner().invoke(main, ["status", "out/[/x]"])
-    assert done.exit_code == 2 and "out/[/x]" in done.output
+    done = called("status", "out/[/x]")
+    assert done.returncode == 2 and "out/[/x]" in done.stderr

@@ -55,7 +55,7 @@ def test_a_long_prompt_is_shown_with_its_cut(batchgen: RunCli, tiny_model: Path)
     """Issue: a prompt over 75 tokens shows where it is cut, and that nothing of it is lost."""
     ids = ids_of(tiny_model, LONG)
     assert 75 < len(ids) <= 150
-    done = batchgen("explain", LONG, "--model", tiny_model, "--steps", STEPS, env={})  # what libraries say is seen
+    done = batchgen("explain", LONG, "--model", tiny_model, "--steps", STEPS, here=False)  # what libraries say is seen
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     end = next(number for number, line in enumerate(lines) if " tokens in " in line)

@@ -129,19 +129,24 @@ def test_two_runs_give_an_output_of_earlier_code_one_name(tmp_path: Path) -> Non
 def test_a_word_is_read_and_written_back(tmp_path: Path) -> None:
     """With a second real folder for what another machine has at the same path."""
     here, there = open_store(str(tmp_path / "here")), open_store(str(tmp_path / "there"))
-    meeting = Meeting.call(here, "run")
+    with Meeting.held(here, "run") as meeting:
+        _answered(meeting, here, there, tmp_path)
+    assert list(here.entries(".batchgen/nodes")) == []
+
+
+def _answered(meeting: Meeting, here: Store, there: Store, folder: Path) -> None:
     with pytest.raises(InputError, match=r"there: .* on this node is not what the driver sees"):
         meeting.answer(there, "node")
     with pytest.raises(InputError, match=r"here: .* the driver does not see"):
         meeting.require_answer(here, "node")
-    shutil.copytree(tmp_path / "here", tmp_path / "there", dirs_exist_ok=True)
+    shutil.copytree(folder / "here", folder / "there", dirs_exist_ok=True)
     meeting.answer(there, "node")  # as from a copy that is read alone
     with pytest.raises(InputError):
         meeting.require_answer(here, "node")
     meeting.answer(here, "node")
     meeting.require_answer(here, "node")
     with pytest.raises(InputError):
-        Meeting.call(here, "run").require_answer(here, "node")
+        replace(meeting, word="another").require_answer(here, "node")
 
 
 def test_inputs_are_the_same_files(tmp_path: Path) -> None:

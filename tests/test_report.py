@@ -15,13 +15,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner
-from conftest import go_without
+from conftest import called, go_without
 from PIL import Image
 from test_commit import attempt
 from test_plan import key_of, make_row
 
-from batchgen.cli import main
 from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.format import new_format
 from batchgen.errors import InputError
@@ -218,12 +216,12 @@ def test_an_output_without_images_is_refused(tmp_path: Path) -> None:
 
 def test_the_command(tmp_path: Path) -> None:
     output = make_output(tmp_path / "out", GRID[:4])
-    result = CliRunner().invoke(main, ["report", str(output)])
-    assert result.exit_code == 0, result.output
+    result = called("report", str(output))
+    assert result.returncode == 0, result.stdout + result.stderr
     assert (output / "report" / "index.html").is_file()
-    result = CliRunner().invoke(main, ["report", str(output), str(output)])
-    assert result.exit_code == 2
-    assert "--output is missing" in result.output
+    result = called("report", str(output), str(output))
+    assert result.returncode == 2
+    assert "--output is missing" in result.stdout + result.stderr
 
 
 # The page

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,10 @@ from typing import Any
 import duckdb
 import numpy as np
 import numpy.typing as npt
+import psutil
 import pyarrow.parquet as pq
 import pytest
-from conftest import BIN, RunCli, WriteManifest
+from conftest import BIN, OFFLINE, RunCli, WriteManifest
 from PIL import Image
 from scipy.ndimage import convolve
 from test_commit import make_format, make_shard
@@ -351,6 +354,17 @@ def test_an_image_that_cannot_be_scored(tmp_path: Path, ray_address: str, batchg
     )
 
 
+def is_worker(process: psutil.Process, address: str) -> bool:
+    """Whether a process is a worker of the cluster at an address, by the daemon that started it."""
+    _, port = address.rsplit(":", 1)
+    with suppress(psutil.Error):
+        parent = process.parent()
+        return (
+            process.name().startswith("ray::_Actor") and parent is not None and f":{port}" in " ".join(parent.cmdline())
+        )
+    return False
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_kill_in_the_middle_is_gone_on_from(tmp_path: Path, ray_address: str, batchgen: RunCli) -> None:
@@ -358,15 +372,16 @@ def test_a_kill_in_the_middle_is_gone_on_from(tmp_path: Path, ray_address: str, 
     output = tmp_path / "out"
     make_output(output, 24, rows=2)
     command = ["score", str(output), "-k", "clip_score", "-k", "contrast", "--address", ray_address, "--json"]
-    running = subprocess.Popen([BIN / "batchgen", *command], stderr=subprocess.DEVNULL)
+    running = subprocess.Popen([BIN / "batchgen", *command], env={**os.environ, **OFFLINE}, stderr=subprocess.DEVNULL)
     while len(stamps(output, "contrast")) < 3:
         assert running.poll() is None
         time.sleep(0.005)
+    workers = [process for process in psutil.process_iter() if is_worker(process, ray_address)]
+    assert workers
     running.kill()
     running.wait()
-    before: dict[str, int] = {}
-    while before != (before := stamps(output, "contrast")):  # until Ray has ended the worker
-        time.sleep(2)
+    psutil.wait_procs(workers, timeout=60)  # Ray ends them
+    before = stamps(output, "contrast")
     assert 3 <= len(before) < 12
     done = batchgen(*command)
     assert done.returncode == 0, done.stderr

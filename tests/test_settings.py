@@ -100,7 +100,7 @@ def test_policies_and_images_of_steps(batchgen: RunCli, ray_address: str, judged
 
 
 def test_marks_and_precisions(batchgen: RunCli, ray_address: str, judged: Path, tmp_path: Path) -> None:
-    """A watermark for all rows but one, and an autoencoder in a precision of its own; both are recorded."""
+    """A watermark for all rows but one, an autoencoder in a precision of its own, no safety checker; as recorded."""
     (tmp_path / "m.csv").write_text(
         "id,prompt,seed,watermark,num_inference_steps,width,height\na,rain,1,,2,128,128\nb,rain,1,me,2,128,128\n"
     )
@@ -113,7 +113,7 @@ def test_marks_and_precisions(batchgen: RunCli, ray_address: str, judged: Path, 
     for file in (tmp_path / "out" / "data").glob("*/metadata.parquet"):
         for row in pq.read_table(file).to_pylist():
             assert row["dtype"] == "bfloat16, vae float32"
-            assert row["flagged"] is None  # nobody was asked
+            assert row["flagged"] is None
             for name in (row["file_name"], row["step_images"][0]["path"]):
                 assert extract(np.asarray(Image.open(file.parent / name)), 2) == row["watermark"].encode()
             found[row["id"]] = row["watermark"]

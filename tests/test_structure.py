@@ -137,7 +137,8 @@ def test_one_door_a_library(library: str) -> None:
 
 
 def loaded_by(statement: str) -> set[str]:
-    script = f"import sys\n{statement}\nprint(*{{m.split('.')[0] for m in sys.modules}})"
+    """Modules, and the packages that they are of."""
+    script = f"import sys\n{statement}\nprint(*sys.modules, *{{m.split('.')[0] for m in sys.modules}})"
     return set(
         subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
     )
@@ -157,6 +158,7 @@ def test_the_driver_loads_no_torch() -> None:
     """What a run and its reports need in the driver comes without the libraries of the workers."""
     found = loaded_by("import batchgen.driver, batchgen.report.status, batchgen.dataset.verify")
     assert not {"torch", "diffusers", "transformers", "ray"} & found
+    assert "pyarrow.compute" not in loaded_by("import batchgen.report.status"), "a tenth of a second of each look"
 
 
 def test_help_is_quick(batchgen: RunCli) -> None:

@@ -426,11 +426,12 @@ def failing_at(number: int | None) -> Iterator[list[int]]:
             if count[0] == number:
                 raise Injected(f"{frame.f_code.co_filename}:{frame.f_code.co_name}")
 
+    before = sys.gettrace()
     sys.settrace(watch)
     try:
         yield count
     finally:
-        sys.settrace(None)
+        sys.settrace(before)
 
 
 @pytest.mark.parametrize(

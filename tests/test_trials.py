@@ -132,11 +132,13 @@ def test_models_that_learnt_their_variance_are_not_refused(sampler: str, kwargs:
 
 
 @pytest.mark.slow
-def test_what_a_scheduler_refuses_is_a_problem_of_its_rows(tmp_path: Path, write_manifest: WriteManifest) -> None:
+def test_what_a_scheduler_refuses_is_a_problem_of_its_rows(
+    tmp_path: Path, write_manifest: WriteManifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Incident: these rows passed the check and failed on the device, each twice.
 
     Those of models whose config is not at hand, too: a single file is taken for one of the published models; and those
-    of refiners, which have betas of their own.
+    of refiners, which have betas of their own. What was tried is known from then on, without another process.
     """
     save_file({"a": torch.zeros(1)}, tmp_path / "single.safetensors")
     build_sdxl(tmp_path / "base")
@@ -155,11 +157,16 @@ def test_what_a_scheduler_refuses_is_a_problem_of_its_rows(tmp_path: Path, write
     for number, (_, column, said) in enumerate(BAD.values(), start=5):
         assert said in found.pop((number, column))
     assert found.keys() == {(number, "num_inference_steps") for number in (3, 4)}  # each fault once
+    monkeypatch.setattr("subprocess.run", None)
+    with pytest.raises(ManifestProblems) as again, resolved_rows(Job(manifest=str(file))):
+        pass
+    assert again.value.log.shown == caught.value.log.shown
     assert caught.value.log.total == 2 + 2 * len(BAD)
 
 
 def test_usual_rows_start_no_process(write_manifest: WriteManifest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("subprocess.run", None)
+    monkeypatch.setattr("batchgen.trials._ANSWERS", {})
     rows = [{"prompt": "a red ball", "steps": steps, "scheduler": name} for steps in (4, 25) for name in NAMES]
     with resolved_rows(Job(manifest=str(write_manifest("m.jsonl", rows)))) as (index, _):
         assert index.counts().total == len(rows)

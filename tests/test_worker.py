@@ -51,9 +51,16 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def run(
-    folder: Path, model: Path, rows: Sequence[Mapping[str, Any]], damage: Path | None = None
+    folder: Path,
+    model: Path,
+    rows: Sequence[Mapping[str, Any]],
+    damage: Path | None = None,
+    moved: str | None = None,
 ) -> tuple[Receipt, list[dict[str, Any]]]:
-    """Check the rows, damage a file, and run them as one shard of micro-batches of 4: the receipt and the ledger."""
+    """Check the rows, damage a file, and run them as one shard of micro-batches of 4: the receipt and the ledger.
+
+    The last row's images are at `moved` by then.
+    """
     lines = (json.dumps({"width": 32, "height": 32, "steps": 1, **row}) for row in rows)
     (folder / "m.jsonl").write_text("\n".join(lines))
     sizing = Sizing(device="cpu", workers=1, batch_size=4, shard_rows=100)
@@ -61,6 +68,10 @@ def run(
         (shard,) = make_shards(index.pending(100), [(group.key, group.total) for group in index.groups()], sizing)
     if damage is not None:
         damage.write_bytes(b"no longer what it was")
+    if moved is not None:
+        *mates, last = shard.rows
+        inputs = {name: replace(image, uri=moved) for name, image in last.inputs.items()}
+        shard = replace(shard, rows=(*mates, replace(last, inputs=inputs)))
     dataset = Dataset.begin(
         open_store(str(folder / "out")), new_format(Layout.FILES, ImageFormat.PNG, resolved.carried), create=True
     )
@@ -100,6 +111,18 @@ def test_one_bad_row_does_not_harm_its_mates(model: Path, calls: list[int], tmp_
     assert "ring.safetensors" in ledger[0]["error"]
     (kept,) = (tmp_path / "out").glob(".batchgen/runs/r/tracebacks/*.txt")  # of its mates' call and of its own
     assert "Traceback (most recent call last)" in kept.read_text() and "ring.safetensors" in kept.read_text()
+
+
+def test_an_image_whose_host_is_away_fails_its_row(
+    model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Incident: it ended the run of all rows."""
+    monkeypatch.setattr("batchgen.web._PAUSES", (0.01,))
+    Image.new("RGB", (32, 32)).save(tmp_path / "init.png")
+    rows = [{"prompt": "a", "seed": n, "image": "init.png", "strength": 1} for n in range(3)]
+    receipt, ledger = run(tmp_path, model, rows, moved="http://nowhere.invalid/init.png")
+    assert (receipt.done, [row["error_class"] for row in ledger]) == (2, ["conditioning"])
+    assert ledger[0]["error"].startswith("http://nowhere.invalid/init.png: ")
 
 
 def test_progress_counts_images_as_they_are_made(model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,11 +1,11 @@
 """Whether all nodes and the driver reach the same output and inputs: a path is another place on another machine.
 
 The driver leaves a word in the output, `.batchgen/nodes/<run>/driver`; a worker that reads it writes it down again
-under its node's name, where the driver looks for it.
+under its node's name, where the driver looks for it. Both go with the run.
 """
 
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -27,11 +27,19 @@ class Meeting:
     word: str
 
     @classmethod
-    def call(cls, store: Store, run: str) -> "Meeting":
-        """Leave a word in the output, in the driver."""
+    @contextmanager
+    def held(cls, store: Store, run: str) -> Iterator["Meeting"]:
+        """Leave a word in the output, in the driver, until the workers are stopped; it goes with their answers."""
         meeting = cls(run=run, word=uuid4().hex)
         store.write(meeting.key("driver"), meeting.word.encode())
-        return meeting
+        try:
+            yield meeting
+        except StoreError:
+            raise  # a store in trouble is asked for no more, and what is left is in nobody's way
+        except BaseException:
+            meeting._end(store)
+            raise
+        meeting._end(store)
 
     def key(self, name: str) -> str:
         return f"{NODES}/{self.run}/{name}"
@@ -55,9 +63,8 @@ class Meeting:
         if not self._is_at(store, node):
             raise InputError(f"output {store.uri}: what this node writes there the driver does not see; {_ADVICE}")
 
-    def close(self, store: Store) -> None:
-        """Remove the word and the answers, in the driver, once the workers are stopped."""
-        with suppress(StoreError):  # they are of use to nobody, and in nobody's way
+    def _end(self, store: Store) -> None:
+        with suppress(StoreError):
             for entry in list(store.entries(f"{NODES}/{self.run}")):
                 store.delete(entry.key)
             store.delete(f"{NODES}/{self.run}")

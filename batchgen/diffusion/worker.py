@@ -42,6 +42,7 @@ from batchgen.errors import (
     OutOfDeviceMemory,
     StoreError,
     StoreRefused,
+    WebError,
 )
 from batchgen.generation.watermark import capacity, embed
 from batchgen.images import encode
@@ -198,7 +199,7 @@ class GenerationWorker:
         for row in rows:
             try:
                 inputs[row.id] = futures[row.id].result()
-            except (ImageError, InputError, NotFound, StoreRefused) as error:  # else a store's, which may pass
+            except (ImageError, InputError, NotFound, StoreRefused, WebError) as error:  # others may pass
                 self._tracebacks.keep(error, f"row {row.id}")
                 work.fail(row, ErrorClass.CONDITIONING, str(error))
         return inputs

@@ -142,7 +142,11 @@ def _make(books: Books, to_make: int, control: Control, reporter: Reporter, leas
 
     job, index, store = books.job, books.index, books.dataset.store
     books.record.note()
-    with cluster(job.address, job.workers, reporter.notice) as capacity, signals(control, reporter.notice):
+    with (
+        cluster(job.address, job.workers, reporter.notice) as capacity,
+        signals(control, reporter.notice),
+        Meeting.held(store, books.name) as meeting,
+    ):
         waits = job.worker.wait_minutes is not None or autoscales()
         device = capacity.device(job.device, waits=waits)
         if waits and device == "cpu" and job.device is Device.AUTO:
@@ -154,7 +158,6 @@ def _make(books: Books, to_make: int, control: Control, reporter: Reporter, leas
         queue = WorkQueue(books.undamaged(make_shards(index.pending(to_make), totals, sizing)))
         shards = (-(-rows // sizing.shard(group.key, group.total)) for group, rows in index.shares(to_make))
         workers = min(workers, sum(shards))  # more would find nothing to do
-        meeting = Meeting.call(store, books.name)
         settings = _worker_settings(books, device, meeting)
         found: dict[str, Any] = {"nodes": capacity.nodes, "cpus": capacity.cpus, "gpus": capacity.gpus}
         if job.batch_size is None and kept_batches(books.previous) is not None:
@@ -201,7 +204,6 @@ def _make(books: Books, to_make: int, control: Control, reporter: Reporter, leas
         finally:
             reporter.end()
             pool.close()
-            meeting.close(store)
         books.write_card()
 
 

@@ -68,11 +68,11 @@ _SUGGESTED: Mapping[str, str] = {
     "init_image_path": "image",
     "control": "control_image",
     "batch_count": "num_images_per_prompt",
-    "guidance": "guidance_scale",
+    "images": "num_images_per_prompt",
     "inference_steps": "num_inference_steps",
     "number_of_steps": "num_inference_steps",
     "step_count": "num_inference_steps",
-    "images": "num_images_per_prompt",
+    "guidance": "guidance_scale",
 }
 """Names that are carried along, and may have been meant for a column."""
 
@@ -98,6 +98,7 @@ def _folded(names: Mapping[str, str]) -> dict[str, str]:
 _OWN = _folded({name: name for name in COLUMNS} | dict(ALIASES))
 _OTHERS = {name: column for names in FOREIGN.values() for name, column in _folded(names).items()}
 _MEANT = _folded(_SUGGESTED)
+_NEAR = _MEANT | _OWN
 _SAID = _folded(_REMARKS)
 
 
@@ -124,11 +125,10 @@ def suggest(name: str) -> str | None:
         return _MEANT[folded]
     if len(folded) < _SHORTEST or folded in _SAID or folded.endswith("id"):
         return None
-    turned = next((known for known in _OWN if sorted(known) == sorted(folded)), None)
-    known = _MEANT | _OWN
-    near = [one for one in get_close_matches(folded, known, n=3, cutoff=0.8) if one[0] == folded[0] and len(one) > 3]
+    turned = next((one for one in _OWN if sorted(one) == sorted(folded)), None)
+    near = [one for one in get_close_matches(folded, _NEAR, n=3, cutoff=0.8) if one[0] == folded[0] and len(one) > 3]
     found = turned or next(iter(near), None)
-    return None if found is None else known[found]
+    return None if found is None else _NEAR[found]
 
 
 def near_or_known(name: str, known: Collection[str]) -> str:

@@ -10,13 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from batchgen.errors import printable
+from batchgen.estimate import PlanSummary
+from batchgen.index import Counts
+from batchgen.rows import Receipt
 from batchgen.scoring.metrics import METRICS
 from batchgen.tally import RunProgress
 
-if TYPE_CHECKING:  # summaries that are shown; `status` is quick because what makes them is not read for it
-    from batchgen.estimate import PlanSummary
-    from batchgen.index import Counts
-    from batchgen.rows import Receipt
+if TYPE_CHECKING:  # `status` is quick because what makes these is not read for it
     from batchgen.scores import ScoreSummary
     from batchgen.sweeps import SweepSummary
 
@@ -78,7 +78,7 @@ class RunDisplay:
         """Something worth a line."""
         self._console.print(line, soft_wrap=True)
 
-    def begin(self, counts: "Counts", to_make: int, workers: int, device: str) -> None:
+    def begin(self, counts: Counts, to_make: int, workers: int, device: str) -> None:
         """Workers are starting."""
         known = f", {counts.done:,} done before" if counts.done else ""
         plural = "" if workers == 1 else "s"
@@ -100,7 +100,7 @@ class RunDisplay:
             self._spoke = time.monotonic()
             self.notice(said)
 
-    def committed(self, receipt: "Receipt", progress: RunProgress) -> None:
+    def committed(self, receipt: Receipt, progress: RunProgress) -> None:
         """A shard is in the dataset."""
         self.progressed(progress)
         if self._progress is None:
@@ -173,7 +173,7 @@ def _said(progress: RunProgress) -> str:
     return ", ".join(parts)
 
 
-def plan_table(plan: "PlanSummary") -> Table:
+def plan_table(plan: PlanSummary) -> Table:
     """A plan as a table of two columns."""
     table = Table(show_header=False, box=None, pad_edge=False)
     unknown = "unknown; the first run over this output measures it"

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -216,7 +216,9 @@ def gpu_tests(journal: Journal, phase: str, setting: Setting) -> None:
 
     files = [str(file) for file in sorted((REPOSITORY / "tests").glob("test_*.py")) if "mark.gpu" in file.read_text()]
     os.chdir(REPOSITORY)
-    with redirect_stdout(io.StringIO()) as said:
+    os.environ.update(_environment())
+    said = io.StringIO()
+    with redirect_stdout(said), redirect_stderr(said):
         code = int(pytest.main([*"-q -m gpu -p no:cacheprovider -p no:faulthandler".split(), *files]))
     last = said.getvalue().strip().splitlines()[-1:] or [""]
     output = None if code == 0 else said.getvalue()[-6000:]
