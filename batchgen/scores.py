@@ -185,7 +185,7 @@ class _Run:
         if not (first := units or after()):
             return
         # Ray takes half a second to import: only when there is work
-        from batchgen.engine.cluster import autoscales, cluster
+        from batchgen.engine.cluster import cluster, waits_for_room
         from batchgen.engine.pool import Pool
 
         control = Control(grace=60 * Limits().grace_minutes)
@@ -195,7 +195,7 @@ class _Run:
             signals(control, self.notice),
             Meeting.held(store, f"score-{new_run_name(time.time())}") as meeting,
         ):
-            waits = self.job.worker.wait_minutes is not None or autoscales()
+            waits = waits_for_room(self.job.worker)
             device = capacity.device(self.job.device, waits=waits) if any(map(self._computes, first)) else "cpu"
             num_gpus = self.job.worker.num_gpus if device == "cuda" else None
             workers = min(self.job.workers or capacity.workers(device), len(first))

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 import uuid
 from collections import Counter
@@ -22,6 +23,7 @@ os.environ.pop("RAY_ADDRESS", None)  # whoever has a cluster of their own tests 
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="disabled")
 gc.disable()  # while libraries and tests are loaded: of a million objects none is garbage
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -241,6 +243,21 @@ def running_node(
         node.wait()
 
 
+def workers_below(process: int) -> list[psutil.Process]:
+    """Ray's processes with a worker of ours in them, of all that a process started."""
+    children = psutil.Process(process).children(recursive=True)
+    return [child for child in children if any("ray::_Actor" in word for word in (child.name(), *child.cmdline()))]
+
+
+def wait_for(log: Path, text: str, *, process: subprocess.Popen[bytes] | None = None, seconds: float = 240) -> None:
+    """Wait until a run has said something, and has not ended without it."""
+    deadline = time.monotonic() + seconds
+    while text not in log.read_text():
+        ended = process is not None and process.poll() is not None
+        assert not ended and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
+
+
 def free_port() -> int:
     """A port that nothing listens on."""
     with socket.socket() as probe:
@@ -332,8 +349,9 @@ def batchgen() -> RunCli:
         here: bool | None = None,
     ) -> subprocess.CompletedProcess[str]:
         words = [str(argument) for argument in arguments]
-        own = env is not None or timeout is not None or words[:1] == [] or words[0] not in _WITHOUT_WORKERS
-        if not own if here is None else here:
+        if here is None:
+            here = env is None and timeout is None and bool(words) and words[0] in _WITHOUT_WORKERS
+        if here:
             assert env is None and timeout is None
             with chdir(cwd or Path.cwd()):
                 return called(*words)

@@ -106,21 +106,25 @@ class S3Server:
         """Creates a bucket; one that this user has already is left as it is."""
         _client(self).create_bucket(Bucket=name)
 
+    def client(self, **config: Any) -> Any:
+        """A client of botocore's, with these settings of its own."""
+        import botocore.session  # comes with s3fs, which a machine that tests nothing of S3 may lack
+        from botocore.config import Config
+
+        return botocore.session.Session().create_client(
+            "s3",
+            region_name=self.region,
+            endpoint_url=self.endpoint,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            config=Config(s3={"addressing_style": "path"}, **config),
+        )
+
 
 @lru_cache
 def _client(server: S3Server) -> Any:
     """Made once a server: botocore reads its tables for a third of a second each time."""
-    import botocore.session  # comes with s3fs, which a machine that tests nothing of S3 may lack
-    from botocore.config import Config
-
-    return botocore.session.Session().create_client(
-        "s3",
-        region_name=server.region,
-        endpoint_url=server.endpoint,
-        aws_access_key_id=server.access_key,
-        aws_secret_access_key=server.secret_key,
-        config=Config(s3={"addressing_style": "path"}),
-    )
+    return server.client()
 
 
 def missing_programs() -> list[str]:

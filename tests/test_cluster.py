@@ -4,12 +4,11 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
-from conftest import OFFLINE, RunCli, WriteManifest, go_without, running_node, running_ray
+from conftest import OFFLINE, RunCli, WriteManifest, go_without, running_node, running_ray, wait_for
 from PIL import Image
 
 from batchgen.engine.cluster import cluster, described
@@ -110,12 +109,12 @@ def test_a_cluster_with_a_token_that_grows_and_shrinks(
             )
         node = (f"--address={address}", "--num-cpus=1", "--disable-usage-stats")
         try:
-            wait_for(log, "waiting for one")
+            wait_for(log, "waiting for one", seconds=120)
             with running_node(*node, env=TOKEN) as first:
-                wait_for(log, "done\n")
+                wait_for(log, "done\n", seconds=120)
                 for child in psutil.Process(first.pid).children(recursive=True):
                     child.kill()
-                wait_for(log, "to be replaced")
+                wait_for(log, "to be replaced", seconds=120)
             with running_node(*node, env=TOKEN):
                 assert run.wait(120) == 0
         finally:
@@ -124,14 +123,6 @@ def test_a_cluster_with_a_token_that_grows_and_shrinks(
     assert f"Ray at {address} (from RAY_ADDRESS): 1 node, no core, no GPU; 0 workers" in said
     assert " died with 1 worker, to be replaced" in said
     assert (said.count("done\n"), said.count("again\n")) == (4, 1)
-
-
-def wait_for(log: Path, text: str) -> None:
-    """Wait until a run has said something."""
-    deadline = time.monotonic() + 120
-    while text not in log.read_text():
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.1)
 
 
 @pytest.mark.slow

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import RunCli, WriteManifest
+from conftest import RunCli, WriteManifest, wait_for, workers_below
 from PIL import Image
 from s3_faults import Fault, Kind, fault_proxy
 from s3_server import S3Server
@@ -76,20 +75,12 @@ def running(arguments: list[str], log: Path, until: str) -> Iterator[subprocess.
             [sys.executable, "-m", "batchgen", "run", *arguments], stderr=stream, start_new_session=True
         )
         try:
-            wait_for(process, log, until)
+            wait_for(log, until, process=process)
             yield process
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-
-
-def wait_for(process: subprocess.Popen[bytes], log: Path, until: str) -> None:
-    """Wait until a run has said something."""
-    deadline = time.monotonic() + 240
-    while until not in log.read_text():
-        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +222,7 @@ def test_interrupted_then_killed_then_resumed(
         assert f"process {process.pid}" in second.stderr
         skipped = batchgen("run", *arguments, "--on-busy", "skip")
         assert skipped.returncode == 0 and skipped.stderr.startswith("skipped: ")
-        wait_for(process, tmp_path / "log", "shard ")
+        wait_for(tmp_path / "log", "shard ", process=process)
         os.killpg(process.pid, signal.SIGINT)  # to the whole group, as a terminal does
         assert process.wait(timeout=120) == 3
     log = (tmp_path / "log").read_text()
@@ -257,10 +248,7 @@ def test_a_killed_worker_is_replaced(reference: tuple[Path, Path], tiny_model: P
     output = tmp_path / "out"
     arguments = [*common_arguments(manifest, tiny_model, output), "--workers", "2"]
     with running(arguments, tmp_path / "log", until="shard ") as process:
-        workers = [
-            child for child in psutil.Process(process.pid).children(recursive=True) if "ray::_Actor" in child.name()
-            or "ray::_Actor" in " ".join(child.cmdline())
-        ]  # fmt: skip
+        workers = workers_below(process.pid)
         assert workers
         workers[0].kill()
         assert process.wait(timeout=240) == 0

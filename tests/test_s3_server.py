@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import botocore.session
 import pytest
 import s3fs
-from botocore.config import Config
 from botocore.exceptions import ClientError, HTTPClientError
 from s3_faults import Fault, Kind, fault_proxy
 from s3_server import S3Server, running_server
@@ -23,14 +21,7 @@ BUCKET = "server-under-test"
 
 def client(server: S3Server) -> Any:
     """An S3 client that tries once, so that every fault is seen and not mended."""
-    return botocore.session.Session().create_client(
-        "s3",
-        region_name=server.region,
-        endpoint_url=server.endpoint,
-        aws_access_key_id=server.access_key,
-        aws_secret_access_key=server.secret_key,
-        config=Config(retries={"total_max_attempts": 1}, connect_timeout=5, read_timeout=10),
-    )
+    return server.client(retries={"total_max_attempts": 1}, connect_timeout=5, read_timeout=10)
 
 
 def filesystem(server: S3Server, **options: str) -> Any:

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import numpy.typing as npt
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from conftest import BIN, OFFLINE, RunCli, WriteManifest
+from conftest import BIN, OFFLINE, RunCli, WriteManifest, workers_below
 from PIL import Image
 from scipy.ndimage import convolve
 from test_commit import make_format, make_shard
@@ -354,17 +353,6 @@ def test_an_image_that_cannot_be_scored(tmp_path: Path, ray_address: str, batchg
     )
 
 
-def is_worker(process: psutil.Process, address: str) -> bool:
-    """Whether a process is a worker of the cluster at an address, by the daemon that started it."""
-    _, port = address.rsplit(":", 1)
-    with suppress(psutil.Error):
-        parent = process.parent()
-        return (
-            process.name().startswith("ray::_Actor") and parent is not None and f":{port}" in " ".join(parent.cmdline())
-        )
-    return False
-
-
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_kill_in_the_middle_is_gone_on_from(tmp_path: Path, ray_address: str, batchgen: RunCli) -> None:
@@ -376,7 +364,7 @@ def test_a_kill_in_the_middle_is_gone_on_from(tmp_path: Path, ray_address: str, 
     while len(stamps(output, "contrast")) < 3:
         assert running.poll() is None
         time.sleep(0.005)
-    workers = [process for process in psutil.process_iter() if is_worker(process, ray_address)]
+    workers = workers_below(os.getpid())  # which started the cluster
     assert workers
     running.kill()
     running.wait()

@@ -13,14 +13,14 @@ from jobs.builtin.scenes import draw_scene
 TEXT = "Grüße 1"  # 9 bytes
 
 
-def images(count: int) -> list[np.ndarray]:
+def images(count: int = 8) -> list[np.ndarray]:
     """Renders of 128 pixels, four to an image, so that there is room for the text."""
     renders = [render(draw_scene(0, number)).rgb for number in range(4 * count)]
     return [np.block([[[a], [b]], [[c], [d]]]) for a, b, c, d in zip(*[iter(renders)] * 4, strict=True)]
 
 
 def test_text_is_found_again() -> None:
-    for image in images(4):
+    for image in images():
         marked = embed(image, TEXT)
         assert extract(marked, 9) == TEXT.encode()
         assert extract(image, 9) != TEXT.encode()
@@ -31,13 +31,13 @@ def test_text_is_found_again() -> None:
 
 @pytest.mark.slow
 def test_text_mostly_survives_jpeg() -> None:
-    """In 22 of these 24 images, and in 61 of 64; smooth ones may lose a bit."""
+    """In 61 of these 64 images, and in 60 of 64 of another camera height; smooth ones may lose a bit."""
     found = 0
-    for image in images(24):
+    for image in images(64):
         stream = io.BytesIO()
         Image.fromarray(embed(image, TEXT)).save(stream, format="JPEG", quality=95, subsampling=0)
         found += extract(np.asarray(Image.open(stream)), 9) == TEXT.encode()
-    assert found >= 21
+    assert found >= 58
 
 
 def test_sizes_that_are_no_multiples() -> None:

@@ -137,7 +137,7 @@ def run(
 def _make(books: Books, to_make: int, control: Control, reporter: Reporter, lease: Lease) -> None:
     """Start the workers, make `to_make` of the pending rows, and stop the workers."""
     # Ray takes half a second to import: only when there is work
-    from batchgen.engine.cluster import autoscales, cluster
+    from batchgen.engine.cluster import cluster, waits_for_room
     from batchgen.engine.pool import Pool
 
     job, index, store = books.job, books.index, books.dataset.store
@@ -147,7 +147,7 @@ def _make(books: Books, to_make: int, control: Control, reporter: Reporter, leas
         signals(control, reporter.notice),
         Meeting.held(store, books.name) as meeting,
     ):
-        waits = job.worker.wait_minutes is not None or autoscales()
+        waits = waits_for_room(job.worker)
         device = capacity.device(job.device, waits=waits)
         if waits and device == "cpu" and job.device is Device.AUTO:
             reporter.notice("the cluster has no GPU now, so workers use CPUs; --device cuda waits for GPUs")

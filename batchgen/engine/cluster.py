@@ -21,10 +21,11 @@ from ray.experimental.internal_kv import _internal_kv_get
 
 from batchgen.engine.probe import NO_TOKEN
 from batchgen.errors import ClusterError, one_line
+from batchgen.job import WorkerResources
 from batchgen.machine import cores
 from batchgen.options import Device
 
-__all__ = ["Capacity", "Nodes", "autoscales", "cluster", "described", "free", "never_fits"]
+__all__ = ["Capacity", "Nodes", "cluster", "described", "free", "never_fits", "waits_for_room"]
 
 OBJECT_STORE_BYTES = 100 * 2**20  # nothing of ours goes through it; Ray's least is 75 MiB
 _ANSWER_TIMEOUT = 30.0  # seconds; a head answers within milliseconds, Ray's import takes seconds on a busy machine
@@ -229,7 +230,7 @@ def free(names: Mapping[str, float]) -> str:
     return described({name: available.get(name, 0) for name in names})
 
 
-def autoscales() -> bool:
+def _autoscales() -> bool:
     """Whether something could add nodes to the cluster.
 
     Ray has no public answer. Its older autoscaler notes the kinds of nodes, or, where it may not add any, names each
@@ -240,6 +241,11 @@ def autoscales() -> bool:
         kinds = status.get("autoscaler_report", {}).get("node_type_mapping") or {}
         return any(kind != f"node_{node}" for node, kind in kinds.items()) or _newer_state() is not None
     return False
+
+
+def waits_for_room(resources: WorkerResources) -> bool:
+    """Whether to wait for nodes that can hold a worker, where there is none now."""
+    return resources.wait_minutes is not None or _autoscales()
 
 
 def never_fits(wanted: Mapping[str, float]) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from batchgen.engine.cluster import Nodes, autoscales, described, free, never_fits
+from batchgen.engine.cluster import Nodes, described, free, never_fits, waits_for_room
 from batchgen.engine.patience import Patience
 from batchgen.engine.queue import Finished, Try
 from batchgen.errors import ClusterError, DeviceLost, InputError, printable
@@ -140,7 +140,7 @@ class Pool:
         self._nodes = Nodes()
         self._nodes.look()
         if not self._nodes.places(self._wanted):
-            if self._wait_minutes is None and not autoscales():
+            if not waits_for_room(resources):
                 raise self._no_place()
             notice(f"no node of the cluster can hold a worker now ({described(self._wanted)}); waiting for one")
         self._actor_class = ray.remote(
