@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 import pytest
-from conftest import RunCli
+from conftest import HERE, RunCli
 from PIL import Image
 from scipy.linalg import sqrtm
 from test_scores import make_output, make_worker, pixels_of, scored, stamps
@@ -86,9 +86,8 @@ def seen(numbers: Sequence[int]) -> Features:
     return np.asarray(found, dtype=float)
 
 
-@pytest.mark.ray
 @pytest.mark.slow
-def test_groups_against_a_folder(tmp_path: Path, ray_address: str, batchgen: RunCli) -> None:
+def test_groups_against_a_folder(tmp_path: Path, batchgen: RunCli) -> None:
     """By a column and over all; what is stored is not computed again, and is where a real image is another."""
     output, real = tmp_path / "out", real_images(tmp_path / "real", 20)
     (real / "notes.txt").write_text("no image")
@@ -98,9 +97,7 @@ def test_groups_against_a_folder(tmp_path: Path, ray_address: str, batchgen: Run
 
     def measure(**settings: Any) -> Mapping[str, Sequence[Group]]:
         models = {"reference": str(real)}
-        job = ScoringJob(
-            output=str(output), metrics=["fid", "kid"], models=models, address=ray_address, workers=1, **settings
-        )
+        job = ScoringJob(output=str(output), metrics=["fid", "kid"], models=models, workers=0, **settings)
         return {table.metric: table.groups for table in score(job, lines.append).groups}
 
     by_prompt = measure(by=["prompt"])
@@ -133,7 +130,7 @@ def test_groups_against_a_folder(tmp_path: Path, ray_address: str, batchgen: Run
     (whole,) = table.groups
     assert whole.scores["kid"] == pytest.approx(discrepancy(seen([7, *range(1001, 1020)]), seen(range(20))), rel=1e-3)
 
-    done = batchgen("score", output, "-k", "fid", "--reference", real, "--by", "sceduler", "--address", ray_address)
+    done = batchgen("score", output, "-k", "fid", "--reference", real, "--by", "sceduler", *HERE)
     assert done.returncode == 2 and "did you mean 'scheduler'" in done.stderr
     done = batchgen("report", output)
     assert done.returncode == 0, done.stderr
@@ -244,6 +241,6 @@ def test_features_of_another_model(tmp_path: Path) -> None:
 def test_what_is_missing_is_said_first(arguments: Sequence[str], words: str, tmp_path: Path, batchgen: RunCli) -> None:
     (tmp_path / "empty").mkdir()
     make_output(tmp_path / "out", 4)
-    done = batchgen("score", "out", *arguments, cwd=tmp_path)
+    done = batchgen("score", "out", *arguments, *HERE, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "") and words in done.stderr, done.stderr
     assert not list((tmp_path / "empty").iterdir()) and not (tmp_path / "out" / "scores").exists()

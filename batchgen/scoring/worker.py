@@ -8,7 +8,7 @@ scored the reason is the metric's, and the unit fails.
 
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -72,6 +72,10 @@ class ScoringWorker:
     def progress(self) -> Mapping[str, Any]:
         """Nothing: a shard is scored in seconds, and told when it is."""
         return {}
+
+    def stored(self) -> Collection[str]:
+        """None: tables are small."""
+        return ()
 
     def run(self, unit: Unit, /) -> Scored:
         """Do a unit and store its tables.
