@@ -357,8 +357,9 @@ def test_a_kill_in_the_middle_is_gone_on_from(tmp_path: Path, ray_address: str, 
     """SIGKILL of the command after the first tables: they stay as they are, and the rest is made."""
     output = tmp_path / "out"
     make_output(output, 24, rows=2)
-    command = ["score", str(output), "-k", "clip_score", "-k", "contrast", "--address", ray_address, "--json"]
-    running = subprocess.Popen([BIN / "batchgen", *command], env={**os.environ, **OFFLINE}, stderr=subprocess.DEVNULL)
+    command = ["score", str(output), "-k", "clip_score", "-k", "contrast", "--json"]
+    killed = [BIN / "batchgen", *command, "--address", ray_address]
+    running = subprocess.Popen(killed, env={**os.environ, **OFFLINE}, stderr=subprocess.DEVNULL)
     while len(stamps(output, "contrast")) < 3:
         assert running.poll() is None
         time.sleep(0.005)
@@ -369,7 +370,7 @@ def test_a_kill_in_the_middle_is_gone_on_from(tmp_path: Path, ray_address: str, 
     psutil.wait_procs(workers, timeout=60)  # Ray ends them
     before = stamps(output, "contrast")
     assert 3 <= len(before) < 12
-    done = batchgen(*command)
+    done = batchgen(*command, *HERE)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert (said["rows"], said["scores"]["contrast"]["count"]) == (24, 24)
