@@ -40,8 +40,6 @@ _DTYPES: Mapping[Dtype, Literal["float16", "bfloat16", "float32"]] = {
 _LATER = frozenset({Family.DUPLICATES, Family.SETS})  # than the images one by one
 BATCH = 16  # images decoded and scored at once; 50 MB at 1024 x 1024
 
-HANG_MINUTES = 600.0  # a shard says nothing until it is scored, and a large model on a CPU takes hours
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoringJob:
@@ -56,7 +54,7 @@ class ScoringJob:
     batch_size: int = BATCH
     workers: int | None = None
     address: str | None = None
-    worker: WorkerResources = field(default_factory=WorkerResources)  # but for `hang_minutes`, which are HANG_MINUTES
+    worker: WorkerResources = field(default_factory=WorkerResources)
     allow_pickle: bool = False
     storage_options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -212,7 +210,7 @@ class _Run:
             pool = hands.hire(
                 scoring(settings, on_gpu=device == "cuda"),
                 workers,
-                replace(self.job.worker, num_gpus=num_gpus, hang_minutes=HANG_MINUTES),
+                replace(self.job.worker, num_gpus=num_gpus),
                 lambda node: meeting.require_answer(store, node),
             )
             try:

@@ -22,6 +22,8 @@ from batchgen.scoring.groups import Group, read_groups, read_table
 from batchgen.scoring.metrics import find_metrics
 from batchgen.scoring.models import find_models
 from batchgen.scoring.pending import reference_units, score_units, sets_units
+from batchgen.scoring.units import ScoreUnit
+from batchgen.scoring.worker import ScoringWorker
 
 Features = npt.NDArray[np.float64]
 
@@ -84,6 +86,55 @@ def seen(numbers: Sequence[int]) -> Features:
     with torch.no_grad():
         found = model.get_image_features(torch.stack([preprocessed(number) for number in numbers])).pooler_output
     return np.asarray(found, dtype=float)
+
+
+class Telling:
+    """A scorer that notes how far its worker is whenever it is asked; two images in one call it refuses, once."""
+
+    def __init__(self, worker: ScoringWorker, cells: Mapping[str, Any], refuses: int) -> None:
+        self.said: list[int] = []
+        self._worker, self._cells, self._refuses = worker, cells, refuses
+
+    def score(
+        self, images: Sequence[Image.Image], _rows: Sequence[Mapping[str, Any]], /
+    ) -> Sequence[Mapping[str, Any]]:
+        self.said += self._worker.progress().values()
+        if len(self.said) == self._refuses:
+            raise ValueError("too many at once")
+        return [self._cells for _ in images]
+
+
+@pytest.mark.slow
+def test_a_worker_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Incident: it said nothing, and one that hung was noticed after ten hours. Nothing is said before all models."""
+    dataset, real = make_output(tmp_path / "out", 25), real_images(tmp_path / "real", 20)
+    features, fid = find_metrics(["fid"])
+    models = find_models([features, fid], {"reference": str(real)}, allow_pickle=False)
+    worker = make_worker(dataset, {**models, "sharpness": {}})
+    sharp = worker._scorers["sharpness"] = Telling(worker, {"sharpness": 1.0}, 2)
+    (shard,) = dataset.shards()
+    seen = worker._scorers["features"] = Telling(worker, {"features": np.arange(3, dtype=np.float32)}, 0)
+    worker.run(ScoreUnit(shard=shard, rows=25, metrics=("sharpness", "features")))
+    assert sharp.said == [0, 32, *range(32, 41)], "a batch of 16, and one of 9 taken apart"
+    assert seen.said == [0, 41] and worker.progress() == {}
+
+    seen.said.clear()
+    (unit,) = reference_units(dataset, [fid], models)
+    worker.run(unit)
+    assert seen.said == [0, 16]
+
+    from batchgen.scoring.distances import distance
+
+    groups: list[int] = []
+
+    def compare(*given: Any) -> Mapping[str, float]:
+        groups.extend(worker.progress().values())
+        return distance(*given)
+
+    monkeypatch.setattr("batchgen.scoring.distances.distance", compare)
+    (sets,) = sets_units(dataset, [fid], models, ["prompt"])
+    worker.run(sets)
+    assert groups == list(range(5)) and worker.progress() == {}
 
 
 @pytest.mark.slow
