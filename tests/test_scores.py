@@ -358,7 +358,7 @@ def test_a_kill_in_the_middle_is_gone_on_from(tmp_path: Path, ray_address: str, 
     output = tmp_path / "out"
     make_output(output, 24, rows=2)
     command = ["score", str(output), "-k", "clip_score", "-k", "contrast", "--json"]
-    killed: list[str] = [str(BIN / "batchgen"), *map(str, command), "--address", ray_address]
+    killed = [str(BIN / "batchgen"), *command, "--address", ray_address]
     running = subprocess.Popen(killed, env={**os.environ, **OFFLINE}, stderr=subprocess.DEVNULL)
     while len(stamps(output, "contrast")) < 3:
         assert running.poll() is None
