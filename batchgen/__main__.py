@@ -1,5 +1,5 @@
 """`python -m batchgen`."""
 
-from batchgen.cli import main
+from batchgen.cli import process
 
-main(prog_name="batchgen")
+process()

@@ -238,6 +238,20 @@ def test_interrupted_then_killed_then_resumed(
     assert made_last and not made_last & committed
 
 
+def test_a_run_without_workers_stops_at_once(tiny_model: Path, write_manifest: WriteManifest, tmp_path: Path) -> None:
+    """Incident: at the second Ctrl-C, amid the first image, the process aborted (134), since a thread was computing."""
+    manifest = write_manifest("rows.parquet", prompts(2, 900))
+    arguments = [*common_arguments(manifest, tiny_model, tmp_path / "out"), *HERE]
+    with running(arguments, tmp_path / "log", until="rows to make") as process:
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        wait_for(tmp_path / "log", "once more stops at once", process=process)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 3
+    assert "stopped; the same command goes on" in (tmp_path / "log").read_text()
+    assert [record["outcome"] for record in run_records(tmp_path / "out")] == ["stopped at once"]
+
+
 def test_a_killed_worker_is_replaced(reference: tuple[Path, Path], tiny_model: Path, tmp_path: Path) -> None:
     """SIGKILL of a worker process costs its shards one more try, and nothing else."""
     manifest, expected = reference

@@ -3,9 +3,12 @@
 Data goes to stdout, talk and progress to stderr. Errors are mapped to exit codes here and nowhere else.
 """
 
+import atexit
 import os
 import signal
-from typing import Any
+import sys
+from contextlib import suppress
+from typing import Any, NoReturn
 
 import click
 
@@ -20,7 +23,7 @@ from batchgen.cli.shared import say
 from batchgen.errors import BatchgenError, InfrastructureError, Interrupted, one_line
 from batchgen.version import __version__
 
-__all__ = ["main"]
+__all__ = ["main", "process"]
 
 
 class _Group(click.Group):
@@ -79,3 +82,22 @@ for _command in (
     explain,
 ):
     main.add_command(_command)
+
+
+def process() -> NoReturn:
+    """The command as a process of its own, which ends when it is done.
+
+    Python's own end waits for threads, and aborts some processes in which those of Arrow or torch are still at work.
+    """
+    code: str | int | None = 0
+    try:
+        main(prog_name="batchgen")
+    except SystemExit as ended:
+        code = ended.code
+    if isinstance(code, str):
+        say(code, err=True)
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(BrokenPipeError):  # whoever read it has read enough
+            stream.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
