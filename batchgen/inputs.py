@@ -26,7 +26,7 @@ class Inputs:
     roots: tuple[str, ...] = ()  # folders from which files may be named, besides the manifest's own
     image_mib: int = 64  # of one image's file
     megapixels: int = 64  # of all images that are decoded at once
-    seconds: float = 20.0  # for one image from the web
+    seconds: float = 20.0  # for one image from the web, redirects and all
     prompt_characters: int = 50_000  # of one cell of text that is no carried one
     carried_mib: int = 4  # of one carried cell
     columns: int = 1000  # of a manifest

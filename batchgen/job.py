@@ -99,7 +99,7 @@ class Job:
     dtype: Dtype = Dtype.AUTO
     dtypes: Mapping[str, Any] = field(default_factory=dict)  # of single components, by diffusers' names
     device: Device = Device.AUTO
-    workers: int | None = None
+    workers: int | None = field(default=None, metadata=ZERO)  # 0: this process in their place
     address: str | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
@@ -117,10 +117,10 @@ class Job:
     file: str | None = field(default=None, compare=False)  # where it was read from, for messages; no key
 
     def __post_init__(self) -> None:
-        for name in ("shard_rows", "batch_size", "workers"):
+        for name, least in (("shard_rows", 1), ("batch_size", 1), ("workers", 0)):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} is {value}; give at least 1, or leave it out")
+            if value is not None and value < least:
+                raise InputError(f"{name} is {value}; give at least {least}, or leave it out")
         kinds = [kind.value for kind in Dtype if kind is not Dtype.AUTO]
         for component, dtype in self.dtypes.items():
             if component not in _COMPONENTS:

@@ -10,12 +10,13 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import IO
 
 from batchgen.errors import InputError
 from batchgen.places import is_remote, is_web, local_path
-from batchgen.storage import input_filesystem, place_named
+from batchgen.storage import S3, input_filesystem, object_at, place_named
 from batchgen.web import fetch
 
 __all__ = ["Look", "expand", "look_at_input", "open_file", "open_input", "read_file", "read_input"]
@@ -36,18 +37,22 @@ def open_input(uri: str) -> IO[bytes]:
         return stream
 
 
-def read_input(uri: str, *, most: int | None = None, seconds: float = WEB_SECONDS) -> bytes:
+def read_input(uri: str, *, most: int, seconds: float = WEB_SECONDS) -> bytes:
     """All bytes of the file at a URI that a cell may name; of the web's, this machine is asked for none.
+
+    Cells name many: on S3 they are requests as the output's are, under the one limit of how many at once.
 
     Raises:
         InputError: there are more than `most`, no file may be read there, or it takes longer than `seconds`.
     """
     if is_web(uri):
-        return fetch(uri, most=WEB_BYTES if most is None else most, seconds=seconds)
-    with open_input(uri) as stream, place_named(uri):
-        if most is None:
-            return stream.read()
-        data = stream.read(min(most + 1, _length(stream) + 1))
+        return fetch(uri, most=most, seconds=seconds)
+    if uri.startswith(S3):
+        store, key = object_at(uri)
+        data = store.read_part(key, 0, most + 1)
+    else:
+        with open_input(uri) as stream, place_named(uri):
+            data = stream.read(min(most + 1, _length(stream) + 1))
     if len(data) > most:
         raise InputError(f"{uri} is larger than {most >> 20} MiB")
     return data
@@ -117,11 +122,11 @@ def look_at_input(uri: str) -> Look:
         if is_web(uri):
             return Look(size=0, version="", modified=None)  # nobody knows without reading it
         if is_remote(uri):
-            protocol, _, path = uri.partition("://")
-            known = input_filesystem(protocol).info(path)
+            store, key = object_at(uri)
+            known = store.about(key)
             changed = known.get("LastModified") or known.get("mtime")
             tag = known.get("ETag") or known.get("etag") or changed or ""
-            modified = changed.timestamp() if hasattr(changed, "timestamp") else changed
+            modified = changed.timestamp() if isinstance(changed, datetime) else changed
             return Look(size=int(known.get("size") or 0), version=str(tag), modified=modified)
         path_here = local_path(uri)
         files = sorted(path_here.rglob("*")) if path_here.is_dir() else [path_here]

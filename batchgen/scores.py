@@ -13,6 +13,7 @@ from batchgen.dataset.begun import RECORD
 from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.nodes import Meeting
 from batchgen.dataset.runs import new_run_name
+from batchgen.engine.crew import crew
 from batchgen.engine.loop import Control, Workers, drive, signals
 from batchgen.engine.queue import WorkQueue
 from batchgen.errors import InfrastructureError, InputError, Interrupted
@@ -39,8 +40,6 @@ _DTYPES: Mapping[Dtype, Literal["float16", "bfloat16", "float32"]] = {
 _LATER = frozenset({Family.DUPLICATES, Family.SETS})  # than the images one by one
 BATCH = 16  # images decoded and scored at once; 50 MB at 1024 x 1024
 
-HANG_MINUTES = 600.0  # a shard says nothing until it is scored, and a large model on a CPU takes hours
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoringJob:
@@ -55,7 +54,7 @@ class ScoringJob:
     batch_size: int = BATCH
     workers: int | None = None
     address: str | None = None
-    worker: WorkerResources = field(default_factory=WorkerResources)  # but for `hang_minutes`, which are HANG_MINUTES
+    worker: WorkerResources = field(default_factory=WorkerResources)
     allow_pickle: bool = False
     storage_options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -184,21 +183,17 @@ class _Run:
         """Start the workers, do the units and those that are to do then, stop the workers; start none for nothing."""
         if not (first := units or after()):
             return
-        # Ray takes half a second to import: only when there is work
-        from batchgen.engine.cluster import cluster, waits_for_room
-        from batchgen.engine.pool import Pool
-
         control = Control(grace=60 * Limits().grace_minutes)
         store = self.dataset.store
         with (
-            cluster(self.job.address, self.job.workers, self.notice) as capacity,
+            crew(self.job.address, self.job.workers, self.job.worker, self.notice) as hands,
             signals(control, self.notice),
             Meeting.held(store, f"score-{new_run_name(time.time())}") as meeting,
         ):
-            waits = waits_for_room(self.job.worker)
-            device = capacity.device(self.job.device, waits=waits) if any(map(self._computes, first)) else "cpu"
+            capacity, computes = hands.capacity, any(map(self._computes, first))
+            device = capacity.device(self.job.device, waits=hands.waits) if computes else "cpu"
             num_gpus = self.job.worker.num_gpus if device == "cuda" else None
-            workers = min(self.job.workers or capacity.workers(device), len(first))
+            workers = min(capacity.workers(device, self.job.workers), len(first))
             settings = ScoringSettings(
                 meeting=meeting,
                 store=self.dataset.uri,
@@ -212,11 +207,10 @@ class _Run:
             )
             shards = sum(isinstance(unit, ScoreUnit) for unit in first)
             self.notice(f"{shards:,} shards to score; {workers} worker{'s' * (workers > 1)} on {device}")
-            pool = Pool(
+            pool = hands.hire(
                 scoring(settings, on_gpu=device == "cuda"),
                 workers,
-                replace(self.job.worker, num_gpus=num_gpus, hang_minutes=HANG_MINUTES),
-                self.notice,
+                replace(self.job.worker, num_gpus=num_gpus),
                 lambda node: meeting.require_answer(store, node),
             )
             try:

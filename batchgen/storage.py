@@ -22,11 +22,21 @@ from batchgen.places import is_remote, kept_by_ray, local_path, misspelling
 from batchgen.store_errors import reason, refusal, service_code, trouble
 from batchgen.throttle import AT_ONCE, Throttle
 
-__all__ = ["Entry", "Store", "input_filesystem", "open_store", "place_named", "probe", "require_place"]
+__all__ = [
+    "S3",
+    "Entry",
+    "Store",
+    "input_filesystem",
+    "object_at",
+    "open_store",
+    "place_named",
+    "probe",
+    "require_place",
+]
 
 PROBE_KEY = ".batchgen/probe"
 SINGLE_PUT = 2 << 30  # bytes; s3fs would go over to multipart at 100 MB, where a server may ignore the create condition
-_S3 = ("s3://", "s3a://")
+S3 = ("s3://", "s3a://")
 _OBJECT_STORES = frozenset("abfs abfss adl az gcs gs memory oci oss s3 s3a".split())  # others have no business here
 
 
@@ -56,7 +66,7 @@ class Store(Protocol):
         """The object's bytes; `NotFound` where there is none."""
 
     def read_part(self, key: str, start: int, end: int) -> bytes:
-        """The object's bytes from `start` up to `end`, without the others; `NotFound` where there is none."""
+        """The object's bytes from `start` up to `end` or its own end, without the others; `NotFound` as above."""
 
     def size(self, key: str) -> int:
         """The object's size in bytes; `NotFound` where there is none."""
@@ -247,32 +257,37 @@ class _FsspecStore:
         protocol, self.root = uri.split("://", 1)
         with place_named(uri):
             self._fs = _filesystem(protocol, _Frozen(options), _Timeouts.QUICK if quick else _Timeouts.ONCE)
-        self._throttle = None if quick or not uri.startswith(_S3) else _throttle(protocol, _Frozen(options))
+        self._throttle = None if quick or not uri.startswith(S3) else _throttle(_Frozen(options))
 
     def _ask(self, request: Callable[[], Any]) -> Any:
         """What a request returns; where this file system does not try again by itself, tried again here."""
         return request() if self._throttle is None else self._throttle.call(request, trouble)
 
     def read(self, key: str) -> bytes:
+        # from 0: else s3fs asks for the size first, to which a refusal has no text
+        return self._cat(key, **({"start": 0} if self.uri.startswith(S3) else {}))
+
+    def read_part(self, key: str, start: int, end: int) -> bytes:
+        return self._cat(key, start=start, end=end)
+
+    def _cat(self, key: str, **bounds: int) -> bytes:
         with place_named(f"{self.uri}/{key}"):
             try:
-                # from 0: else s3fs asks for the size first, to which a refusal has no text
-                start = {"start": 0} if self.uri.startswith(_S3) else {}
-                data: bytes = self._ask(lambda: self._fs.cat_file(f"{self.root}/{key}", **start))
+                data: bytes = self._ask(lambda: self._fs.cat_file(f"{self.root}/{key}", **bounds))
             except OSError as error:
                 if service_code(error) != "InvalidRange":
                     raise
-                return b""  # which has no byte 0
-            return data
-
-    def read_part(self, key: str, start: int, end: int) -> bytes:
-        with place_named(f"{self.uri}/{key}"):
-            data: bytes = self._ask(lambda: self._fs.cat_file(f"{self.root}/{key}", start=start, end=end))
+                return b""  # it ends before the start: an empty one has no byte 0
             return data
 
     def size(self, key: str) -> int:
+        return int(self.about(key)["size"])
+
+    def about(self, key: str) -> Mapping[str, Any]:
+        """What the file system knows of the object, under its own names; `NotFound` where there is none."""
         with place_named(f"{self.uri}/{key}"):
-            return int(self._ask(lambda: self._fs.size(f"{self.root}/{key}")))
+            known: Mapping[str, Any] = self._ask(lambda: self._fs.info(f"{self.root}/{key}"))
+            return known
 
     def create(self, key: str, data: bytes) -> None:
         try:
@@ -290,7 +305,7 @@ class _FsspecStore:
     def _pipe(self, key: str, data: bytes, **kwargs: Any) -> None:
         if not data:
             raise StoreError(f"{self.uri}/{key}: an empty object cannot be created safely")
-        if self.uri.startswith(_S3):
+        if self.uri.startswith(S3):
             kwargs["chunksize"] = SINGLE_PUT
         self._ask(lambda: self._fs.pipe_file(f"{self.root}/{key}", data, **kwargs))
 
@@ -327,8 +342,8 @@ class _Frozen(dict[str, Any]):
 
 
 @lru_cache(maxsize=8)
-def _throttle(_protocol: str, _options: _Frozen) -> Throttle:
-    """That of all requests of a file system in this process."""
+def _throttle(_options: _Frozen) -> Throttle:
+    """That of all requests of an S3 service in this process."""
     return Throttle()
 
 
@@ -340,7 +355,7 @@ def _filesystem(protocol: str, options: _Frozen, timeouts: _Timeouts) -> Any:
         near = get_close_matches(protocol.lower(), _OBJECT_STORES, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}://?" if near else f"known are {', '.join(sorted(_OBJECT_STORES))}"
         raise InputError(f"there is no protocol {protocol}:// here; {hint}")
-    if f"{protocol}://" not in _S3:
+    if f"{protocol}://" not in S3:
         return fsspec.filesystem(protocol, **options)
     connect, read, attempts, tries = timeouts.value
     retries = {"total_max_attempts": attempts, "mode": "standard"}
@@ -357,8 +372,19 @@ def _is_refusal(error: BaseException | None) -> bool:
     return isinstance(error, FileExistsError) or service_code(error) in ("PreconditionFailed", "412")
 
 
+def object_at(uri: str) -> tuple[_FsspecStore, str]:
+    """The store that holds one of the user's own objects, with as much patience as for an output, and its key there.
+
+    Raises:
+        InputError: there is no such protocol, or it has no business here.
+    """
+    protocol, _, path = uri.partition("://")
+    bucket, _, key = path.partition("/")
+    return _FsspecStore(f"{protocol}://{bucket}", {}, quick=False), key
+
+
 def input_filesystem(protocol: str, *, quick: bool = False) -> Any:
-    """The fsspec file system from which the user's own files of a protocol are read.
+    """The fsspec file system from which the user's own files of a protocol are listed, and large ones read in parts.
 
     Raises:
         InputError: there is no such protocol, or it has no business here.

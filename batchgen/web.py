@@ -13,6 +13,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import closing, contextmanager, suppress
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
@@ -22,12 +23,14 @@ from batchgen.version import __version__
 __all__ = ["fetch"]
 
 REDIRECTS = 5
+LOOKUPS = 128  # of names, at once, with those that are left behind; resolvers may take minutes to give up
 _SERVICES = frozenset(  # of clouds, for their machines alone, besides the link-local ones
     map(ipaddress.ip_address, ("100.100.100.200", "168.63.129.16", "192.0.0.192", "fd00:ec2::254"))
 )
 _LATER = frozenset({http.HTTPStatus.REQUEST_TIMEOUT, http.HTTPStatus.TOO_EARLY, http.HTTPStatus.TOO_MANY_REQUESTS})
 _PAUSES = (1.0, 4.0)  # seconds, before a server in trouble is asked again
 _MOVED = frozenset({301, 302, 303, 307, 308})
+_seats = threading.BoundedSemaphore(LOOKUPS)
 
 
 def fetch(uri: str, *, most: int, seconds: float, anywhere: bool = False) -> bytes:
@@ -36,7 +39,7 @@ def fetch(uri: str, *, most: int, seconds: float, anywhere: bool = False) -> byt
     Args:
         uri: http:// or https://; user and password in it are given to that very host alone.
         most: bytes; what is larger is refused.
-        seconds: for each answer, redirects among them, from the connection to its last byte.
+        seconds: for each try as a whole, from the first look-up of a name through all redirects to the last byte.
         anywhere: ask this machine, too, and others that only it can reach: of a URI that the job's owner named.
 
     Raises:
@@ -52,11 +55,11 @@ def fetch(uri: str, *, most: int, seconds: float, anywhere: bool = False) -> byt
 
 def _followed(uri: str, *, most: int, seconds: float, anywhere: bool) -> bytes:
     """As `fetch`, asked once: what a URI names, or what the servers that it leads to send to."""
-    place, host = uri, _split(uri, uri).netloc
+    place, host, deadline = uri, _split(uri, uri).netloc, time.monotonic() + seconds
     for _ in range(REDIRECTS + 1):
         try:
             parts = _split(place, uri)
-            found = _ask(parts, most=most, seconds=seconds, anywhere=anywhere, known=parts.netloc == host)
+            found = _ask(parts, most=most, deadline=deadline, anywhere=anywhere, known=parts.netloc == host)
         except TimeoutError as error:
             raise InputError(f"{uri}: the server took longer than {seconds:g} seconds") from error
         except (InputError, WebError) as error:
@@ -81,7 +84,7 @@ def _split(place: str, uri: str) -> SplitResult:
         raise InputError(f"{uri}: {place} is no URL ({error})") from None
 
 
-def _ask(parts: SplitResult, *, most: int, seconds: float, anywhere: bool, known: bool) -> bytes | str:
+def _ask(parts: SplitResult, *, most: int, deadline: float, anywhere: bool, known: bool) -> bytes | str:
     """The bytes, or the place to which the server sends.
 
     Raises:
@@ -96,8 +99,8 @@ def _ask(parts: SplitResult, *, most: int, seconds: float, anywhere: bool, known
     if parts.username is not None and known:
         user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         headers["Authorization"] = f"Basic {base64.b64encode(user.encode()).decode()}"
-    address = _address(connection.host, connection.port, anywhere=anywhere)
-    with _within(seconds, address) as opened, closing(connection):
+    address = _address(connection.host, connection.port, deadline, anywhere=anywhere)
+    with _within(_left(deadline), address) as opened, closing(connection):
         secure = parts.scheme == "https"
         connection.sock = (
             ssl.create_default_context().wrap_socket(opened, server_hostname=parts.hostname) if secure else opened
@@ -149,17 +152,51 @@ def _within(seconds: float, address: tuple[str, int]) -> Iterator[socket.socket]
             raise TimeoutError
 
 
-def _address(host: str, port: int, *, anywhere: bool) -> tuple[str, int]:
+def _left(deadline: float) -> float:
+    """Seconds until then, of time.monotonic().
+
+    Raises:
+        TimeoutError: there are none.
+    """
+    if (left := deadline - time.monotonic()) <= 0:
+        raise TimeoutError
+    return left
+
+
+def _address(host: str, port: int, deadline: float, *, anywhere: bool) -> tuple[str, int]:
     """An address of a host that may be asked.
 
     Raises:
         InputError: none of its addresses may.
+        TimeoutError: nobody says in time which it has.
         OSError: it has none.
     """
-    found = [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    found = _look_up(host, port, deadline)
     if not anywhere and (near := next(filter(_is_near, found), None)) is not None:
         raise InputError(f"leads to {near}, an address of this machine or of its cloud, which is not asked")
     return found[0], port
+
+
+def _look_up(host: str, port: int, deadline: float) -> list[str]:
+    """Addresses of a host.
+
+    No look-up can be cut short: one that takes longer is left behind, and is one of the few until it ends.
+    """
+    found: Future[list[str]] = Future()
+
+    def ask() -> None:
+        try:
+            entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            found.set_result([str(entry[4][0]) for entry in entries])
+        except Exception as error:  # it is the caller's
+            found.set_exception(error)
+        finally:
+            _seats.release()
+
+    if not _seats.acquire(timeout=_left(deadline)):
+        raise TimeoutError
+    threading.Thread(target=ask, name=f"look up {host}", daemon=True).start()
+    return found.result(timeout=_left(deadline))
 
 
 def _is_near(address: str) -> bool:

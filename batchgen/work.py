@@ -11,7 +11,7 @@ The error model, in four rules:
    for those that need one model, it ends after the others.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol, Self
@@ -93,7 +93,7 @@ class Unit(Protocol):
 
 
 class Worker(Protocol):
-    """Turns units into receipts; may be called from as many threads as `Work.at_once` says."""
+    """Turns units into receipts; may be called from as many threads as `Work.at_once` and `Work.spool` say."""
 
     def ready(self, node: str, /) -> None:
         """Make sure, before the first unit, that this node, which has that id, reaches what the work needs.
@@ -116,6 +116,9 @@ class Worker(Protocol):
         What is said of a unit is false until it is on its way, and another thing whenever it is further.
         """
 
+    def stored(self) -> Collection[str]:
+        """Ids of the units in work that wait for nothing but the store, as long as there is memory for others."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
@@ -127,4 +130,5 @@ class Work:
 
     make_worker: Callable[[], Worker]
     at_once: int = 2  # units that a worker holds: one in work, the next one fetched or the last one stored beside it
+    spool: int = 0  # further ones, in the place of as many that wait for nothing but the store
     on_gpu: bool = False  # each worker wants a GPU for itself

@@ -15,6 +15,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -333,6 +334,9 @@ _WITHOUT_WORKERS = frozenset(
     "validate plan sweep manifest status verify retry select report export join explain".split()
 )
 
+HERE = ("--workers", "0")
+"""Flags by which `run` and `score` start none either: for tests that are not about Ray."""
+
 
 @pytest.fixture(scope="session")
 def batchgen() -> RunCli:
@@ -350,7 +354,8 @@ def batchgen() -> RunCli:
     ) -> subprocess.CompletedProcess[str]:
         words = [str(argument) for argument in arguments]
         if here is None:
-            here = env is None and timeout is None and bool(words) and words[0] in _WITHOUT_WORKERS
+            alone = HERE in pairwise(words) or (words[:1] and words[0] in _WITHOUT_WORKERS)
+            here = env is None and timeout is None and bool(alone)
         if here:
             assert env is None and timeout is None
             with chdir(cwd or Path.cwd()):

@@ -53,6 +53,7 @@ class Request:
     method: str
     key: str
     fault: Kind | None
+    part: str = ""  # the bytes that were asked for, as in its Range header; empty for all
 
 
 @dataclass(kw_only=True, slots=True)
@@ -114,7 +115,7 @@ class _Line:
         first, *lines = head.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
         method, target, _ = first.split(" ", 2)
         headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-        fault = self._meet(method, unquote(urlsplit(target).path).removeprefix("/"))
+        fault = self._meet(method, unquote(urlsplit(target).path).removeprefix("/"), headers.get("range", ""))
         kind = fault.kind if fault else None
         if headers.get("expect", "").lower() == "100-continue":
             writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -150,7 +151,7 @@ class _Line:
         finally:
             up_writer.transport.abort()
 
-    def _meet(self, method: str, key: str) -> Fault | None:
+    def _meet(self, method: str, key: str, part: str) -> Fault | None:
         """The fault that this request meets, now one time fewer, and a note of both."""
         for index, fault in enumerate(self._faults):
             left = self._left[index]
@@ -158,9 +159,9 @@ class _Line:
                 continue
             if self._random.random() < fault.probability:
                 self._left[index] = None if left is None else left - 1
-                self.proxy.requests.append(Request(method, key, fault.kind))
+                self.proxy.requests.append(Request(method, key, fault.kind, part))
                 return fault
-        self.proxy.requests.append(Request(method, key, None))
+        self.proxy.requests.append(Request(method, key, None, part))
         return None
 
 

@@ -11,7 +11,8 @@ import pytest
 from conftest import OFFLINE, RunCli, WriteManifest, go_without, running_node, running_ray, wait_for
 from PIL import Image
 
-from batchgen.engine.cluster import cluster, described
+from batchgen.engine.capacity import described
+from batchgen.engine.cluster import cluster
 from batchgen.errors import ClusterError
 
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 2}
@@ -65,6 +66,9 @@ class Sleeper:
     def run(self, unit):
         time.sleep(1)
         return unit.id
+
+    def stored(self):
+        return ()
 
     def progress(self):
         return {}

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tiny_adapters
-from conftest import RunCli
+from conftest import HERE, RunCli
 from PIL import Image
 
 from batchgen.diffusion.control import canny_edges
@@ -18,14 +18,14 @@ from batchgen.job import load_job
 from batchgen.report.page import write_report
 from batchgen.scoring.selection import select
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = pytest.mark.slow
 
 SIDE = 64
 
 
 @pytest.mark.parametrize("layout", ["files", "parquet"])
 def test_control_images_are_part_of_the_dataset(
-    batchgen: RunCli, ray_address: str, tiny_model: Path, tmp_path: Path, layout: str
+    batchgen: RunCli, tiny_model: Path, tmp_path: Path, layout: str
 ) -> None:
     """The edges that one row's ControlNet was given, and the image itself that another's was; none of a third row."""
     pixels = np.zeros((SIDE, SIDE, 3), dtype=np.uint8)
@@ -40,7 +40,7 @@ def test_control_images_are_part_of_the_dataset(
         f'manifest = "m.jsonl"\noutput = "out"\nmodel = "{tiny_model}"\nlayout = "{layout}"\n'
         "save_control_images = true\n"
     )
-    done = batchgen("run", tmp_path / "job.toml", "--address", ray_address)
+    done = batchgen("run", tmp_path / "job.toml", *HERE)
     assert done.returncode == 0, done.stderr
     output = tmp_path / "out"
     pattern = "*/metadata.parquet" if layout == "files" else "*.parquet"

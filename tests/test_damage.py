@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import RunCli, called
+from conftest import HERE, RunCli, called
 from test_commit import attempt, make_format, make_shard
 from test_kept_outputs import KEPT
 
@@ -226,10 +226,10 @@ def test_damage_is_found_and_mended(
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_beside_a_damaged_marker(tmp_path: Path, ray_address: str, batchgen: RunCli) -> None:
+def test_a_run_goes_on_beside_a_damaged_marker(tmp_path: Path, batchgen: RunCli) -> None:
     """Incident: one truncated marker ended every run. All other rows are made, and after the repair its own."""
     place = Path(shutil.copytree(KEPT, tmp_path / "moved"))
-    output, job = place / "files", ("run", place / "files.toml", "--address", ray_address)
+    output, job = place / "files", ("run", place / "files.toml", *HERE)
     (damaged,) = (file for file in output.glob("data/*/metadata.parquet") if pq.read_metadata(file).num_rows > 1)
     damaged.write_bytes(damaged.read_bytes()[:-9])
     shutil.rmtree(next(folder for folder in output.glob("data/*") if folder != damaged.parent))

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 import pytest
-from conftest import RunCli
+from conftest import HERE, RunCli
 from PIL import Image
 from scipy.linalg import sqrtm
 from test_scores import make_output, make_worker, pixels_of, scored, stamps
@@ -22,6 +22,8 @@ from batchgen.scoring.groups import Group, read_groups, read_table
 from batchgen.scoring.metrics import find_metrics
 from batchgen.scoring.models import find_models
 from batchgen.scoring.pending import reference_units, score_units, sets_units
+from batchgen.scoring.units import ScoreUnit
+from batchgen.scoring.worker import ScoringWorker
 
 Features = npt.NDArray[np.float64]
 
@@ -86,9 +88,57 @@ def seen(numbers: Sequence[int]) -> Features:
     return np.asarray(found, dtype=float)
 
 
-@pytest.mark.ray
+class Telling:
+    """A scorer that notes how far its worker is whenever it is asked; two images in one call it refuses, once."""
+
+    def __init__(self, worker: ScoringWorker, cells: Mapping[str, Any], refuses: int) -> None:
+        self.said: list[int] = []
+        self._worker, self._cells, self._refuses = worker, cells, refuses
+
+    def score(
+        self, images: Sequence[Image.Image], _rows: Sequence[Mapping[str, Any]], /
+    ) -> Sequence[Mapping[str, Any]]:
+        self.said += self._worker.progress().values()
+        if len(self.said) == self._refuses:
+            raise ValueError("too many at once")
+        return [self._cells for _ in images]
+
+
 @pytest.mark.slow
-def test_groups_against_a_folder(tmp_path: Path, ray_address: str, batchgen: RunCli) -> None:
+def test_a_worker_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Incident: it said nothing, and one that hung was noticed after ten hours. Nothing is said before all models."""
+    dataset, real = make_output(tmp_path / "out", 25), real_images(tmp_path / "real", 20)
+    features, fid = find_metrics(["fid"])
+    models = find_models([features, fid], {"reference": str(real)}, allow_pickle=False)
+    worker = make_worker(dataset, {**models, "sharpness": {}})
+    sharp = worker._scorers["sharpness"] = Telling(worker, {"sharpness": 1.0}, 2)
+    (shard,) = dataset.shards()
+    seen = worker._scorers["features"] = Telling(worker, {"features": np.arange(3, dtype=np.float32)}, 0)
+    worker.run(ScoreUnit(shard=shard, rows=25, metrics=("sharpness", "features")))
+    assert sharp.said == [0, 32, *range(32, 41)], "a batch of 16, and one of 9 taken apart"
+    assert seen.said == [0, 41] and worker.progress() == {}
+
+    seen.said.clear()
+    (unit,) = reference_units(dataset, [fid], models)
+    worker.run(unit)
+    assert seen.said == [0, 16]
+
+    from batchgen.scoring.distances import distance
+
+    groups: list[int] = []
+
+    def compare(*given: Any) -> Mapping[str, float]:
+        groups.extend(worker.progress().values())
+        return distance(*given)
+
+    monkeypatch.setattr("batchgen.scoring.distances.distance", compare)
+    (sets,) = sets_units(dataset, [fid], models, ["prompt"])
+    worker.run(sets)
+    assert groups == list(range(5)) and worker.progress() == {}
+
+
+@pytest.mark.slow
+def test_groups_against_a_folder(tmp_path: Path, batchgen: RunCli) -> None:
     """By a column and over all; what is stored is not computed again, and is where a real image is another."""
     output, real = tmp_path / "out", real_images(tmp_path / "real", 20)
     (real / "notes.txt").write_text("no image")
@@ -98,9 +148,7 @@ def test_groups_against_a_folder(tmp_path: Path, ray_address: str, batchgen: Run
 
     def measure(**settings: Any) -> Mapping[str, Sequence[Group]]:
         models = {"reference": str(real)}
-        job = ScoringJob(
-            output=str(output), metrics=["fid", "kid"], models=models, address=ray_address, workers=1, **settings
-        )
+        job = ScoringJob(output=str(output), metrics=["fid", "kid"], models=models, workers=0, **settings)
         return {table.metric: table.groups for table in score(job, lines.append).groups}
 
     by_prompt = measure(by=["prompt"])
@@ -133,7 +181,7 @@ def test_groups_against_a_folder(tmp_path: Path, ray_address: str, batchgen: Run
     (whole,) = table.groups
     assert whole.scores["kid"] == pytest.approx(discrepancy(seen([7, *range(1001, 1020)]), seen(range(20))), rel=1e-3)
 
-    done = batchgen("score", output, "-k", "fid", "--reference", real, "--by", "sceduler", "--address", ray_address)
+    done = batchgen("score", output, "-k", "fid", "--reference", real, "--by", "sceduler", *HERE)
     assert done.returncode == 2 and "did you mean 'scheduler'" in done.stderr
     done = batchgen("report", output)
     assert done.returncode == 0, done.stderr
@@ -244,6 +292,6 @@ def test_features_of_another_model(tmp_path: Path) -> None:
 def test_what_is_missing_is_said_first(arguments: Sequence[str], words: str, tmp_path: Path, batchgen: RunCli) -> None:
     (tmp_path / "empty").mkdir()
     make_output(tmp_path / "out", 4)
-    done = batchgen("score", "out", *arguments, cwd=tmp_path)
+    done = batchgen("score", "out", *arguments, *HERE, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "") and words in done.stderr, done.stderr
     assert not list((tmp_path / "empty").iterdir()) and not (tmp_path / "out" / "scores").exists()

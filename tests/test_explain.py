@@ -11,7 +11,7 @@ import diffusers
 import numpy as np
 import pytest
 import tiny_adapters
-from conftest import RunCli, WriteManifest
+from conftest import HERE, RunCli, WriteManifest
 from PIL import Image
 from rich.console import Console
 from transformers import CLIPTokenizer
@@ -158,7 +158,7 @@ def beside(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
 
 
 def test_images_end_with_that_of_a_run(
-    batchgen: RunCli, write_manifest: WriteManifest, tiny_model: Path, beside: Path, ray_address: str, tmp_path: Path
+    batchgen: RunCli, write_manifest: WriteManifest, tiny_model: Path, beside: Path, tmp_path: Path
 ) -> None:
     """Whatever a row says, and whatever is looked at meanwhile: bit for bit what a run makes of it alone."""
     rows: dict[str, dict[str, Any]] = {
@@ -171,7 +171,7 @@ def test_images_end_with_that_of_a_run(
     shared = {"prompt": "a castle", "seed": 3, "num_inference_steps": STEPS}
     manifest = write_manifest("four.jsonl", [{"id": id_, **shared, **cells} for id_, cells in rows.items()])
     output = tmp_path / "out"
-    flags = ["--output", output, "--batch-size", 1, "--address", ray_address]
+    flags = ["--output", output, "--batch-size", 1, *HERE]
     job = tmp_path / "four.toml"
     job.write_text(f'manifest = "{manifest.name}"\n[inputs]\nroots = ["{beside}"]\n')
     run = batchgen("run", job, "--model", tiny_model, *flags)

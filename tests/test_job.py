@@ -99,7 +99,7 @@ def test_paths_start_from_the_jobs_folder(tmp_path: Path) -> None:
     [
         ("shard_row = 3", "did you mean 'shard_rows'?"),
         ("frobnicate = 3", "known are manifest, output"),
-        ("workers = 0", "more than 0"),
+        ("workers = -1", "0 or more"),
         ("workers = true", "wants a whole number"),
         ("workers = 1.5", "wants a whole number"),
         ("workers = '2'", "wants a whole number"),
@@ -191,10 +191,10 @@ def test_settings_are_laid_over_a_file(tmp_path: Path) -> None:
 
 def test_wrong_settings_are_all_named() -> None:
     with pytest.raises(InputError) as error:
-        load_job("m.csv", outptu="x", layout="tar", workers=0, defaults={"num_inference_step": 3})
+        load_job("m.csv", outptu="x", layout="tar", workers=-1, defaults={"num_inference_step": 3})
     assert str(error.value).splitlines() == [
         "job m.csv: unknown key 'outptu'; did you mean 'output'?",
         "job m.csv: key 'layout' is 'tar'; one of files, parquet",
-        "job m.csv: key 'workers' is 0; wants more than 0",
+        "job m.csv: key 'workers' is -1; wants 0 or more",
         "job m.csv: [defaults] takes no 'num_inference_step'; did you mean 'num_inference_steps'?",
     ]

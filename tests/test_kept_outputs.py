@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import RunCli
+from conftest import HERE, RunCli
 
 KEPT = Path(__file__).parent / "fixtures" / "outputs"
 LATER = [
@@ -98,13 +98,13 @@ def test_a_kept_output_goes_without_the_defaults_of_its_model(kept: Path, batchg
 
 
 @pytest.mark.parametrize("name", ["parquet", "schema-2"])  # of either layout
-def test_a_longer_manifest_adds_its_new_rows(name: str, kept: Path, batchgen: RunCli, ray_address: str) -> None:
+def test_a_longer_manifest_adds_its_new_rows(name: str, kept: Path, batchgen: RunCli) -> None:
     """In shards of the schema that the output has."""
     output = kept / name
     before, rows = contents(output), made_rows(output)
     with (kept / "rows.jsonl").open("a", encoding="utf-8") as manifest:
         manifest.writelines(json.dumps(row) + "\n" for row in LATER)
-    result = batchgen("run", kept / f"{name}.toml", "--address", ray_address)
+    result = batchgen("run", kept / f"{name}.toml", *HERE)
     assert result.returncode == 1, result.stderr
     assert name != "schema-2" or "was begun before the columns" in result.stderr
     after, longer = contents(output), made_rows(output)

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import RunCli, write_model_configs
+from conftest import HERE, RunCli, write_model_configs
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -219,7 +219,7 @@ def test_large_carried_cells_are_not_stored_twice(job: Job, store: Store, monkey
 
 
 def test_resuming_decodes_no_image_again_unless_it_changed_behind_its_look(
-    tiny_model: Path, batchgen: RunCli, ray_address: str, tmp_path: Path
+    tiny_model: Path, batchgen: RunCli, tmp_path: Path
 ) -> None:
     """Incident: 1,000 rows with an init image took 2.6 s of every start; 27 minutes of idle GPUs for a million.
 
@@ -232,7 +232,7 @@ def test_resuming_decodes_no_image_again_unless_it_changed_behind_its_look(
     for file in (image, tmp_path / "rows.jsonl"):
         os.utime(file, (YESTERDAY, YESTERDAY))
     command = ("run", tmp_path / "rows.jsonl", "--output", tmp_path / "out", "--model", tiny_model)
-    first = batchgen(*command, "--limit", 2, "--address", ray_address)
+    first = batchgen(*command, "--limit", 2, *HERE)
     assert first.returncode == 0, first.stderr
     job = Job(manifest=str(tmp_path / "rows.jsonl"), model=str(tiny_model), output=str(tmp_path / "out"))
     output = open_store(str(tmp_path / "out"))
@@ -246,10 +246,10 @@ def test_resuming_decodes_no_image_again_unless_it_changed_behind_its_look(
     content = json.loads(output.read(f"{PLANS}/{record}"))
     content["read"] = {str(image): asdict(look_at_input(str(image)))}  # as if nothing could be seen
     output.write(f"{PLANS}/{record}", json.dumps(content).encode())
-    failed = batchgen(*command, "--address", ray_address)
+    failed = batchgen(*command, *HERE)
     assert failed.returncode == 1 and "2 of 3 rows done, 1 failed" in failed.stderr, failed.stderr
     assert output.names(PLANS) == []
-    again = batchgen(*command, "--address", ray_address)
+    again = batchgen(*command, *HERE)
     assert again.returncode == 0, again.stderr
     assert "3 of 3 rows done" in again.stderr
     assert batchgen("verify", tmp_path / "out", "--deep").returncode == 0

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import RunCli, WriteManifest, wait_for, workers_below
+from conftest import HERE, RunCli, WriteManifest, wait_for, workers_below
 from PIL import Image
 from s3_faults import Fault, Kind, fault_proxy
 from s3_server import S3Server
@@ -157,17 +157,14 @@ def test_workers_shards_and_order_do_not_change_a_pixel(
     batchgen: RunCli,
     write_manifest: WriteManifest,
     tiny_model: Path,
-    ray_address: str,
     tmp_path: Path,
 ) -> None:
-    """One worker and shards of 16 on shuffled rows, in JSONL, give the bytes of two workers and shards of 8."""
+    """This process and shards of 16 on shuffled rows, in JSONL, give the bytes of two workers and shards of 8."""
     rows = prompts(24, LONG)
     random.Random(3).shuffle(rows)
     manifest = write_manifest("shuffled.jsonl", rows)
-    shards = ["--shard-rows", 16, *BATCH, "--workers", 1]
-    done = batchgen(
-        "run", manifest, "--model", tiny_model, "--output", tmp_path / "out", *shards, "--address", ray_address
-    )
+    shards = ["--shard-rows", 16, *BATCH]
+    done = batchgen("run", manifest, "--model", tiny_model, "--output", tmp_path / "out", *shards, *HERE)
     assert done.returncode == 0, done.stderr
     assert images(tmp_path / "out") == images(reference[1])
 
@@ -177,7 +174,6 @@ def test_appended_and_edited_rows_are_made_and_nothing_else(
     batchgen: RunCli,
     write_manifest: WriteManifest,
     tiny_model: Path,
-    ray_address: str,
     tmp_path: Path,
 ) -> None:
     """A row edited under its id replaces the old image; a changed label alone is no reason to make a row again.
@@ -193,7 +189,7 @@ def test_appended_and_edited_rows_are_made_and_nothing_else(
     common = [write_manifest("b.parquet", rows), "--model", tiny_model, "--output", output]
     plan = json.loads(batchgen("plan", *common, "--json").stdout)
     assert (plan["done"], plan["pending"], plan["outdated"]) == (23, 2, 2)
-    done = batchgen("run", *common, "--address", ray_address)
+    done = batchgen("run", *common, *HERE)
     assert done.returncode == 0 and "25 of 25 rows done, 2 updated" in done.stderr, done.stderr
     assert "2 of 25 rows to make, 23 done before" in done.stderr
     found = duckdb.sql(f"SELECT id, label FROM '{output}/data/*/metadata.parquet'").fetchall()
@@ -256,7 +252,7 @@ def test_a_killed_worker_is_replaced(reference: tuple[Path, Path], tiny_model: P
 
 
 def test_a_row_that_breaks_the_pipeline_is_isolated(
-    batchgen: RunCli, write_manifest: WriteManifest, tiny_model: Path, ray_address: str, tmp_path: Path
+    batchgen: RunCli, write_manifest: WriteManifest, tiny_model: Path, tmp_path: Path
 ) -> None:
     """A hypernetwork that is seen to be none when it is loaded: that row is in the ledger, the others are made."""
     save_file({"weight": torch.zeros(3)}, tmp_path / "none.safetensors")
@@ -267,7 +263,7 @@ def test_a_row_that_breaks_the_pipeline_is_isolated(
     rows[3]["hypernetwork"] = "none.safetensors"
     output = tmp_path / "out"
     manifest = write_manifest("rows.parquet", rows)
-    done = batchgen("run", manifest, "--model", tiny_model, "--output", output, "--address", ray_address)
+    done = batchgen("run", manifest, "--model", tiny_model, "--output", output, *HERE)
     assert done.returncode == 1, done.stderr
     assert images(output).keys() == {row["id"] for row in rows} - {"row-003"}
     ledger = duckdb.sql(f"SELECT id, status, attempts, error FROM '{output}/failures/*.parquet'").fetchall()
@@ -281,14 +277,14 @@ def test_a_row_that_breaks_the_pipeline_is_isolated(
     unknown = batchgen("retry", output, "--class", "nosuch")
     assert unknown.returncode == 2 and "known are conditioning, input" in unknown.stderr
     assert "1 row will" in batchgen("retry", output).stderr
-    common = ("run", manifest, "--model", tiny_model, "--output", output, "--address", ray_address)
+    common = ("run", manifest, "--model", tiny_model, "--output", output, *HERE)
     once_more = batchgen(*common)
     assert once_more.returncode == 1 and "1 of 6 rows to make, 5 done before" in once_more.stderr, once_more.stderr
     assert batchgen("verify", output).returncode == 0
 
 
 def test_image_to_image_and_inpainting_share_a_manifest(
-    batchgen: RunCli, write_manifest: WriteManifest, tiny_model: Path, ray_address: str, tmp_path: Path
+    batchgen: RunCli, write_manifest: WriteManifest, tiny_model: Path, tmp_path: Path
 ) -> None:
     """Tasks are inferred row by row; strength 0 gives the init image back up to the autoencoder."""
     Image.effect_noise((72, 64), 80).convert("RGB").save(tmp_path / "start.png")
@@ -312,7 +308,7 @@ def test_image_to_image_and_inpainting_share_a_manifest(
     output = tmp_path / "out"
     manifest = write_manifest("rows.jsonl", rows)
     stored = ["--output", output, "--layout", "parquet", "--format", "webp"]
-    done = batchgen("run", manifest, "--model", tiny_model, *stored, "--address", ray_address)
+    done = batchgen("run", manifest, "--model", tiny_model, *stored, *HERE)
     assert done.returncode == 0, done.stderr
     made = {row["id"]: row for path in output.glob("data/*.parquet") for row in pq.read_table(path).to_pylist()}
     assert {name: row["task"] for name, row in made.items()} == {
@@ -357,7 +353,7 @@ def test_an_output_that_is_taken_away_stops_the_run(
 
 
 def test_limits_stop_a_run_and_the_next_goes_on(
-    batchgen: RunCli, write_manifest: WriteManifest, tiny_model: Path, ray_address: str, tmp_path: Path
+    batchgen: RunCli, write_manifest: WriteManifest, tiny_model: Path, tmp_path: Path
 ) -> None:
     """max_images of a job ends a run with 3, resumable; --limit is what the user asked for, and ends with 0.
 
@@ -369,7 +365,7 @@ def test_limits_stop_a_run_and_the_next_goes_on(
         f'manifest = "rows.parquet"\nmodel = "{tiny_model}"\noutput = "out"\nshard_rows = 4\nbatch_size = 2\n'
         "[limits]\nmax_images = 6\n"
     )
-    first = batchgen("run", job, "--limit", 5, "--address", ray_address, "--json")
+    first = batchgen("run", job, "--limit", 5, *HERE, "--json")
     assert first.returncode == 0 and "the last one has 1 row\n" in first.stderr, first.stderr
     assert "5 of 15 rows done, 10 left" in first.stderr
     assert json.loads(first.stdout) == {
@@ -379,11 +375,11 @@ def test_limits_stop_a_run_and_the_next_goes_on(
     status = json.loads(batchgen("status", job, "--json").stdout)
     assert (status["outcome"], status["left"]) == ("limit reached", 10)
     assert "all promises hold for what is there; 10 rows are not made (limit reached)" in batchgen("verify", job).stdout
-    second = batchgen("run", job, "--address", ray_address, "--json")
+    second = batchgen("run", job, *HERE, "--json")
     said = json.loads(second.stdout)
     assert (second.returncode, said["done"], said["pending"]) == (3, 11, 4), second.stderr
     assert "max_images" in said["interrupted"] and len(images(tmp_path / "out")) == 11
-    third = batchgen("run", job, "--address", ray_address)
+    third = batchgen("run", job, *HERE)
     assert third.returncode == 0 and len(images(tmp_path / "out")) == 15
     assert json.loads(batchgen("status", job, "--json").stdout)["outcome"] == "finished"
     receipts = [json.loads(path.read_text()) for path in (tmp_path / "out").glob(".batchgen/receipts/*.json")]
@@ -391,7 +387,7 @@ def test_limits_stop_a_run_and_the_next_goes_on(
 
 
 def test_a_run_of_which_nothing_can_be_made_ends_early(
-    batchgen: RunCli, write_manifest: WriteManifest, tiny_model: Path, ray_address: str, tmp_path: Path
+    batchgen: RunCli, write_manifest: WriteManifest, tiny_model: Path, tmp_path: Path
 ) -> None:
     """A model in which all is NaN: what was tried is recorded, the rest is left, and the reason is said."""
     shutil.copytree(tiny_model, broken := tmp_path / "broken")
@@ -401,7 +397,7 @@ def test_a_run_of_which_nothing_can_be_made_ends_early(
     job = tmp_path / "job.toml"
     text = f'manifest = "rows.parquet"\nmodel = "{broken}"\noutput = "out"\nshard_rows = 4\nworkers = 1\n'
     job.write_text(text + "[limits]\nmax_failures = 6\n")
-    done = batchgen("run", job, "--address", ray_address, "--json")
+    done = batchgen("run", job, *HERE, "--json")
     said = json.loads(done.stdout)
     assert (done.returncode, said["done"]) == (3, 0), done.stderr
     assert 6 <= said["failed"] <= 40 and said["failed"] + said["pending"] == 60
@@ -501,18 +497,18 @@ def test_keys_that_expire_end_a_run_on_s3_which_resumes_and_opens_elsewhere(
 
     manifest, expected = reference
     output = f"{s3_bucket}/set"
-    common = ["run", manifest, "--model", tiny_model, "--output", output, "--shard-rows", 8, "--workers", 1, *BATCH]
+    common = ["run", manifest, "--model", tiny_model, "--output", output, "--shard-rows", 8, *BATCH]
     good = Fault(kind=Kind.DELAY, method="PUT", key="*/metadata.parquet", times=1)
     expired = replace(good, kind=Kind.ERROR, status=400, code="ExpiredToken", times=None)
     with fault_proxy(s3_server, [good, expired]) as proxy:
-        done = batchgen(*common, env={"AWS_ENDPOINT_URL": proxy.server.endpoint})
+        done = batchgen(*common, "--workers", 1, env={"AWS_ENDPOINT_URL": proxy.server.endpoint})
         assert 1 <= proxy.met(Kind.ERROR) <= 8, "no image is made once more to meet it again"
     assert done.returncode == 4, done.stderr
     assert done.stderr.splitlines()[-1].startswith(f"error: {output}/data/")
     assert "the keys have expired; renew them" in done.stderr
     status = json.loads(batchgen("status", output, "--json").stdout)
     assert 5 <= status["done"] <= 8 and (status["failed"], status["left"]) == (0, 24 - status["done"])
-    last = batchgen(*common)
+    last = batchgen(*common, *HERE)
     assert last.returncode == 0 and f"{status['done']} done before" in last.stderr, last.stderr
     frame = polars.read_parquet(f"{output}/data/*/metadata.parquet")
     assert dict(frame.select("id", "sha256").iter_rows()) == images(expected)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from conftest import BIN, OFFLINE, RunCli, WriteManifest, workers_below
+from conftest import BIN, HERE, OFFLINE, RunCli, WriteManifest, workers_below
 from PIL import Image
 from scipy.ndimage import convolve
 from test_commit import make_format, make_shard
@@ -287,14 +287,13 @@ def stamps(output: Path, metric: str) -> dict[str, int]:
     return {path.stem: path.stat().st_mtime_ns for path in output.glob(f"scores/{metric}/*.parquet")}
 
 
-@pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", list(Layout))
-def test_only_what_changed_is_scored_again(layout: str, tmp_path: Path, ray_address: str) -> None:
+def test_only_what_changed_is_scored_again(layout: str, tmp_path: Path) -> None:
     """A second run does nothing; a shard that lost a row, a removed one and a repaired image are found."""
     output = tmp_path / "out"
     dataset = make_output(output, 40, rows=10, layout=layout)
-    job = ScoringJob(output=str(output), metrics=["sharpness", "duplicates"], address=ray_address, workers=1)
+    job = ScoringJob(output=str(output), metrics=["sharpness", "duplicates"], workers=0)
     lines: list[str] = []
     first = score(job, lines.append)
     assert (first.rows, first.scored, first.failed) == (40, 40, {})
@@ -322,9 +321,8 @@ def test_only_what_changed_is_scored_again(layout: str, tmp_path: Path, ray_addr
     assert len(joined) == 29
 
 
-@pytest.mark.ray
 @pytest.mark.slow
-def test_an_image_that_cannot_be_scored(tmp_path: Path, ray_address: str, batchgen: RunCli) -> None:
+def test_an_image_that_cannot_be_scored(tmp_path: Path, batchgen: RunCli) -> None:
     """It is a null with its reason; its mates have their scores; once repaired it is scored. A dead end is exit 2."""
     output = tmp_path / "out"
     make_output(output, 20, rows=10)
@@ -333,7 +331,7 @@ def test_an_image_that_cannot_be_scored(tmp_path: Path, ray_address: str, batchg
     image.write_bytes(whole[:100])
     (missing,) = output.glob("data/*/*/row-14.png")
     missing.unlink()
-    command = ("score", output, "--metric", "brightness", "--address", ray_address, "--json")
+    command = ("score", output, "--metric", "brightness", *HERE, "--json")
     done = batchgen(*command)
     assert done.returncode == 1, done.stderr
     said = json.loads(done.stdout)
@@ -359,8 +357,9 @@ def test_a_kill_in_the_middle_is_gone_on_from(tmp_path: Path, ray_address: str, 
     """SIGKILL of the command after the first tables: they stay as they are, and the rest is made."""
     output = tmp_path / "out"
     make_output(output, 24, rows=2)
-    command = ["score", str(output), "-k", "clip_score", "-k", "contrast", "--address", ray_address, "--json"]
-    running = subprocess.Popen([BIN / "batchgen", *command], env={**os.environ, **OFFLINE}, stderr=subprocess.DEVNULL)
+    command = ["score", str(output), "-k", "clip_score", "-k", "contrast", "--json"]
+    killed = [str(BIN / "batchgen"), *command, "--address", ray_address]
+    running = subprocess.Popen(killed, env={**os.environ, **OFFLINE}, stderr=subprocess.DEVNULL)
     while len(stamps(output, "contrast")) < 3:
         assert running.poll() is None
         time.sleep(0.005)
@@ -371,7 +370,7 @@ def test_a_kill_in_the_middle_is_gone_on_from(tmp_path: Path, ray_address: str, 
     psutil.wait_procs(workers, timeout=60)  # Ray ends them
     before = stamps(output, "contrast")
     assert 3 <= len(before) < 12
-    done = batchgen(*command)
+    done = batchgen(*command, *HERE)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert (said["rows"], said["scores"]["contrast"]["count"]) == (24, 24)
@@ -388,8 +387,8 @@ def test_a_job_scores_what_it_made(tmp_path: Path, ray_address: str, batchgen: R
         'manifest = "prompts.csv"\noutput = "out"\nworkers = 1\n[defaults]\nsteps = 1\n'
         '[score]\nmetrics = ["brightness", "duplicates"]\n'
     )
-    command = ("run", tmp_path / "job.toml", "--address", ray_address, "--json")
-    done = batchgen(*command)
+    command = ("run", tmp_path / "job.toml", "--json")
+    done = batchgen(*command, *HERE)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert (said["done"], said["scores"]["scored"], said["scores"]["scores"]["brightness"]["count"]) == (2, 2, 2)
@@ -398,10 +397,10 @@ def test_a_job_scores_what_it_made(tmp_path: Path, ray_address: str, batchgen: R
     shutil.rmtree(tmp_path / "out" / "scores" / "brightness")
     whole = (tmp_path / "job.toml").read_text()
     (tmp_path / "job.toml").write_text(whole + "[worker]\nnum_cpus = 99\n")
-    refused = batchgen(*command)
+    refused = batchgen(*command, "--address", ray_address)
     assert refused.returncode == 4 and "no node" in refused.stderr
     (tmp_path / "job.toml").write_text(whole)
-    again = json.loads(batchgen(*command).stdout)
+    again = json.loads(batchgen(*command, *HERE).stdout)
     assert (again["scores"]["scored"], again["scores"]["failed"]) == (2, {})
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/data/*/*/*.png")} == images
 
@@ -456,7 +455,7 @@ def test_a_metric_that_fails_on_every_image_fails_as_a_whole(tmp_path: Path) -> 
     ],
 )
 def test_errors_come_first(arguments: Sequence[str], words: str, batchgen: RunCli) -> None:
-    done = batchgen("score", KEPT / "files", *arguments)
+    done = batchgen("score", KEPT / "files", *arguments, *HERE)
     assert (done.returncode, done.stdout) == (2, "") and words in done.stderr
     assert not (KEPT / "files" / "scores").exists()
 

@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 import pytest
-from conftest import RunCli
+from conftest import HERE, RunCli
 from PIL import Image
 from tiny_models import build_sd1
 
 from batchgen.generation.watermark import extract
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = pytest.mark.slow
 
 ROWS = "id,prompt,seed,num_inference_steps,width,height\n" + "".join(
     f"{seed},{prompt},{seed},2,64,64\n" for seed, prompt in enumerate(["a castle", "a castle", "rain", "rain"])
@@ -32,14 +32,14 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 Made = dict[str, tuple[Path, dict[str, Any]]]  # a row of the metadata and the file that holds it, by id
 
 
-def run(batchgen: RunCli, address: str, folder: Path, model: Path, safety: str, layout: str) -> tuple[Made, int]:
+def run(batchgen: RunCli, folder: Path, model: Path, safety: str, layout: str) -> tuple[Made, int]:
     """What a run with this policy made, and its exit code."""
     (folder / "m.csv").write_text(ROWS)
     (folder / f"{safety}.toml").write_text(
         f'manifest = "m.csv"\noutput = "{safety}"\nmodel = "{model}"\nsafety = "{safety}"\nlayout = "{layout}"\n'
         'memory = "low"\nsave_steps = [1, 2]\n'
     )
-    done = batchgen("run", folder / f"{safety}.toml", "--address", address)
+    done = batchgen("run", folder / f"{safety}.toml", *HERE)
     pattern = "*/metadata.parquet" if layout == "files" else "*.parquet"
     files = (folder / safety / "data").glob(pattern)
     made = {row["id"]: (file, row) for file in files for row in pq.read_table(file).to_pylist()}
@@ -57,22 +57,22 @@ def pixels_of(file: Path, row: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
     return np.asarray(Image.open(io.BytesIO(data_of(file, row, "file_name", "image"))))
 
 
-def test_policies_and_images_of_steps(batchgen: RunCli, ray_address: str, judged: Path, tmp_path: Path) -> None:
+def test_policies_and_images_of_steps(batchgen: RunCli, judged: Path, tmp_path: Path) -> None:
     """Keep flags, blank blackens what is flagged and nothing else, drop records a failure.
 
     Images of steps are named or held by the metadata, verified like the rows' own, and no strays.
     """
-    kept, code = run(batchgen, ray_address, tmp_path, judged, "keep", "files")
+    kept, code = run(batchgen, tmp_path, judged, "keep", "files")
     assert code == 0
     flagged = {name for name, (_, row) in kept.items() if row["flagged"]}
     assert flagged and kept.keys() - flagged
-    blanked, code = run(batchgen, ray_address, tmp_path, judged, "blank", "parquet")
+    blanked, code = run(batchgen, tmp_path, judged, "blank", "parquet")
     assert code == 0
     for name, (file, row) in blanked.items():
         assert (pixels_of(file, row).max() == 0) == row["flagged"] == (name in flagged)
         if name not in flagged:
             assert np.array_equal(pixels_of(file, row), pixels_of(*kept[name]))
-    left, code = run(batchgen, ray_address, tmp_path, judged, "drop", "files")
+    left, code = run(batchgen, tmp_path, judged, "drop", "files")
     assert code == 1
     assert left.keys() == kept.keys() - flagged
     (ledger,) = (tmp_path / "drop" / "failures").glob("*.parquet")
@@ -99,7 +99,7 @@ def test_policies_and_images_of_steps(batchgen: RunCli, ray_address: str, judged
     assert batchgen("verify", tmp_path / "keep").returncode == 1
 
 
-def test_marks_and_precisions(batchgen: RunCli, ray_address: str, judged: Path, tmp_path: Path) -> None:
+def test_marks_and_precisions(batchgen: RunCli, judged: Path, tmp_path: Path) -> None:
     """A watermark for all rows but one, an autoencoder in a precision of its own, no safety checker; as recorded."""
     (tmp_path / "m.csv").write_text(
         "id,prompt,seed,watermark,num_inference_steps,width,height\na,rain,1,,2,128,128\nb,rain,1,me,2,128,128\n"
@@ -108,7 +108,7 @@ def test_marks_and_precisions(batchgen: RunCli, ray_address: str, judged: Path, 
         f'manifest = "m.csv"\noutput = "out"\nmodel = "{judged}"\ndtype = "bfloat16"\nsafety = "off"\n'
         'save_steps = [1]\n[dtypes]\nvae = "float32"\n[defaults]\nwatermark = "us"\n'
     )
-    assert batchgen("run", str(tmp_path / "job.toml"), "--address", ray_address).returncode == 0
+    assert batchgen("run", str(tmp_path / "job.toml"), *HERE).returncode == 0
     found = {}
     for file in (tmp_path / "out" / "data").glob("*/metadata.parquet"):
         for row in pq.read_table(file).to_pylist():

@@ -1,5 +1,6 @@
 """The store's promises on a folder and on a real S3 server: create-only, whole or not at all, errors with places."""
 
+import re
 import subprocess
 import sys
 import time
@@ -7,17 +8,19 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
+from typing import Any
 
 import pytest
 from conftest import RunCli, free_port, s3_filesystem
 from s3_faults import Fault, Kind, fault_proxy
 from s3_server import S3Server
 
-from batchgen import throttle
-from batchgen.errors import AlreadyExists, NotFound, StoreError, StoreRefused
+from batchgen import storage, throttle
+from batchgen.errors import AlreadyExists, InputError, NotFound, StoreError, StoreRefused
+from batchgen.inputs import InputReader, Inputs
 from batchgen.manifest.files import folder_of
 from batchgen.places import join
-from batchgen.reading import expand, open_input, read_input
+from batchgen.reading import expand, look_at_input, open_input, read_input
 from batchgen.storage import PROBE_KEY, Entry, Store, open_store, probe
 
 
@@ -28,6 +31,7 @@ def test_read_gives_what_was_written(store: Store) -> None:
         assert store.read(key) == key.encode() * 1000
         assert store.size(key) == len(key.encode()) * 1000
         assert store.read_part(key, 3, 10) == (key.encode() * 1000)[3:10]
+        assert store.read_part(key, 3, 10**6) == (key.encode() * 1000)[3:] and store.read_part(key, 10**6, 10**7) == b""
         with pytest.raises(AlreadyExists):
             store.create(key, b"other")
 
@@ -255,14 +259,14 @@ def test_inputs_of_both_kinds(store_uri: str, tmp_path: Path) -> None:
     """Inputs are read by URI, streamed and seekable; what is not there is `NotFound` with the URI."""
     open_store(store_uri).write("in/x.csv", b"0123456789")
     uri = f"{store_uri}/in/x.csv"
-    assert read_input(uri) == b"0123456789"
+    assert read_input(uri, most=10) == b"0123456789"
     with open_input(uri) as stream:
         stream.seek(5)
         assert stream.read(2) == b"56"
     assert expand(f"{store_uri}/in", [".csv"]) == [uri]
     assert expand(f"{store_uri}/in/*.csv", [".csv"]) == [uri]
     with pytest.raises(NotFound, match=r"absent\.csv"):
-        read_input(f"{store_uri}/in/absent.csv")
+        read_input(f"{store_uri}/in/absent.csv", most=10)
 
 
 # S3 alone
@@ -276,9 +280,9 @@ def test_keys_are_keys(s3_bucket: str) -> None:
         store.write(key, key.encode())
     for source in ("set//m/up.csv", "set//m", "set//m/", "set//m/*.csv"):
         (manifest,) = expand(f"{s3_bucket}/{source}", [".csv"])
-        assert read_input(manifest) == b"set//m/up.csv"
-        assert read_input(join(folder_of(manifest), "../images/a.png")) == b"set//images/a.png"
-        assert read_input(join(folder_of(manifest), "../../images/a.png")) == b"set/images/a.png"
+        assert read_input(manifest, most=99) == b"set//m/up.csv"
+        assert read_input(join(folder_of(manifest), "../images/a.png"), most=99) == b"set//images/a.png"
+        assert read_input(join(folder_of(manifest), "../../images/a.png"), most=99) == b"set/images/a.png"
 
 
 def in_child(uri: str, env: dict[str, str]) -> tuple[str, float]:
@@ -382,6 +386,58 @@ def test_a_patient_store_outlasts_faults(s3_bucket: str, s3_server: S3Server, mo
         with pytest.raises(StoreError, match=r"x: .*; tried \d+ times"):
             store.read("x")
         assert len(proxy.requests) >= throttle.LEAST_TRIES
+
+
+@pytest.fixture
+def own_client() -> Iterator[None]:
+    """Stores without options, as of inputs, share one client, which belongs to the server of the test before."""
+    for cached in (storage._filesystem, storage._throttle):
+        cached.cache_clear()
+    yield
+    for cached in (storage._filesystem, storage._throttle):
+        cached.cache_clear()
+
+
+@pytest.mark.s3
+def test_images_of_cells_outlast_faults(
+    s3_bucket: str, s3_server: S3Server, s3_files: Any, own_client: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Incident: retries below the throttle hid from it that images were asked for too fast."""
+    monkeypatch.setattr(throttle, "_FIRST_PAUSE", 0.02)
+    faults = [
+        Fault(kind=Kind.UNAVAILABLE, times=6),
+        Fault(kind=Kind.RESET, method="GET", times=2, after_bytes=600),
+        Fault(kind=Kind.TRUNCATED, method="GET", times=2, after_bytes=600),
+        Fault(kind=Kind.UNAVAILABLE, method="HEAD", times=2),
+    ]
+    odd = f"{s3_bucket}/in//[1] ü+%20#?.png"
+    images = {uri: uri.encode() * 50 for uri in [odd, *(f"{s3_bucket}/in/{number}.png" for number in range(40))]}
+    for uri, data in images.items():
+        s3_files.pipe_file(uri, data)
+    s3_files.pipe_file(f"{s3_bucket}/large.png", bytes(5 << 20))
+    s3_files.pipe_file(f"{s3_bucket}/empty.png", b"")
+    limits: list[float] = []
+    reader = InputReader(Inputs(image_mib=1))
+
+    def read(uri: str) -> bytes:
+        data = reader.read(uri.replace("s3://", "s3a://"))
+        limits.append(storage._throttle(storage._Frozen()).limiter.limit)
+        return data
+
+    with fault_proxy(s3_server, faults) as proxy, ThreadPoolExecutor(16) as pool:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.server.endpoint)
+        assert list(pool.map(read, images)) == list(images.values())
+        assert min(limits) <= throttle.AT_ONCE / 2 and limits[-1] > min(limits)
+        assert look_at_input(odd).size == len(images[odd])
+        assert sum(request.fault is not None for request in proxy.requests) == 12
+        assert reader.read(f"{s3_bucket}/empty.png") == b""
+        with pytest.raises(InputError, match=r"large\.png is larger than 1 MiB"):
+            reader.read(f"{s3_bucket}/large.png")
+        assert proxy.requests[-1].part == f"bytes=0-{1 << 20}"
+        for place, error in (("no such?.png", NotFound), ("", StoreError)):
+            with pytest.raises(error, match=re.escape(f"{s3_bucket}/{place}: ")):
+                reader.read(f"{s3_bucket}/{place}")
+    s3_files.rm_file(odd)  # which the fixture would take for a pattern
 
 
 @pytest.mark.s3

@@ -1,5 +1,6 @@
 """Manifests, images and model folders of strangers: whatever they hold is refused in a line, in seconds, or is fine."""
 
+import ctypes
 import http.server
 import json
 import os
@@ -34,7 +35,7 @@ from batchgen.generation.samplers import OPTIONS, option_problems
 from batchgen.generation.unread import find_unread
 from batchgen.images import _Room, decode
 from batchgen.index import _PREFIX, Index
-from batchgen.inputs import Inputs
+from batchgen.inputs import InputReader, Inputs
 from batchgen.job import load_job
 from batchgen.manifest.columns import COLUMNS
 from batchgen.manifest.problems import ProblemLog
@@ -266,6 +267,11 @@ def test_the_web(tmp_path: Path, model_configs: Path, monkeypatch: pytest.Monkey
                     time.sleep(0.05)
             case "/round":
                 handler.wfile.write(b"HTTP/1.0 302 Found\r\nLocation: /round\r\n\r\n")
+            case "/hop":
+                time.sleep(0.2)
+                handler.wfile.write(b"HTTP/1.0 302 Found\r\n")
+                time.sleep(0.2)
+                handler.wfile.write(b"Location: /hop\r\n\r\n")
             case "/away":
                 handler.wfile.write(b"HTTP/1.0 302 Found\r\nLocation: file:///etc/passwd\r\n\r\n")
             case "/busy":
@@ -283,17 +289,18 @@ def test_the_web(tmp_path: Path, model_configs: Path, monkeypatch: pytest.Monkey
 
     with serving(answer) as host:
         began = time.monotonic()
-        for path, most, said in (
-            ("drip", 1 << 20, "longer than 0.5 seconds"),
-            ("drip", 10, "larger than"),
-            ("round", 10, "one place to the next"),
-            ("away", 10, "not asked"),
-            ("absent", 10, "404"),
-            ("busy", 10, "429 Too Many Requests"),
-            ("broken", 10, "500 Internal Server Error"),
+        for path, most, seconds, said in (
+            ("drip", 1 << 20, 0.5, "longer than 0.5 seconds"),
+            ("hop", 10, 1, "longer than 1 seconds"),
+            ("drip", 10, 5, "larger than"),
+            ("round", 10, 5, "one place to the next"),
+            ("away", 10, 5, "not asked"),
+            ("absent", 10, 5, "404"),
+            ("busy", 10, 5, "429 Too Many Requests"),
+            ("broken", 10, 5, "500 Internal Server Error"),
         ):
             with pytest.raises(WebError if path in ("busy", "broken") else InputError, match=said):
-                fetch(f"http://{host}/{path}", most=most, seconds=0.5, anywhere=True)
+                fetch(f"http://{host}/{path}", most=most, seconds=seconds, anywhere=True)
         with pytest.raises(InputError, match="address of this machine"):
             fetch(f"http://{host}/m.csv", most=100, seconds=5)
         assert fetch(f"http://{host}/late", most=10, seconds=5, anywhere=True) == b"here"
@@ -305,6 +312,59 @@ def test_the_web(tmp_path: Path, model_configs: Path, monkeypatch: pytest.Monkey
         assert (found.row, found.column) == (2, "image") and "geheim" not in str(found)
     with pytest.raises(WebError):
         fetch(f"http://{host}/m.csv", most=100, seconds=5, anywhere=True)
+
+
+@contextmanager
+def silent_resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """Names are asked for, once a second and once in all, at a socket of this test, which never answers."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "__res_state"):
+        pytest.skip("another C library than glibc keeps its resolver's state elsewhere")
+    libc.__res_state.restype = ctypes.c_void_p
+    original = socket.getaddrinfo
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.settimeout(5)
+        server = struct.pack("=H", socket.AF_INET) + struct.pack("!H4s8x", silent.getsockname()[1], b"\x7f\0\0\1")
+
+        def asking(*args: Any, **kwargs: Any) -> Any:
+            """As `getaddrinfo`; glibc's `struct __res_state` is a thread's own."""
+            libc.__res_init()
+            state = libc.__res_state()
+            for offset in (0, 4, 16):  # seconds, tries, servers
+                ctypes.c_int.from_address(state + offset).value = 1
+            ctypes.memmove(state + 20, server, len(server))  # the first server
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(socket, "getaddrinfo", asking)
+        yield silent
+
+
+def test_names_that_nobody_resolves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Incident: `seconds` began after the look-up. Those that are left behind are few, however many hosts are dead."""
+    monkeypatch.setattr("batchgen.web._PAUSES", ())
+    monkeypatch.setattr("batchgen.web._seats", threading.BoundedSemaphore(3))
+    reader = InputReader(Inputs(seconds=0.2))
+
+    def refused(number: int) -> str:
+        with pytest.raises(InputError) as caught:
+            reader.read(f"http://host{number}.invalid/a.png")
+        return str(caught.value)
+
+    def looking() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name.startswith("look up host")]
+
+    with silent_resolver(monkeypatch) as silent:
+        with ThreadPoolExecutor(8) as pool:
+            said = list(pool.map(refused, range(8)))
+        assert all("longer than 0.2 seconds" in one for one in said)
+        assert b"invalid" in silent.recv(512)
+        left = looking()
+        assert 0 < len(left) <= 3
+        assert refused(0) and "not asked again" in refused(0)
+        for thread in left:
+            thread.join()
+    assert not looking()
 
 
 @pytest.mark.parametrize(

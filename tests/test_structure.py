@@ -193,7 +193,7 @@ def test_every_command_says_what_it_does(name: str, batchgen: RunCli) -> None:
 
 def test_usage_errors_are_exit_2(batchgen: RunCli) -> None:
     """DESIGN: wrong usage is exit 2, on stderr, with the option named."""
-    for arguments in (["rum"], ["run"], ["run", "m.csv", "--workers", "0"], ["run", "m.csv", "--layout", "tar"]):
+    for arguments in (["rum"], ["run"], ["run", "m.csv", "--workers", "-1"], ["run", "m.csv", "--layout", "tar"]):
         done = batchgen(*arguments, here=True)
         assert (done.returncode, done.stdout) == (2, ""), arguments
         assert done.stderr

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from batchgen import errors
-from batchgen.engine.loop import Control, drive
+from batchgen.engine.crew import crew
+from batchgen.engine.loop import Control, Workers, drive
 from batchgen.engine.queue import WorkQueue
-from batchgen.errors import DeviceLost, ErrorClass, InputError, StoreError
+from batchgen.errors import ClusterError, DeviceLost, ErrorClass, InputError, StoreError
 from batchgen.job import WorkerResources
 from batchgen.work import Failure, FailureKind, Unit, Work, Worker, failure_of
 
@@ -57,7 +58,7 @@ class Squares:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Squaring:
     """The toy kind: 13 kills its process, 7 cannot be squared, 17 never ends, some fail once: 5 by a store, 3 by a
-    device, 19 stops its process.
+    device, 19 stops its process. A store takes 40, 41 and 42 only once 43 is done.
     """
 
     folder: Path
@@ -87,6 +88,10 @@ class _Squarer:
             raise StoreError("the store is busy")
         if 17 in unit.values:
             time.sleep(1000)
+        while unit.id in self.stored() and not (self._folder / "43").exists():
+            time.sleep(0.01)
+        if 43 in unit.values:
+            (self._folder / "43").touch()
         if 19 in unit.values and self._first("19"):
             os.kill(os.getpid(), signal.SIGSTOP)
         if 3 in unit.values and self._first("3"):
@@ -96,12 +101,18 @@ class _Squarer:
     def progress(self) -> dict[str, int]:
         return dict(self._in_work)
 
+    def stored(self) -> set[str]:
+        return {id_ for id_ in self._in_work if id_ in ("40", "41", "42")}
+
     def _first(self, name: str) -> bool:
         try:
             (self._folder / name).touch(exist_ok=False)
         except FileExistsError:
             return False
         return True
+
+
+STORED = (40,), (41,), (42,), (43,)
 
 
 @pytest.mark.ray
@@ -117,7 +128,7 @@ def test_another_kind_of_work_runs_on_the_pool(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
     units = [
         Numbers(values=values)
-        for values in ((1, 2, 3, 4), (5, 6), (7, 8), (11, 12, 13, 14), (20, 21), (30, 31), (17,), (19,))
+        for values in ((1, 2, 3, 4), (5, 6), (7, 8), (11, 12, 13, 14), (20, 21), (30, 31), *STORED, (17,), (19,))
     ]
     done: dict[int, int] = {}
     failed: list[tuple[tuple[int, ...], ErrorClass]] = []
@@ -128,7 +139,7 @@ def test_another_kind_of_work_runs_on_the_pool(tmp_path: Path, monkeypatch: pyte
     notices: list[str] = []
     with cluster(None, 2, placed.append) as _capacity:
         pool = Pool(
-            Work(make_worker=Squaring(folder=tmp_path).make_worker),
+            Work(make_worker=Squaring(folder=tmp_path).make_worker, spool=2),
             2,
             WorkerResources(hang_minutes=0.06),
             notices.append,
@@ -154,7 +165,7 @@ def test_another_kind_of_work_runs_on_the_pool(tmp_path: Path, monkeypatch: pyte
             while True:
                 pool.wait(1)
         pool.close()
-    assert done == {n: n**2 for n in (1, 2, 3, 4, 5, 6, 11, 12, 14, 19, 20, 21, 30, 31)}
+    assert done == {n: n**2 for n in (1, 2, 3, 4, 5, 6, 11, 12, 14, 19, 20, 21, 30, 31, 40, 41, 42, 43)}
     assert said == {2}
     assert sorted(failed) == [((7, 8), ErrorClass.INPUT), ((13,), ErrorClass.WORKER), ((17,), ErrorClass.WORKER)]
     assert (tmp_path / "5").exists() and (tmp_path / "3").exists()  # both failed once
@@ -162,6 +173,48 @@ def test_another_kind_of_work_runs_on_the_pool(tmp_path: Path, monkeypatch: pyte
     hangs = [line for line in notices if "got no further in 0.06 minutes; it is ended and replaced" in line]
     assert len(hangs) >= 3  # 17 each time
     assert [line.endswith("Ray keeps them in /tmp/ray") for line in placed] == [True]
+
+
+def test_another_kind_of_work_runs_in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Permanent, transient and done as on the pool; a lost device ends the run, and what hangs is left at a stop."""
+    monkeypatch.setattr("batchgen.engine.queue._FIRST_PAUSE", 0.01)
+    arrived: list[str] = []
+    done: dict[int, int] = {}
+    failed: list[ErrorClass] = []
+    said: set[tuple[str, int]] = set()
+
+    def run(values: Sequence[tuple[int, ...]], control: Control) -> Workers:
+        hired = hands.hire(work, 1, WorkerResources(), arrived.append)
+        drive(
+            WorkQueue(iter([Numbers(values=each) for each in values])),
+            hired,
+            control,
+            recovered=lambda _unit: None,
+            committed=lambda _unit, receipt: done.update(receipt.squares),
+            failed=lambda _unit, why, _attempts: failed.append(why.error_class),
+            retried=lambda _unit, _why: None,
+            progressed=lambda held: said.update((unit.id, n) for units in held for unit, n in units if n),
+        )
+        hired.close()
+        return hired
+
+    work = Work(make_worker=Squaring(folder=tmp_path).make_worker, spool=2)
+    with crew("127.0.0.1:1", 0, WorkerResources(), print) as hands:
+        assert (hands.capacity.nodes, hands.waits) == (1, False)
+        run([(1, 2), (5, 6), (7, 8), (30, 31)], Control())
+        assert done == {n: n**2 for n in (1, 2, 5, 6, 30, 31)} and failed == [ErrorClass.INPUT]
+        run(STORED, Control())
+        assert done.keys() >= {40, 41, 42, 43}
+        assert ("30-31", 2) in said and set(arrived) == {"here"}
+        assert run([(17,)], Control(deadline=time.monotonic() + 0.1, grace=0.1)).in_work == 0
+        with pytest.raises(DeviceLost):
+            run([(3,)], Control())
+        (tmp_path / "elsewhere").touch()
+        with pytest.raises(InputError, match="what the work needs is elsewhere"):
+            run([(1,)], Control())
+        broken = Work(make_worker=lambda: 1 / 0)  # type: ignore[arg-type, return-value]
+        with pytest.raises(ClusterError, match="this process cannot be a worker: ZeroDivisionError"):
+            hands.hire(broken, 1, WorkerResources(), arrived.append)
 
 
 def test_the_toy_kind_is_one_as_the_engine_knows_it() -> None:

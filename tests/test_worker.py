@@ -11,10 +11,13 @@ import pytest
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from PIL import Image
+from s3_faults import Fault, Kind, fault_proxy
+from s3_server import S3Server
 from safetensors.torch import save_file
 from tiny_adapters import build_lora
 from tiny_models import build_sd1, tiny_vae
 
+import batchgen
 from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.format import new_format
 from batchgen.diffusion.canary import Canary
@@ -24,7 +27,7 @@ from batchgen.diffusion.settings import WorkerSettings
 from batchgen.diffusion.worker import ALIKE, PROBES, GenerationWorker
 from batchgen.driver import resolved_rows
 from batchgen.errors import DeviceLost, OutOfDeviceMemory
-from batchgen.job import Job
+from batchgen.job import Job, load_job
 from batchgen.options import ImageFormat, Layout
 from batchgen.rows import MicroBatch, Receipt, Row, ShardProgress
 from batchgen.sharding import Sizing, make_shards
@@ -145,6 +148,34 @@ def test_progress_counts_images_as_they_are_made(model: Path, monkeypatch: pytes
     assert [progress[:2] for progress in said] == [(n, n) for n in (0, 4, 8, 8, 9, 10, 11)]
     assert said[-1].seconds == pytest.approx(receipt.seconds)
     assert 0 == said[0].seconds < said[1].seconds
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize(("room", "least", "most"), [(1 << 20, 3, 6), (0, 1, 2)])
+def test_the_device_goes_on_while_the_store_is_slow(
+    room: int,
+    least: int,
+    most: int,
+    model: Path,
+    s3_server: S3Server,
+    s3_bucket: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Further shards are made while markers wait to be written, as many as there is memory for; all arrive."""
+    monkeypatch.setattr("batchgen.diffusion.worker.SLOW_STORE", 0.01)
+    monkeypatch.setattr("batchgen.diffusion.worker.SPOOL", room)
+    rows = [{"prompt": "a", "seed": number, "width": 32, "height": 32, "steps": 1} for number in range(6)]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    slow = Fault(kind=Kind.DELAY, method="PUT", key="*/metadata.parquet", seconds=3, times=None)
+    with fault_proxy(s3_server, [slow]) as proxy:
+        options = {"endpoint_url": proxy.server.endpoint}
+        settings = {"model": str(model), "output": f"{s3_bucket}/out", "storage_options": options}
+        job = load_job(str(tmp_path / "m.jsonl"), **settings, workers=0, shard_rows=1, batch_size=1)
+        assert batchgen.run(job).done == 6
+        written = [request.key for request in proxy.requests if request.method == "PUT"]
+    first = next(number for number, key in enumerate(written) if "/receipts/" in key)
+    assert least <= sum(key.endswith("metadata.parquet") for key in written[:first]) <= most
 
 
 def test_many_rows_that_fail_alike_do_not_harm_the_rest(model: Path, calls: list[int], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from batchgen.cli.shared import (
     say,
     say_json,
     stdout,
+    workers_option,
 )
 from batchgen.errors import InputError
 from batchgen.options import Device, Dtype
@@ -44,7 +45,7 @@ _METRICS = "\n".join(f"  {metric.name:<12}{metric.about}" for metric in METRICS.
 @click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="Images of one call. Default: 16.")
 @click.option("--dtype", type=choice(Dtype), help="Precision of the models; auto: float32.")
 @click.option("--device", type=choice(Device), help="Default: CUDA if there is one.")
-@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Default: one a GPU, or one a core.")
+@workers_option
 @address_option
 @click.option("--allow-pickle", is_flag=True, help="Read pickled weights too, with torch's weights-only loader.")
 @json_option

@@ -31,6 +31,7 @@ __all__ = [
     "stderr",
     "stdout",
     "strict_option",
+    "workers_option",
 ]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -80,6 +81,12 @@ strict_option = click.option(
 address_option = click.option(
     "--address", metavar="A", help="A running Ray cluster, or local; default: RAY_ADDRESS, else local."
 )
+workers_option = click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Default: one a GPU, or one a core. 0: none, this process does the work, without Ray.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 
 
@@ -112,9 +119,7 @@ def generation_options(command: _Command) -> _Command:
                 help="Precision of the weights; auto: float32 on CPU, float16 on CUDA.",
             ),
             click.option("--device", type=choice(Device), help="Default: CUDA if there is one."),
-            click.option(
-                "--workers", type=click.IntRange(min=1), metavar="N", help="Default: one a GPU, or one a core."
-            ),
+            workers_option,
             click.option(
                 "--save-control-images",
                 is_flag=True,

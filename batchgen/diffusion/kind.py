@@ -11,10 +11,12 @@ if TYPE_CHECKING:
 
 __all__ = ["generation"]
 
+SHARDS_BESIDE = 6  # that a worker may hold besides its two while the store is slow or away; each is about a minute's
+
 
 def generation(settings: WorkerSettings) -> Work:
     """The work of workers that share these settings."""
-    return Work(make_worker=partial(_make_worker, settings), on_gpu=settings.device == "cuda")
+    return Work(make_worker=partial(_make_worker, settings), on_gpu=settings.device == "cuda", spool=SHARDS_BESIDE)
 
 
 def _make_worker(settings: WorkerSettings) -> "GenerationWorker":

@@ -1,7 +1,8 @@
 """The worker that generates: a shard becomes a committed shard and its receipt. Knows nothing of Ray.
 
 Two shards may be in work at once: while one is on the device, the conditioning images of the next are fetched and
-those before are encoded and stored. One lock around the device makes that overlap, and its bound, plain to see.
+those before are encoded and stored. One lock around the device makes that overlap, and its bound, plain to see. Where
+the store takes its time, the device goes on with further shards, as many as there is memory for.
 
 Where a call fails, its rows are tried alone: those that fail again are recorded, their mates are unharmed. Where what
 they ask for cannot be done (an adapter that does not load, an option that a scheduler refuses), and rows in a row and a
@@ -11,9 +12,9 @@ call that does not fit on the device is made again with half as many images.
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
@@ -33,6 +34,7 @@ from batchgen.diffusion.device import device_errors
 from batchgen.diffusion.host import Environment, PipelineHost
 from batchgen.diffusion.loading import Loading
 from batchgen.diffusion.settings import WorkerSettings
+from batchgen.diffusion.shard_work import Made, ShardWork
 from batchgen.errors import (
     ErrorClass,
     ImageError,
@@ -50,65 +52,19 @@ from batchgen.manifest.columns import input_name
 from batchgen.manifest.files import embedded_bytes
 from batchgen.models.catalog import Model, Source
 from batchgen.options import Memory, Safety
-from batchgen.rows import FailedRow, MicroBatch, Receipt, Row, Shard, ShardProgress, Status, failed_row
+from batchgen.rows import MicroBatch, Receipt, Row, Shard, ShardProgress, Status
 from batchgen.sharding import key_model
 from batchgen.storage import open_store
-from batchgen.work import Failure, FailureKind, failure_of
+from batchgen.work import Failure, failure_of
 
 __all__ = ["GenerationWorker"]
 
 ENCODERS = 4  # threads; zlib and HTTP release the GIL. A 512x512 PNG takes 21 ms and a PUT up to 100: 30 a second
 FETCHERS = 8  # threads that read conditioning images
 ALIKE = 4  # rows that fail alone, one after the other, with the same error: it may be the key's
+SLOW_STORE = 5.0  # seconds in which a store that is well has taken a shard; after that the device goes on without it
+SPOOL = 1 << 30  # bytes of images that wait for a store, beyond which it does not
 PROBES = 8  # more rows, spread over the rest of the shard, that must fail so too: neighbours often share what is wrong
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Made:
-    """A finished row: its cells of the metadata and the size of its encoded image in bytes."""
-
-    cells: Mapping[str, Any]
-    size: int
-
-
-@dataclass(kw_only=True, slots=True)
-class _ShardWork:
-    """What has become of a shard's rows so far, by id."""
-
-    rows: Sequence[Row]
-    pending: dict[str, Future[_Made]] = field(default_factory=dict)
-    failed: dict[str, FailedRow] = field(default_factory=dict)
-    seconds: float = 0.0
-    computed: int = 0  # rows that went through the device
-    last_failure: Failure | None = None  # of a row in a call of its own
-    alike: int = 0  # rows that failed so, one after the other
-    key_failure: Failure | None = None  # of all rows of the batch key
-
-    def left(self, rows: Sequence[Row]) -> list[Row]:
-        """Those of the rows of which nothing has become yet."""
-        return [row for row in rows if row.id not in self.pending and row.id not in self.failed]
-
-    def sample(self, count: int) -> list[Row]:
-        """At most so many rows that are left, spread evenly over them, with the last one."""
-        left = self.left(self.rows)
-        count = min(count, len(left))
-        return [left[(number + 1) * len(left) // count - 1] for number in range(count)]
-
-    def progress(self) -> ShardProgress:
-        """How far the shard is; may be asked from another thread than those that work on it."""
-        ended = [future for future in list(self.pending.values()) if future.done()]
-        made = sum(future.exception() is None for future in ended)
-        return ShardProgress(made=made, computed=self.computed, seconds=self.seconds)
-
-    def fail(self, row: Row, error_class: ErrorClass, error: str) -> None:
-        self.failed[row.id] = failed_row(row, error_class, error)
-
-    def fail_alone(self, row: Row, failure: Failure) -> None:
-        """Record a row that failed in a call of its own."""
-        self.fail(row, failure.error_class, failure.message)
-        is_the_keys = failure.kind is FailureKind.PERMANENT  # of what nobody foresaw each row has a try of its own
-        self.alike = 0 if not is_the_keys else self.alike + 1 if failure == self.last_failure else 1
-        self.last_failure = failure
 
 
 class GenerationWorker:
@@ -134,7 +90,7 @@ class GenerationWorker:
         self._tracebacks = Tracebacks(store, settings.run)
         self._device = threading.Lock()
         self._fits: dict[tuple[object, ...], int] = {}  # images of a call, where as many as were planned did not fit
-        self._in_work: dict[str, _ShardWork] = {}
+        self._in_work: dict[str, ShardWork] = {}
         self._encoders = ThreadPoolExecutor(ENCODERS, thread_name_prefix="encode")
         self._fetchers = ThreadPoolExecutor(FETCHERS, thread_name_prefix="fetch")
 
@@ -154,7 +110,7 @@ class GenerationWorker:
             CanaryDied: what this worker makes cannot be trusted; it read its model anew for the next attempt.
             DeviceLost: the process cannot use the device any more.
         """
-        work = self._in_work[shard.id] = _ShardWork(rows=shard.rows)
+        work = self._in_work[shard.id] = ShardWork(rows=shard.rows)
         try:
             return self._run(shard, work)
         except Exception as error:
@@ -167,7 +123,17 @@ class GenerationWorker:
         """How far the shards in work are, by id."""
         return {shard: work.progress() for shard, work in list(self._in_work.items())}
 
-    def _run(self, shard: Shard, work: _ShardWork) -> Receipt:
+    def stored(self) -> Collection[str]:
+        """Shards that wait for the store alone, and longer than usual; none beyond `SPOOL` bytes of images."""
+        held, now = 0, time.monotonic()
+        waiting = []
+        for shard, work in list(self._in_work.items()):
+            held += work.held
+            if work.made_at is not None and now - work.made_at > SLOW_STORE and held < SPOOL:
+                waiting.append(shard)
+        return waiting
+
+    def _run(self, shard: Shard, work: ShardWork) -> Receipt:
         attempt = Attempt(self._dataset, shard, self._settings.run)
         inputs = self._fetch(shard.rows, work)
         good = Shard(
@@ -182,6 +148,7 @@ class GenerationWorker:
                 self._generate_or_isolate(model, batch, inputs, attempt, work)
             with device_errors(shard.batch_size):
                 self._canary.check(shard.id)
+        work.made_at = time.monotonic()
         made = self._collect(shard, work)
         return attempt.commit(
             [made[row.id].cells for row in shard.rows if row.id in made],
@@ -191,7 +158,7 @@ class GenerationWorker:
             device=self._host.environment.device,
         )
 
-    def _fetch(self, rows: Sequence[Row], work: _ShardWork) -> dict[str, Mapping[str, Image]]:
+    def _fetch(self, rows: Sequence[Row], work: ShardWork) -> dict[str, Mapping[str, Image]]:
         """The rows' conditioning images, in their tasks' modes and the rows' sizes."""
         embedded = self._fetch_embedded(rows)
         futures = {row.id: self._fetchers.submit(conditioning_images, row, embedded) for row in rows}
@@ -223,7 +190,7 @@ class GenerationWorker:
         batch: MicroBatch,
         inputs: Mapping[str, Mapping[str, Image]],
         attempt: Attempt,
-        work: _ShardWork,
+        work: ShardWork,
     ) -> None:
         """Make the rows of a micro-batch that are left; where that fails, each in a call padded to the same size.
 
@@ -267,7 +234,7 @@ class GenerationWorker:
                 self._probe(model, batch.size, inputs, attempt, work)
 
     def _probe(
-        self, model: Model, size: int, inputs: Mapping[str, Mapping[str, Image]], attempt: Attempt, work: _ShardWork
+        self, model: Model, size: int, inputs: Mapping[str, Mapping[str, Image]], attempt: Attempt, work: ShardWork
     ) -> None:
         """Find out by some rows whether all that are left would fail as the last ones did."""
         for row in work.sample(PROBES):
@@ -282,7 +249,7 @@ class GenerationWorker:
         batch: MicroBatch,
         inputs: Sequence[Mapping[str, Image]],
         attempt: Attempt,
-        work: _ShardWork,
+        work: ShardWork,
     ) -> None:
         started, loading = time.perf_counter(), self._host.loading_seconds
         refiner = batch.rows[0].parameters.refining.refiner
@@ -315,6 +282,7 @@ class GenerationWorker:
                     controls=[given[number] for given in images.controls],
                     mark=row.parameters.watermark,
                 )
+                work.held += kept.size
                 if images.flagged[number] and self._settings.safety is Safety.BLANK:
                     kept = kept.blank()
                 cells = about | {
@@ -323,7 +291,7 @@ class GenerationWorker:
                 }
                 work.pending[row.id] = self._encoders.submit(self._finish, row, kept, cells, attempt)
 
-    def _collect(self, shard: Shard, work: _ShardWork) -> dict[str, _Made]:
+    def _collect(self, shard: Shard, work: ShardWork) -> dict[str, Made]:
         """The rows that were encoded and stored, by id; one whose encoding fails is recorded."""
         made = {}
         for row in shard.rows:
@@ -337,7 +305,7 @@ class GenerationWorker:
                     work.fail(row, ErrorClass.GENERATION, failure_of(error).message)
         return made
 
-    def _finish(self, row: Row, kept: "_Pixels", cells: Mapping[str, Any], attempt: Attempt) -> _Made:
+    def _finish(self, row: Row, kept: "_Pixels", cells: Mapping[str, Any], attempt: Attempt) -> Made:
         if kept.mark is not None:  # here and not beside the device: it takes as long as several encodings
             kept = kept.marked(kept.mark)
         form = self._settings.output.image_format
@@ -359,7 +327,7 @@ class GenerationWorker:
             "height": kept.image.shape[0],
             "width": kept.image.shape[1],
         }
-        return _Made(
+        return Made(
             cells={**row.carried, **applied_cells(row), **cells, **made, **image},
             size=sum(map(len, (data, *steps.values(), *controls.values()))),
         )
@@ -379,6 +347,11 @@ class _Pixels:
     steps: Mapping[int, npt.NDArray[np.uint8]]
     controls: Sequence[npt.NDArray[np.uint8]]
     mark: str | None
+
+    @property
+    def size(self) -> int:
+        """Bytes; encoded they are fewer."""
+        return self.image.nbytes + sum(other.nbytes for other in (*self.steps.values(), *self.controls))
 
     def blank(self) -> "_Pixels":
         """Black, as the safety policy may ask for; what ControlNets were given shows nothing of the image."""

@@ -22,6 +22,7 @@ from batchgen.driver.inputs import local_inputs
 from batchgen.driver.output import kept_batches, reach, require_listed, shortcomings, sizing_of, wanted_format
 from batchgen.driver.resolved import resolved_rows
 from batchgen.driver.watch import Reporter, Watch
+from batchgen.engine.crew import crew
 from batchgen.engine.loop import Control, drive, signals
 from batchgen.engine.queue import WorkQueue
 from batchgen.errors import Interrupted, StoreError
@@ -136,22 +137,18 @@ def run(
 
 def _make(books: Books, to_make: int, control: Control, reporter: Reporter, lease: Lease) -> None:
     """Start the workers, make `to_make` of the pending rows, and stop the workers."""
-    # Ray takes half a second to import: only when there is work
-    from batchgen.engine.cluster import cluster, waits_for_room
-    from batchgen.engine.pool import Pool
-
     job, index, store = books.job, books.index, books.dataset.store
     books.record.note()
     with (
-        cluster(job.address, job.workers, reporter.notice) as capacity,
+        crew(job.address, job.workers, job.worker, reporter.notice) as hands,
         signals(control, reporter.notice),
         Meeting.held(store, books.name) as meeting,
     ):
-        waits = waits_for_room(job.worker)
-        device = capacity.device(job.device, waits=waits)
-        if waits and device == "cpu" and job.device is Device.AUTO:
+        capacity = hands.capacity
+        device = capacity.device(job.device, waits=hands.waits)
+        if hands.waits and device == "cpu" and job.device is Device.AUTO:
             reporter.notice("the cluster has no GPU now, so workers use CPUs; --device cuda waits for GPUs")
-        workers = job.workers or capacity.workers(device)
+        workers = capacity.workers(device, job.workers)
         measured = books.measured[device]
         sizing = sizing_of(job, index, books.resolved.models, device, workers, measured, books.previous)
         totals = ((group.key, group.total) for group in index.groups())
@@ -183,7 +180,7 @@ def _make(books: Books, to_make: int, control: Control, reporter: Reporter, leas
         def arrived(node: str) -> None:
             meeting.require_answer(store, node)
 
-        pool = Pool(generation(settings), workers, job.worker, reporter.notice, arrived)
+        pool = hands.hire(generation(settings), workers, job.worker, arrived)
         reporter.notice(f"{capacity}; {pool.uses}")
         reporter.begin(index.counts(), to_make, workers, device)
         try:

@@ -9,10 +9,9 @@ from batchgen.dataset.progress import Damages
 from batchgen.dataset.runs import latest_run
 from batchgen.driver.output import count_live, reach, shortcomings, sizing_of, survey, wanted_format
 from batchgen.driver.resolved import resolved_rows
+from batchgen.engine.capacity import Capacity
 from batchgen.estimate import Measured, PlanSummary, summarize
 from batchgen.job import Job
-from batchgen.machine import cores, gpus
-from batchgen.options import Device
 from batchgen.sharding import Kind, shard_notices
 
 __all__ = ["plan"]
@@ -23,7 +22,8 @@ def plan(job: Job) -> PlanSummary:
     store = None if job.output is None else reach(job)
     with resolved_rows(job, store) as (index, resolved):
         outdated, notices = 0, list(resolved.notices)
-        device = _local_device(job.device)
+        here = Capacity.of_this_machine()
+        device = here.device(job.device, waits=True)  # on another machine there may be a GPU
         measured, recorded, computed = Measured(device), None, Counter[Kind]()
         if store is not None and index.counts().total:
             wanted = wanted_format(job, resolved)
@@ -35,9 +35,8 @@ def plan(job: Job) -> PlanSummary:
             notices += damages.told()
             computed = count_live(store, measured, recorded)
             outdated = compare_carried(dataset, index)
-        sizing = sizing_of(
-            job, index, resolved.models, device, job.workers or _local_workers(device), measured, recorded
-        )
+        workers = here.workers(device, job.workers)
+        sizing = sizing_of(job, index, resolved.models, device, workers, measured, recorded)
         summary = summarize(
             index.groups(),
             sizing,
@@ -50,14 +49,3 @@ def plan(job: Job) -> PlanSummary:
         )
         notices += shard_notices((group.key for group in index.groups() if group.pending), sizing)
         return replace(summary, notices=notices)
-
-
-def _local_device(wanted: Device) -> str:
-    """What `auto` would mean on this machine, without asking CUDA: whether the driver shows a GPU."""
-    if wanted is not Device.AUTO:
-        return wanted.value
-    return "cuda" if gpus() else "cpu"
-
-
-def _local_workers(device: str) -> int:
-    return max(1, gpus() if device == "cuda" else cores())

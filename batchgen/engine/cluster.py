@@ -12,60 +12,26 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ray
 from ray._private import ray_constants
 from ray.exceptions import RayError
 from ray.experimental.internal_kv import _internal_kv_get
 
+from batchgen.engine.capacity import Capacity, described
 from batchgen.engine.probe import NO_TOKEN
 from batchgen.errors import ClusterError, one_line
 from batchgen.job import WorkerResources
 from batchgen.machine import cores
-from batchgen.options import Device
 
-__all__ = ["Capacity", "Nodes", "cluster", "described", "free", "never_fits", "waits_for_room"]
+__all__ = ["Nodes", "cluster", "free", "never_fits", "waits_for_room"]
 
 OBJECT_STORE_BYTES = 100 * 2**20  # nothing of ours goes through it; Ray's least is 75 MiB
 _ANSWER_TIMEOUT = 30.0  # seconds; a head answers within milliseconds, Ray's import takes seconds on a busy machine
 SOCKET_BYTES = 107  # of a path; Linux takes no longer one
 _SHORT_PLACES = ("/tmp", "/var/tmp", "/dev/shm")
 _ADDRESS = "RAY_ADDRESS"  # Ray's own variable; set inside submitted jobs
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Capacity:
-    """What a cluster offers now: nodes, and cores and GPUs over all of them."""
-
-    place: str  # where it is, for people
-    nodes: int
-    cpus: int
-    gpus: int
-
-    def __str__(self) -> str:
-        plural = "" if self.nodes == 1 else "s"
-        return f"{self.place}: {self.nodes} node{plural}, {described({'CPU': self.cpus, 'GPU': self.gpus})}"
-
-    def device(self, wanted: Device, *, waits: bool) -> Literal["cpu", "cuda"]:
-        """Where workers will compute.
-
-        Args:
-            wanted: what was asked for.
-            waits: whether a GPU that is not there yet is waited for.
-
-        Raises:
-            ClusterError: CUDA is asked for, and there is no GPU and will be none.
-        """
-        if wanted is Device.CUDA and not (self.gpus or waits):
-            raise ClusterError(
-                "device 'cuda' was asked for, but Ray sees no GPU; use --device cpu, or check the driver"
-            )
-        return "cuda" if wanted is Device.CUDA or (self.gpus and wanted is Device.AUTO) else "cpu"
-
-    def workers(self, device: str) -> int:
-        """One worker a GPU, or one a core."""
-        return max(1, self.gpus if device == "cuda" else self.cpus)
 
 
 @contextmanager
@@ -209,19 +175,6 @@ def _token_advice() -> str:
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
         return f"export RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN with {shown} (or keep that in ~/.ray/auth_token)"
     return f"export RAY_AUTH_TOKEN with {shown}; RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token hold none, or another"
-
-
-def described(resources: Mapping[str, float]) -> str:
-    """Amounts by Ray's names, as people say them: 4 cores, 1 GPU."""
-    names = {"CPU": ("core", "cores"), "GPU": ("GPU", "GPUs")}
-    said = []
-    for name, amount in resources.items():
-        if name == "memory":
-            said += [f"{amount / 2**30:.3g} GiB"]
-        else:
-            one, many = names.get(name, (name, name))
-            said += [f"{amount:g} {one if amount == 1 else many}" if amount else f"no {one}"]
-    return ", ".join(said)
 
 
 def free(names: Mapping[str, float]) -> str:

@@ -7,7 +7,7 @@ is replaced, and its units come back as failures. Knows nothing of what the work
 import gc
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,9 +15,10 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from batchgen.engine.cluster import Nodes, described, free, never_fits, waits_for_room
+from batchgen.engine.capacity import described
+from batchgen.engine.cluster import Nodes, free, never_fits, waits_for_room
 from batchgen.engine.patience import Patience
-from batchgen.engine.queue import Finished, Try
+from batchgen.engine.queue import Finished, Try, has_room
 from batchgen.errors import ClusterError, DeviceLost, InputError, printable
 from batchgen.job import WorkerResources
 from batchgen.work import Failure, FailureKind, Work, failure_of, lost
@@ -64,9 +65,9 @@ class _Actor:
         except Exception as error:  # it belongs to the unit, and must not end the worker
             return failure_of(error)
 
-    def progress(self) -> Mapping[str, Any]:
-        """What the worker says of the units it has in work."""
-        return self._worker.progress()
+    def progress(self) -> tuple[Mapping[str, Any], Collection[str]]:
+        """What the worker says of the units it has in work, and which of them wait for the store alone."""
+        return self._worker.progress(), self._worker.stored()
 
 
 @dataclass(kw_only=True, slots=True)
@@ -79,17 +80,16 @@ class _Place:
     node: str = ""  # id of the node that the actor is up on
     leaving: bool = False  # the node is going away: what is in work is finished, nothing more is taken
     running: dict[Any, Try[Any]] = field(default_factory=dict)
-    at_once: int = 1
     asked: Any = None  # the reference of a question how far it is
     asked_at: float = 0.0  # of time.monotonic()
     said: Mapping[str, Any] = field(default_factory=dict)  # by unit
+    stored: Collection[str] = ()  # units of which it said that they wait for the store alone
     moved_at: float = 0.0  # of time.monotonic(); when a unit last got further, or the first one came
 
-    def has_room(self, tried: Try[Any]) -> bool:
-        """Whether the worker is up and free; one that runs a unit alone is not."""
-        if self.starting is not None or self.leaving or any(other.alone for other in self.running.values()):
-            return False
-        return len(self.running) < (1 if tried.alone else self.at_once)
+    def has_room(self, tried: Try[Any], work: Work) -> bool:
+        """Whether the worker is up and could take a unit."""
+        up = self.starting is None and not self.leaving
+        return up and has_room(tried, self.running.values(), self.stored, work)
 
 
 def reserved(work: Work, resources: WorkerResources) -> dict[str, float]:
@@ -145,7 +145,7 @@ class Pool:
             notice(f"no node of the cluster can hold a worker now ({described(self._wanted)}); waiting for one")
         self._actor_class = ray.remote(
             max_restarts=0,
-            max_concurrency=work.at_once + 1,  # one thread to say how far the units are
+            max_concurrency=work.at_once + work.spool + 1,  # one thread to say how far the units are
             num_cpus=self._wanted.get("CPU", 0),
             num_gpus=self._wanted.get("GPU", 0),
             memory=int(self._wanted.get("memory", 0)) or None,
@@ -173,11 +173,11 @@ class Pool:
 
     def has_room(self, tried: Try[Any]) -> bool:
         """Whether a worker that is up could take a unit."""
-        return any(place.has_room(tried) for place in self._places)
+        return any(place.has_room(tried, self._work) for place in self._places)
 
     def submit(self, tried: Try[Any]) -> None:
         """Give a unit to the worker with least in work; only when `has_room`."""
-        place = min((p for p in self._places if p.has_room(tried)), key=lambda place: len(place.running))
+        place = min((p for p in self._places if p.has_room(tried, self._work)), key=lambda place: len(place.running))
         if not place.running:
             place.moved_at = time.monotonic()
         place.running[place.actor.run.remote(tried.unit)] = tried
@@ -268,7 +268,7 @@ class Pool:
         """Take a worker's answer if it is there, and ask again where it is time; waits for nothing."""
         if place.asked is not None and ray.wait([place.asked], timeout=0)[0]:
             with suppress(RayError):  # a worker that died is found by its units
-                said = ray.get(place.asked)
+                said, place.stored = ray.get(place.asked)
                 for unit in (tried.unit for tried in place.running.values()):
                     if said.get(unit.id) and said[unit.id] != place.said.get(unit.id):
                         self._moved(place, unit)
@@ -280,7 +280,7 @@ class Pool:
     def _start(self) -> _Place:
         actor = self._actor_class.remote(self._work)
         starting = actor.ready.remote()
-        return _Place(actor=actor, starting=starting, since=time.monotonic(), at_once=self._work.at_once)
+        return _Place(actor=actor, starting=starting, since=time.monotonic())
 
     def _came_up(self, place: _Place) -> bool:
         """Take in a worker that is up; whether it is.

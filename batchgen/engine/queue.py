@@ -1,15 +1,15 @@
 """What runs next, and what happens to a unit that failed: retry with backoff, cut, record, or end the run. Pure."""
 
 import heapq
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Generic, TypeVar
 
 from batchgen.errors import ErrorClass, InfrastructureError, ModelLoadError, StoreError, StoreRefused
-from batchgen.work import Failure, FailureKind, Unit
+from batchgen.work import Failure, FailureKind, Unit, Work
 
-__all__ = ["Fate", "Finished", "Try", "WorkQueue"]
+__all__ = ["Fate", "Finished", "Try", "WorkQueue", "has_room"]
 
 _Unit = TypeVar("_Unit", bound=Unit)
 
@@ -38,6 +38,23 @@ class Try(Generic[_Unit]):
     failures: Mapping[ErrorClass, int] = field(default_factory=dict)
     alone: bool = False
     within: frozenset[str] = frozenset()  # ids of the units that it was cut from
+
+
+def has_room(tried: Try[Any], running: Collection[Try[Any]], stored: Collection[str], work: Work) -> bool:
+    """Whether a worker could take a unit.
+
+    Args:
+        tried: the unit, which may want the worker for itself.
+        running: what the worker has in work; one that runs a unit alone takes none beside.
+        stored: ids of the units of which it says that they wait for nothing but the store.
+        work: how many it may hold.
+    """
+    if any(other.alone for other in running):
+        return False
+    if tried.alone:
+        return not running
+    waiting = sum(other.unit.id in stored for other in running)
+    return len(running) - min(waiting, work.spool) < work.at_once
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

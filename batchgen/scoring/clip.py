@@ -12,7 +12,7 @@ from batchgen.diffusion.device import device_errors
 from batchgen.scoring.metrics import Metric
 from batchgen.scoring.models import ScoringModel, processor_folder
 from batchgen.scoring.prompts import plain_prompt
-from batchgen.scoring.scorers import Loading
+from batchgen.scoring.scorers import Loading, quiet
 
 __all__ = ["Clip", "ClipScorer", "load_image_processor"]
 
@@ -23,6 +23,7 @@ class Clip:
     """A pair of towers that gives embeddings of length one, float32 (n, d)."""
 
     def __init__(self, part: str, loading: Loading) -> None:
+        quiet()
         model = loading.models[part]
         dtype = getattr(torch, loading.dtype)
         self._towers = CLIPModel.from_pretrained(model.place, dtype=dtype, **loading.weights(part))

@@ -10,7 +10,7 @@ from transformers import AutoModel
 from batchgen.diffusion.device import device_errors
 from batchgen.errors import ModelLoadError
 from batchgen.scoring.clip import load_image_processor
-from batchgen.scoring.scorers import Loading
+from batchgen.scoring.scorers import Loading, quiet
 
 __all__ = ["FeatureScorer"]
 
@@ -19,6 +19,7 @@ class FeatureScorer:
     """CLIP's image embedding, not normalised, as clean-fid takes it; of any other model the pooled output."""
 
     def __init__(self, loading: Loading) -> None:
+        quiet()
         model = loading.models["features"]
         dtype = getattr(torch, loading.dtype)
         self._model = AutoModel.from_pretrained(model.place, dtype=dtype, **loading.weights("features"))

@@ -9,7 +9,7 @@ from PIL.Image import Image
 
 from batchgen.diffusion.device import device_errors
 from batchgen.scoring.clip import load_image_processor
-from batchgen.scoring.scorers import Loading
+from batchgen.scoring.scorers import Loading, quiet
 
 __all__ = ["SafetyScorer"]
 
@@ -27,6 +27,7 @@ class SafetyScorer:
         self._checker: Any = None
         if (model := loading.models.get("safety")) is None:
             return
+        quiet()
         dtype, weights = getattr(torch, loading.dtype), loading.weights("safety")
         self._checker = StableDiffusionSafetyChecker.from_pretrained(model.place, torch_dtype=dtype, **weights)
         self._checker.to(loading.device).eval()

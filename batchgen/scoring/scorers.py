@@ -8,7 +8,7 @@ from PIL.Image import Image
 
 from batchgen.scoring.models import ScoringModel
 
-__all__ = ["Loading", "Scorer"]
+__all__ = ["Loading", "Scorer", "quiet"]
 
 Cells = Mapping[str, Any]
 """A row's cells by column: of its metadata, or of a metric."""
@@ -24,6 +24,14 @@ class Scorer(Protocol):
             DeviceLost: the process cannot go on.
             Exception: one of the images, or the call as a whole, cannot be scored.
         """
+
+
+def quiet() -> None:
+    """Silence the progress bars and warnings of transformers, which loads: stderr is for lines of the run."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

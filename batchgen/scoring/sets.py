@@ -1,6 +1,6 @@
 """Metrics of sets, as a worker computes them: each group of an output's rows against the real images."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,11 @@ _LEAST = 2  # images of a set: one has no variance
 
 
 def write_sets(
-    dataset: Dataset, metrics: Sequence[str], by: Sequence[str], models: Mapping[str, Mapping[str, ScoringModel]]
+    dataset: Dataset,
+    metrics: Sequence[str],
+    by: Sequence[str],
+    models: Mapping[str, Mapping[str, ScoringModel]],
+    compared: Callable[[], None],
 ) -> int:
     """Store each metric's table of groups by these columns; returns the number of groups.
 
@@ -29,6 +33,7 @@ def write_sets(
         metrics: of sets.
         by: columns.
         models: by metric, by part.
+        compared: called after each group, for each metric.
 
     Raises:
         InputError: too few of the real images can be read.
@@ -51,6 +56,7 @@ def write_sets(
             error = None if enough else f"{len(found)} images have features; a set has at least {_LEAST}"
             values, scores = dict(zip(by, labels, strict=True)), distance(name, real, made[found]) if enough else {}
             groups.append(Group(values=values, rows=len(found), scores=scores, error=error))
+            compared()
         said = {
             **identity_of(METRICS[name], own),
             "model_names": {part: model.name for part, model in own.items()},

@@ -10,7 +10,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from batchgen.diffusion.device import device_errors
 from batchgen.errors import ModelLoadError
 from batchgen.scoring.prompts import plain_prompt
-from batchgen.scoring.scorers import Loading
+from batchgen.scoring.scorers import Loading, quiet
 
 __all__ = ["VqaScorer", "question"]
 
@@ -29,6 +29,7 @@ class VqaScorer:
     """
 
     def __init__(self, loading: Loading) -> None:
+        quiet()
         model = loading.models["vqa_score"]
         dtype, weights = getattr(torch, loading.dtype), loading.weights("vqa_score")
         self._processor = AutoProcessor.from_pretrained(model.place, backend="pil", **loading.revision("vqa_score"))

@@ -8,7 +8,7 @@ scored the reason is the metric's, and the unit fails.
 
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -44,6 +44,7 @@ class _Column:
     """What a metric says of a shard, row by row."""
 
     metric: Metric
+    seen: dict[str, int]  # of the unit: images that each of its metrics was asked of
     cells: list[Mapping[str, Any]] = field(default_factory=list)
     errors: list[Exception] = field(default_factory=list)  # of the metric, not of images
 
@@ -60,6 +61,7 @@ class ScoringWorker:
         store = open_store(settings.store, settings.storage_options, anchor=RECORD)
         self._dataset = Dataset(store=store, format=settings.output)
         self._scorers: dict[str, Scorer] = {}
+        self._in_work: dict[str, dict[str, int]] = {}  # by unit, by metric: images that it was asked of, or groups
         self._lock = Lock()
 
     def ready(self, node: str, /) -> None:
@@ -69,9 +71,16 @@ class ScoringWorker:
         models = (model for parts in self._settings.models.values() for model in parts.values())
         require_files((model.place, None) for model in models if model.revision is None)
 
-    def progress(self) -> Mapping[str, Any]:
-        """Nothing: a shard is scored in seconds, and told when it is."""
-        return {}
+    def progress(self) -> Mapping[str, int]:
+        """How far the units in work are, by id: 0 until each metric was asked, since a model may not be there yet.
+
+        Then images, once for each metric; of metrics of sets, groups.
+        """
+        return {unit: sum(seen.values()) if all(seen.values()) else 0 for unit, seen in list(self._in_work.items())}
+
+    def stored(self) -> Collection[str]:
+        """None: tables are small."""
+        return ()
 
     def run(self, unit: Unit, /) -> Scored:
         """Do a unit and store its tables.
@@ -82,24 +91,37 @@ class ScoringWorker:
             Exception: of a metric that cannot score a single image of the shard.
         """
         started = time.monotonic()
-        if isinstance(unit, ScoreUnit):
-            images, failed = self._score(unit)
-        elif isinstance(unit, ReferenceUnit):
-            images, failed = self._see(unit)
-        else:
-            with self._lock:
-                write_sets(self._dataset, unit.metrics, unit.by, self._settings.models)
-            images, failed = 0, {}
+        try:
+            images, failed = self._run(unit)
+        finally:
+            self._in_work.pop(unit.id, None)
         device = "cpu" if isinstance(unit, SetsUnit) else self._settings.device
         seconds = time.monotonic() - started
         return Scored(images=images, failed=failed, seconds=seconds, device=f"{device} of {platform.node()}")
 
-    def _score(self, unit: ScoreUnit) -> tuple[int, Mapping[str, int]]:
-        """Score a shard; returns how many images, and how many of them have no score, by metric."""
+    def _run(self, unit: Unit) -> tuple[int, Mapping[str, int]]:
+        """Do a unit; returns how many images were scored, and how many of them have no score, by metric."""
+        if isinstance(unit, ScoreUnit):
+            seen = self._in_work[unit.id] = dict.fromkeys(unit.metrics, 0)
+            return self._score(unit, seen)
+        if isinstance(unit, ReferenceUnit):
+            seen = self._in_work[unit.id] = {"features": 0}
+            return self._see(unit, seen)
+        seen = self._in_work[unit.id] = {"groups": 0}
+
+        def compared() -> None:
+            seen["groups"] += 1
+
+        with self._lock:
+            write_sets(self._dataset, unit.metrics, unit.by, self._settings.models, compared)
+        return 0, {}
+
+    def _score(self, unit: ScoreUnit, seen: dict[str, int]) -> tuple[int, Mapping[str, int]]:
+        """Score a shard; returns as `_run`."""
         marker = self._dataset.marker(unit.shard, images=True)
         if marker is None:  # its rows were made anew meanwhile, in another shard
             return 0, {}
-        columns = [_Column(metric=METRICS[name]) for name in unit.metrics]
+        columns = [_Column(metric=METRICS[name], seen=seen) for name in unit.metrics]
         rows = self._dataset.rows_of(marker)
         with ThreadPoolExecutor(READERS) as pool:
             while batch := list(islice(rows, self._settings.batch_size)):
@@ -123,10 +145,10 @@ class ScoringWorker:
             write_scores(self._dataset.store, column.metric, unit.shard, marker.table, column.cells, said)
         return marker.table.num_rows, {column.metric.name: column.failed for column in columns}
 
-    def _see(self, unit: ReferenceUnit) -> tuple[int, Mapping[str, int]]:
-        """See a part of the real images; returns how many, and how many of them cannot be seen."""
+    def _see(self, unit: ReferenceUnit, seen: dict[str, int]) -> tuple[int, Mapping[str, int]]:
+        """See a part of the real images; returns as `_run`."""
         models = next(models for models in self._settings.models.values() if {"features", "reference"} <= models.keys())
-        folder, column = open_store(models["reference"].place), _Column(metric=METRICS["features"])
+        folder, column = open_store(models["reference"].place), _Column(metric=METRICS["features"], seen=seen)
         for start in range(0, len(unit.keys), self._settings.batch_size):
             images = read_images(folder, unit.keys[start : start + self._settings.batch_size])
             with self._lock:
@@ -174,11 +196,13 @@ class ScoringWorker:
             return ()
         try:
             found = score([images[number] for number in numbers], [rows[number] for number in numbers])
+            column.seen[column.metric.name] += len(numbers)
             return [cells if _is_finite(cells) else _failed(column.metric, _NOT_FINITE) for cells in found]
         except DeviceLost:
             raise
         except Exception as error:  # whatever a model raises belongs to an image, or to the call's size
             if len(numbers) == 1:
+                column.seen[column.metric.name] += 1
                 column.errors.append(error)
                 return [_failed(column.metric, error)]
         return [cells for number in numbers for cells in self._scored(column, score, rows, images, [number])]

@@ -1,6 +1,7 @@
 """A kernel that fails as the work of a Ray worker, which imports no more than that takes."""
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,10 @@ class KernelWorker:
 
     def ready(self, node: str, /) -> None:
         """A kernel needs nothing but its device."""
+
+    def stored(self) -> Collection[str]:
+        """None: nothing is stored."""
+        return ()
 
     def progress(self) -> dict[str, int]:
         """Nothing: a kernel is over at once."""
