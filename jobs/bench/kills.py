@@ -78,9 +78,11 @@ class Round:
     def note_kill(self, victim: str, moment: float) -> None:
         """Say what was killed, and hold what is committed against what was at the kill before."""
         self.kills += 1
+        before = len(self.differences)
         self.look()
         rows = sum(rows for _, rows in self.committed.values())
-        print(f"  kill {self.kills}: {victim} after {moment:.1f} s, {rows} rows done", flush=True)
+        said = f"  kill {self.kills}: {victim} after {moment:.1f} s, {rows} rows done"
+        print(said, *self.differences[before:], sep="\n    ", flush=True)  # a series goes on for hours
 
     def look(self) -> None:
         """Make sure that what was committed still is, by the same attempts."""
