@@ -7,6 +7,7 @@ The slow ones are the throughput (a run and a bare loop) and what needs the `soa
 import importlib
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -204,6 +205,26 @@ def test_kills_notices_what_verify_finds(soak: Path, tmp_path: Path) -> None:
     assert _module("kills")._verify(doctored) == []
     _change_a_byte(doctored)
     assert any("sha256 differs" in line for line in _module("kills")._verify(doctored))
+
+
+def test_kills_goes_on_until_no_kill_is_left(soak: Path) -> None:
+    """A series over an output that is whole, so that a run takes seconds: killed three times, let end, asked again."""
+    kills = _module("kills")
+    shutil.copytree(soak / "reference", soak / "round-7")
+    series = kills.Soak(
+        folder=soak,
+        arguments=(str(soak / "manifest.parquet"), "--model", "no such model"),
+        rows=KILLED_ROWS,
+        layout="files",
+        draw=random.Random(0),
+        victims=iter([kills.Victim.TREE, kills.Victim.DRIVER, kills.Victim.WORKER]),
+    )
+    found = series.run_round(7, 0.1, 3)
+    assert (found.kills, found.runs, found.again) == (3, 5, 0)
+    assert found.differences == ["run 4 ended with exit 2", "run 5 ended with exit 2"]
+    found.committed[min(found.committed)] = ("another attempt", 2)
+    found.look()
+    assert "is made again, or lost" in found.differences[-1]
 
 
 def test_kills_reads_rows_of_every_shard(soak: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from conftest import OFFLINE, RunCli, WriteManifest, go_without, running_node, running_ray, wait_for
 from PIL import Image
 
+from batchgen import version
 from batchgen.engine.capacity import described
 from batchgen.engine.cluster import cluster
 from batchgen.errors import ClusterError
@@ -131,12 +132,13 @@ def test_a_cluster_with_a_token_that_grows_and_shrinks(
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_nodes_that_do_not_share_a_folder_are_refused(
+def test_nodes_that_share_no_folder_or_have_other_code_are_refused(
     batchgen: RunCli, write_manifest: WriteManifest, tiny_model: Path, tmp_path: Path
 ) -> None:
     """Incident: two nodes with a disk each, "24 of 24 rows done", and half of the images on a disk nobody looks at.
 
-    The second node has a file system of its own over one folder, where the output lies first, and then an init image.
+    The second node has a file system of its own over one folder, where the output lies first, and then an init image;
+    the third a checkout of the same version with a difference, by which a run once ended in an AttributeError.
     """
     apart = tmp_path / "apart"
     apart.mkdir()
@@ -157,6 +159,15 @@ def test_nodes_that_do_not_share_a_folder_are_refused(
                 assert re.search(rf"error: node [\d.]+ \(\w+\): .*{re.escape(str(named))}", done.stderr)
                 assert "give a folder that all nodes share" in done.stderr
                 assert "rows are not made (failed: node" in batchgen("verify", output, cwd=tmp_path).stdout
+        for file in Path(version.__file__).parent.rglob("*.py"):
+            copy = tmp_path / "other" / file.relative_to(Path(version.__file__).parents[1])
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(file.read_bytes() + b"# other\n" * (file.name == "work.py"))
+        other = {"PYTHONPATH": str(tmp_path / "other")}
+        with running_node(f"--address={address}", "--num-cpus=1", "--disable-usage-stats", env=other):
+            done = batchgen("run", plain, "--output", "fresh", *common, cwd=tmp_path)
+            assert done.returncode == 2, done.stderr
+            assert re.search(r"error: node [\d.]+ \(\w+\): its batchgen is .*; install the same on all", done.stderr)
 
 
 LISTENING = """

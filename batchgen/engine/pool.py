@@ -21,6 +21,7 @@ from batchgen.engine.patience import Patience
 from batchgen.engine.queue import Finished, Try, has_room
 from batchgen.errors import ClusterError, DeviceLost, InputError, printable
 from batchgen.job import WorkerResources
+from batchgen.version import own_build
 from batchgen.work import Failure, FailureKind, Work, failure_of, lost
 
 __all__ = ["Pool", "reserved"]
@@ -41,9 +42,18 @@ _SILENCE = (
 class _Actor:
     """What runs in a worker process: failures come back as values, since Ray's own wrapping loses their class."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, build: str, work: bytes) -> None:
+        """Load the worker's libraries, or nothing where what the driver packed may mean something else here.
+
+        Args:
+            build: of the driver.
+            work: the pickled `Work`.
+        """
+        self._other = build if build != own_build() else None
+        if self._other is not None:
+            return
         gc.disable()  # nothing of the libraries that are loaded here, which the driver never does, is garbage
-        self._worker = work.make_worker()
+        self._worker = ray.cloudpickle.loads(work).make_worker()
         gc.freeze()  # nor will it be: later collections pass over it
         gc.enable()
 
@@ -51,6 +61,10 @@ class _Actor:
         """Returns once the process is up and the libraries are loaded: the id of its node, and why it cannot work."""
         node: str = ray.get_runtime_context().get_node_id()
         try:
+            if self._other is not None:
+                raise InputError(
+                    f"its batchgen is {own_build()}, that of the run {self._other}; install the same on all nodes"
+                )
             self._worker.ready(node)
         except Exception as error:  # as of a unit
             return node, failure_of(error)
@@ -132,6 +146,7 @@ class Pool:
             ClusterError: no node can hold one, and none will come.
         """
         self._work = work
+        self._packed = ray.cloudpickle.dumps(work)
         self._notice = notice
         self._arrived = arrived
         self._wanted = reserved(work, resources)
@@ -278,7 +293,7 @@ class Pool:
             place.asked, place.asked_at = place.actor.progress.remote(), time.monotonic()
 
     def _start(self) -> _Place:
-        actor = self._actor_class.remote(self._work)
+        actor = self._actor_class.remote(own_build(), self._packed)
         starting = actor.ready.remote()
         return _Place(actor=actor, starting=starting, since=time.monotonic())
 
