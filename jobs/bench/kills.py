@@ -234,7 +234,12 @@ def soak(arguments: argparse.Namespace, folder: Path) -> int:
     draw = random.Random(arguments.seed)
     manifest = corpus.write(folder / "manifest.parquet", corpus.mixed, arguments.rows, arguments.steps)
     flags = {name: getattr(arguments, name) for name in ("model", "layout", "batch_size", "shard_rows", "workers")}
-    given = [part for name, value in flags.items() if value for part in (f"--{name.replace('_', '-')}", str(value))]
+    given = [
+        part
+        for name, value in flags.items()
+        if value is not None
+        for part in (f"--{name.replace('_', '-')}", str(value))
+    ]
     soaking = Soak(
         folder=folder,
         arguments=(str(manifest), *given),
