@@ -1,10 +1,10 @@
 """The shape of the code: cheap imports, one door a library, imports that run downward, help on every command."""
 
 import ast
+import resource
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -162,14 +162,17 @@ def test_the_driver_loads_no_torch() -> None:
 
 
 def test_help_is_quick(batchgen: RunCli) -> None:
-    """Issue 2: `batchgen --help` answers in under 0.4 s, the best of five since the machine may be busy."""
+    """Issue 2: `batchgen --help` answers in under 0.4 s; of a core, since others may be busy with other tests."""
+
+    def used() -> float:
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return children.ru_utime + children.ru_stime
+
     seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
+    for _ in range(3):  # the first may have to compile what it imports
+        before = used()
         assert batchgen("--help").returncode == 0
-        seconds.append(time.perf_counter() - start)
-        if seconds[-1] < 0.4:
-            break
+        seconds.append(used() - before)
     assert min(seconds) < 0.4
 
 
