@@ -1,10 +1,13 @@
 """What errors of file systems and object stores mean, in words and for trying again. Knows nothing of how they come."""
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from batchgen.errors import AlreadyExists, NotFound, StoreError, StoreRefused
 from batchgen.throttle import Trouble
 
-__all__ = ["reason", "refusal", "service_code", "trouble"]
+__all__ = ["place_named", "reason", "refusal", "service_code", "trouble"]
 
 _BUSY = {
     "429",
@@ -108,3 +111,37 @@ def reason(error: BaseException) -> str:
 
 def _names(error: Exception) -> set[str]:
     return {one.__name__ for one in type(error).__mro__}
+
+
+@contextmanager
+def place_named(place: str) -> Iterator[None]:
+    """Turn whatever a file system raises into a `StoreError` that names the place."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except FileExistsError as error:
+        raise AlreadyExists(f"{place} exists already") from error
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise NotFound(f"{place}: {_missing(place, error)}") from error
+    except (OSError, ValueError, ImportError) as error:
+        raise _store_error(place, error) from error
+    except Exception as error:
+        # botocore's errors have no common base that is importable without botocore
+        if type(error).__module__.split(".")[0] not in {"botocore", "aiobotocore", "aiohttp", "gcsfs", "azure"}:
+            raise
+        raise _store_error(place, error) from error
+
+
+def _store_error(place: str, error: Exception) -> StoreError:
+    advice = refusal(error)
+    if advice is None:
+        return StoreError(f"{place}: {reason(error)}")
+    denied = "access denied " if isinstance(error, PermissionError) else ""
+    return StoreRefused(f"{place}: {f'{denied}({reason(error)})' if denied else reason(error)}; {advice}")
+
+
+def _missing(place: str, error: OSError) -> str:
+    if service_code(error) == "NoSuchBucket":
+        return f"there is no bucket {place.split('/')[2]!r}; create it, or check the name and the endpoint"
+    return reason(error) if isinstance(error, (NotADirectoryError, IsADirectoryError)) else "not found"

@@ -15,13 +15,13 @@ from conftest import RunCli, free_port, s3_filesystem
 from s3_faults import Fault, Kind, fault_proxy
 from s3_server import S3Server
 
-from batchgen import storage, throttle
+from batchgen import throttle
 from batchgen.errors import AlreadyExists, InputError, NotFound, StoreError, StoreRefused
 from batchgen.inputs import InputReader, Inputs
 from batchgen.manifest.files import folder_of
 from batchgen.places import join
 from batchgen.reading import expand, look_at_input, open_input, read_input
-from batchgen.storage import PROBE_KEY, Entry, Store, open_store, probe
+from batchgen.storage import PROBE_KEY, Entry, Store, open_store, probe, remote
 
 
 def test_read_gives_what_was_written(store: Store) -> None:
@@ -391,10 +391,10 @@ def test_a_patient_store_outlasts_faults(s3_bucket: str, s3_server: S3Server, mo
 @pytest.fixture
 def own_client() -> Iterator[None]:
     """Stores without options, as of inputs, share one client, which belongs to the server of the test before."""
-    for cached in (storage._filesystem, storage._throttle):
+    for cached in (remote._filesystem, remote._throttle):
         cached.cache_clear()
     yield
-    for cached in (storage._filesystem, storage._throttle):
+    for cached in (remote._filesystem, remote._throttle):
         cached.cache_clear()
 
 
@@ -421,7 +421,7 @@ def test_images_of_cells_outlast_faults(
 
     def read(uri: str) -> bytes:
         data = reader.read(uri.replace("s3://", "s3a://"))
-        limits.append(storage._throttle(storage._Frozen()).limiter.limit)
+        limits.append(remote._throttle(remote._Frozen()).limiter.limit)
         return data
 
     with fault_proxy(s3_server, faults) as proxy, ThreadPoolExecutor(16) as pool:
