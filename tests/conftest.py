@@ -247,7 +247,7 @@ def running_node(
 def workers_below(process: int) -> list[psutil.Process]:
     """Ray's processes with a worker of ours in them, of all that a process started."""
     children = psutil.Process(process).children(recursive=True)
-    return [child for child in children if any("ray::_Actor" in word for word in (child.name(), *child.cmdline()))]
+    return [child for child in children if any("ray::WorkerActor" in word for word in (child.name(), *child.cmdline()))]
 
 
 def wait_for(log: Path, text: str, *, process: subprocess.Popen[bytes] | None = None, seconds: float = 240) -> None:

@@ -23,7 +23,7 @@ HEAVY = {
 
 # Who may import what, wherever in the module the import stands: folders, and modules as paths below the package.
 DOORS = {
-    "ray": {"engine/cluster", "engine/pool", "engine/probe"},
+    "ray": {"engine/actor", "engine/cluster", "engine/pool", "engine/probe"},
     "torch": {"diffusion", "scoring"},
     "diffusers": {"diffusion", "scoring/safety"},
     "transformers": {"diffusion", "scoring"},

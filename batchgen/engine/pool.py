@@ -4,8 +4,6 @@ Units go in as specifications of a few KiB, receipts come out; what is made neve
 is replaced, and its units come back as failures. Knows nothing of what the work is.
 """
 
-import gc
-import os
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
@@ -15,14 +13,15 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 
+from batchgen.engine.actor import WorkerActor
 from batchgen.engine.capacity import described
 from batchgen.engine.cluster import Nodes, free, never_fits, waits_for_room
 from batchgen.engine.patience import Patience
 from batchgen.engine.queue import Finished, Try, has_room
-from batchgen.errors import ClusterError, DeviceLost, InputError, printable
+from batchgen.errors import ClusterError, InputError, printable
 from batchgen.job import WorkerResources
 from batchgen.version import own_build
-from batchgen.work import Failure, FailureKind, Work, failure_of, lost
+from batchgen.work import FailureKind, Work, lost
 
 __all__ = ["Pool", "reserved"]
 
@@ -37,51 +36,6 @@ _ABSENT = 5.0  # seconds without a look at the workers; the driver looks several
 _SILENCE = (
     300.0  # seconds without an answer: a process that is stopped, or swaps; reading a model may block it for some
 )
-
-
-class _Actor:
-    """What runs in a worker process: failures come back as values, since Ray's own wrapping loses their class."""
-
-    def __init__(self, build: str, work: bytes) -> None:
-        """Load the worker's libraries, or nothing where what the driver packed may mean something else here.
-
-        Args:
-            build: of the driver.
-            work: the pickled `Work`.
-        """
-        self._other = build if build != own_build() else None
-        if self._other is not None:
-            return
-        gc.disable()  # nothing of the libraries that are loaded here, which the driver never does, is garbage
-        self._worker = ray.cloudpickle.loads(work).make_worker()
-        gc.freeze()  # nor will it be: later collections pass over it
-        gc.enable()
-
-    def ready(self) -> tuple[str, Failure | None]:
-        """Returns once the process is up and the libraries are loaded: the id of its node, and why it cannot work."""
-        node: str = ray.get_runtime_context().get_node_id()
-        try:
-            if self._other is not None:
-                raise InputError(
-                    f"its batchgen is {own_build()}, that of the run {self._other}; install the same on all nodes"
-                )
-            self._worker.ready(node)
-        except Exception as error:  # as of a unit
-            return node, failure_of(error)
-        return node, None
-
-    def run(self, unit: Any) -> Any:
-        """The unit's receipt, or a `Failure`."""
-        try:
-            return self._worker.run(unit)
-        except DeviceLost:
-            os._exit(1)  # every later call would fail too; a new process gets the device anew
-        except Exception as error:  # it belongs to the unit, and must not end the worker
-            return failure_of(error)
-
-    def progress(self) -> tuple[Mapping[str, Any], Collection[str]]:
-        """What the worker says of the units it has in work, and which of them wait for the store alone."""
-        return self._worker.progress(), self._worker.stored()
 
 
 @dataclass(kw_only=True, slots=True)
@@ -164,7 +118,7 @@ class Pool:
             num_cpus=self._wanted.get("CPU", 0),
             num_gpus=self._wanted.get("GPU", 0),
             memory=int(self._wanted.get("memory", 0)) or None,
-        )(_Actor)
+        )(WorkerActor)
         self._deaths_in_a_row = 0
         self._last_death = 0.0  # of a worker that was starting, on the clock of the next line
         self._losses: list[tuple[float, str]] = []  # when and on which nodes workers were lost
