@@ -63,7 +63,7 @@ def run(job: "Job", *, limit: int | None = None, reporter: "Reporter | None" = N
     """Generate what is not yet in the job's output, score it where the job says so, and return when all is there.
 
     A second call does nothing, one after a kill resumes. Ray is started and stopped, unless the job or
-    RAY_ADDRESS names a cluster.
+    RAY_ADDRESS names a cluster, or has no workers: then this process makes the images, for one run at a time.
     In the main thread, Ctrl-C and SIGTERM let the shards in work finish.
 
     Args:

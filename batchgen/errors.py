@@ -25,6 +25,7 @@ BatchgenError
     ├── ModelLoadError
     ├── OutOfDeviceMemory      a call of so many images does not fit on the device
     ├── CanaryDied             a worker makes other images than it made before
+    ├── Stopped                a worker whose run was stopped gives up what it has in work
     ├── DeviceLost             the device cannot be used any more by this process
     └── ClusterError
 
@@ -64,6 +65,7 @@ __all__ = [
     "OutputGone",
     "PromptSyntaxError",
     "RunDied",
+    "Stopped",
     "StoreError",
     "StoreRefused",
     "TextError",
@@ -258,6 +260,10 @@ class OutOfDeviceMemory(InfrastructureError):
 
 class CanaryDied(InfrastructureError):
     """A worker made other images for the same call than before: something of other rows stayed in its model."""
+
+
+class Stopped(InfrastructureError):
+    """The run that a worker works for was stopped; nothing comes of what is in work."""
 
 
 class DeviceLost(InfrastructureError):

@@ -1,6 +1,7 @@
 """What this machine offers to workers: cores that this process may use, and GPUs that the driver shows."""
 
 import os
+from itertools import takewhile
 from pathlib import Path
 
 __all__ = ["cores", "gpus"]
@@ -20,4 +21,7 @@ def gpus() -> int:
     """NVIDIA GPUs that this process sees, without asking CUDA, which would take seconds and memory."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     present = len(list(Path("/dev").glob("nvidia[0-9]*")))
-    return present if visible is None else min(present, len([gpu for gpu in visible.split(",") if gpu.strip()]))
+    if visible is None:
+        return present
+    named = takewhile(lambda gpu: gpu and not gpu.startswith("-"), map(str.strip, visible.split(",")))  # as CUDA does
+    return min(present, sum(1 for _ in named))

@@ -14,7 +14,7 @@ __all__ = ["AT_ONCE", "Limiter", "Throttle", "Trouble"]
 
 _Result = TypeVar("_Result")
 
-AT_ONCE = 32  # requests in flight; a worker has four encoders and two shards, readers of many small objects as many
+AT_ONCE = 32  # requests in flight; a worker has four encoders and a few shards, readers of many small objects as many
 PATIENCE = 120.0  # seconds without an answer until requests fail; a shard that fails is to be made anew
 LEAST_TRIES = 4  # where the service is away for longer than that already
 _FIRST_PAUSE = 0.2  # seconds, doubled for each further try; of it a random part is waited ("full jitter")

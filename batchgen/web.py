@@ -100,7 +100,7 @@ def _ask(parts: SplitResult, *, most: int, deadline: float, anywhere: bool, know
         user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         headers["Authorization"] = f"Basic {base64.b64encode(user.encode()).decode()}"
     address = _address(connection.host, connection.port, deadline, anywhere=anywhere)
-    with _within(_left(deadline), address) as opened, closing(connection):
+    with _within(deadline, address) as opened, closing(connection):
         secure = parts.scheme == "https"
         connection.sock = (
             ssl.create_default_context().wrap_socket(opened, server_hostname=parts.hostname) if secure else opened
@@ -123,13 +123,13 @@ def _ask(parts: SplitResult, *, most: int, deadline: float, anywhere: bool, know
 
 
 @contextmanager
-def _within(seconds: float, address: tuple[str, int]) -> Iterator[socket.socket]:
-    """A connection that is cut off after so many seconds, however busily it drips.
+def _within(deadline: float, address: tuple[str, int]) -> Iterator[socket.socket]:
+    """A connection that is cut off at the deadline, however busily it drips.
 
     Raises:
         TimeoutError: it was.
     """
-    with socket.create_connection(address, timeout=seconds) as opened, opened.dup() as watched:
+    with socket.create_connection(address, timeout=_left(deadline)) as opened, opened.dup() as watched:
         ended = threading.Event()
 
         def cut() -> None:
@@ -137,7 +137,7 @@ def _within(seconds: float, address: tuple[str, int]) -> Iterator[socket.socket]
             with suppress(OSError):
                 watched.shutdown(socket.SHUT_RDWR)  # encryption takes the other one over
 
-        timer = threading.Timer(seconds, cut)
+        timer = threading.Timer(_left(deadline), cut)
         timer.daemon = True
         timer.start()
         try:
@@ -195,7 +195,11 @@ def _look_up(host: str, port: int, deadline: float) -> list[str]:
 
     if not _seats.acquire(timeout=_left(deadline)):
         raise TimeoutError
-    threading.Thread(target=ask, name=f"look up {host}", daemon=True).start()
+    try:
+        threading.Thread(target=ask, name=f"look up {host}", daemon=True).start()
+    except RuntimeError as error:  # the machine has no more threads
+        _seats.release()
+        raise OSError(str(error)) from error
     return found.result(timeout=_left(deadline))
 
 

@@ -116,6 +116,9 @@ class Worker(Protocol):
         What is said of a unit is false until it is on its way, and another thing whenever it is further.
         """
 
+    def stop(self) -> None:
+        """Commit nothing more, where the process lives on; what is in work fails after the call in hand."""
+
     def stored(self) -> Collection[str]:
         """Ids of the units in work that wait for nothing but the store, as long as there is memory for others."""
 

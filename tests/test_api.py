@@ -34,6 +34,7 @@ def test_the_readmes_example_runs(tmp_path: Path, ray_address: str) -> None:
     example = readme.partition("## Runs from Python")[2].partition("```python\n")[2].partition("```")[0]
     (tmp_path / "manifests").symlink_to(ROOT / "manifests")
     again = example.replace("load_job(", "load_job(workers=0, source=")
+    assert again != example
     script = f"{example}\n{again}".replace("limit=4", "limit=2")
     done = subprocess.run(
         [sys.executable, "-c", script],

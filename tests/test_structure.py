@@ -3,6 +3,7 @@
 import ast
 import resource
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import pytest
 from conftest import RunCli
 
 from batchgen.cli import main
+from batchgen.dataset.dataset import Dataset
 from batchgen.generation.samplers import NAMES, OPTIONS, find_sampler
 
 PACKAGE = Path(__file__).parents[1] / "batchgen"
@@ -174,6 +176,15 @@ def test_help_is_quick(batchgen: RunCli) -> None:
         assert batchgen("--help").returncode == 0
         seconds.append(used() - before)
     assert min(seconds) < 0.4
+
+
+def test_streams_that_are_closed_change_no_answer(begun: Dataset) -> None:
+    """Incident: exit 1 where stdout was closed, and 4, "unexpected", where its reader had left."""
+    status = f"{sys.executable} -m batchgen status {begun.uri} --json"
+    assert subprocess.run(["bash", "-c", status], capture_output=True).returncode == 0
+    for closed, code in ((">&-", 0), ("2>&-", 0), ("| true; exit ${PIPESTATUS[0]}", 128 + signal.SIGPIPE)):
+        done = subprocess.run(["bash", "-c", f"{status} {closed}"], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (code, ""), closed
 
 
 @pytest.mark.parametrize("name", sorted(main.commands))

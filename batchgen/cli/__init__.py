@@ -26,6 +26,9 @@ from batchgen.version import __version__
 __all__ = ["main", "process"]
 
 
+_PIPE_CLOSED = 128 + signal.SIGPIPE  # what a shell says of programs that such a signal ends
+
+
 class _Group(click.Group):
     """Maps errors to one line on stderr and to exit codes."""
 
@@ -42,6 +45,8 @@ class _Group(click.Group):
             ctx.exit(Interrupted.exit_code)
         except (click.ClickException, click.exceptions.Exit, click.Abort, SystemExit):
             raise
+        except BrokenPipeError:  # whoever read it has read enough
+            ctx.exit(_PIPE_CLOSED)
         except Exception as error:  # a mistake of ours: one line for the user, all of it for a report
             if os.environ.get("BATCHGEN_TRACEBACK"):
                 raise
@@ -97,7 +102,7 @@ def process() -> NoReturn:
     if isinstance(code, str):
         say(code, err=True)
     atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None where they are closed
         with suppress(BrokenPipeError):  # whoever read it has read enough
             stream.flush()
     os._exit(code if isinstance(code, int) else int(code is not None))

@@ -42,6 +42,7 @@ from batchgen.errors import (
     InputError,
     NotFound,
     OutOfDeviceMemory,
+    Stopped,
     StoreError,
     StoreRefused,
     WebError,
@@ -68,7 +69,7 @@ PROBES = 8  # more rows, spread over the rest of the shard, that must fail so to
 
 
 class GenerationWorker:
-    """Holds one loaded pipeline; `run` may be called from two threads at once."""
+    """Holds one loaded pipeline; `run` may be called from several threads at once, as `Worker` says."""
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
@@ -91,6 +92,7 @@ class GenerationWorker:
         self._device = threading.Lock()
         self._fits: dict[tuple[object, ...], int] = {}  # images of a call, where as many as were planned did not fit
         self._in_work: dict[str, ShardWork] = {}
+        self._stopped = False
         self._encoders = ThreadPoolExecutor(ENCODERS, thread_name_prefix="encode")
         self._fetchers = ThreadPoolExecutor(FETCHERS, thread_name_prefix="fetch")
 
@@ -107,17 +109,26 @@ class GenerationWorker:
         Raises:
             StoreError: the output cannot be written, after the store's own retries.
             ModelLoadError: the model cannot be loaded.
+            Stopped: nothing of it is committed.
             CanaryDied: what this worker makes cannot be trusted; it read its model anew for the next attempt.
             DeviceLost: the process cannot use the device any more.
         """
         work = self._in_work[shard.id] = ShardWork(rows=shard.rows)
         try:
             return self._run(shard, work)
+        except Stopped:
+            raise
         except Exception as error:
             self._tracebacks.keep(error, f"shard {shard.id}")
             raise
         finally:
+            for future in work.pending.values():
+                future.cancel()
             del self._in_work[shard.id]
+
+    def stop(self) -> None:
+        """Commit nothing more; see `Worker`."""
+        self._stopped = True
 
     def progress(self) -> Mapping[str, ShardProgress]:
         """How far the shards in work are, by id."""
@@ -149,7 +160,9 @@ class GenerationWorker:
             with device_errors(shard.batch_size):
                 self._canary.check(shard.id)
         work.made_at = time.monotonic()
+        inputs.clear()  # while the store takes its time
         made = self._collect(shard, work)
+        self._require_run()
         return attempt.commit(
             [made[row.id].cells for row in shard.rows if row.id in made],
             [work.failed[row.id] for row in shard.rows if row.id in work.failed],
@@ -157,6 +170,10 @@ class GenerationWorker:
             seconds=work.seconds,
             device=self._host.environment.device,
         )
+
+    def _require_run(self) -> None:
+        if self._stopped:
+            raise Stopped("the run was stopped")
 
     def _fetch(self, rows: Sequence[Row], work: ShardWork) -> dict[str, Mapping[str, Image]]:
         """The rows' conditioning images, in their tasks' modes and the rows' sizes."""
@@ -197,6 +214,7 @@ class GenerationWorker:
         Where a call does not fit on the device, calls of half as many images take its place, and that of all further
         ones of its model and size.
         """
+        self._require_run()
         rows = work.left(batch.rows)
         fits = self._fits.get(_footprint(model, batch), batch.size)
         if fits < batch.size:

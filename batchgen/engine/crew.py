@@ -56,7 +56,7 @@ def crew(
         ClusterError: Ray does not start, nothing answers at the address, or the cluster wants another token.
     """
     if workers == 0:
-        if address is not None:
+        if address not in (None, "local"):
             notice(f"without workers the cluster at {address} is not used: this process does the work")
         yield Crew(
             capacity=Capacity.of_this_machine(),

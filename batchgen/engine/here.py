@@ -1,7 +1,7 @@
 """One worker within this process, for what needs no cluster: a few rows, a notebook, a debugger. Knows nothing of Ray.
 
-Its units run in threads, as those of a worker's process do. Nothing can end a thread: what never returns is waited for
-until somebody says stop, and what kills a worker kills the run, which the next one resumes.
+Its units run in threads, as those of a worker's process do. Nothing can end a thread: after a stop the call in hand
+goes on to its end, and nothing comes of it. What kills a worker kills the run, which the next one resumes.
 """
 
 import threading
@@ -17,6 +17,7 @@ from batchgen.work import Work, failure_of
 __all__ = ["Here"]
 
 _NODE = "here"
+_at_work = threading.Lock()  # libraries patch torch for the whole process while they read a model
 
 
 class Here:
@@ -30,20 +31,30 @@ class Here:
             arrived: called when the worker is up, before it is given work; raises InputError where it must have none.
 
         Raises:
-            InputError: this machine does not reach what the work needs.
+            InputError: this machine does not reach what the work needs, or this process is a worker already.
             ClusterError: what the worker computes with cannot be used here.
         """
         self._work = work
+        self._running: dict[Any, Try[Any]] = {}  # by the unit's id
+        self._threads: dict[Any, threading.Thread] = {}
+        self._ended: SimpleQueue[tuple[Try[Any], Any]] = SimpleQueue()
+        if not _at_work.acquire(blocking=False):
+            raise InputError(
+                "this process works for another run, or one that was stopped; wait for it, or give workers"
+            )
         try:
             self._worker = work.make_worker()
             self._worker.ready(_NODE)
+            arrived(_NODE)
         except (InputError, InfrastructureError):
+            _at_work.release()
             raise
-        except Exception as error:  # of a library or a driver, while it is loaded
+        except (Exception, SystemExit) as error:  # of a library or a driver, while it is loaded
+            _at_work.release()
             raise ClusterError(f"this process cannot be a worker: {type(error).__name__}: {one_line(error)}") from error
-        arrived(_NODE)
-        self._running: dict[Any, Try[Any]] = {}  # by the unit's id
-        self._ended: SimpleQueue[tuple[Try[Any], Any]] = SimpleQueue()
+        except BaseException:
+            _at_work.release()
+            raise
 
     @property
     def uses(self) -> str:
@@ -62,7 +73,10 @@ class Here:
     def submit(self, tried: Try[Any]) -> None:
         """Begin with a unit; only when `has_room`."""
         self._running[tried.unit.id] = tried
-        threading.Thread(target=self._run, args=(tried,), name=f"unit {tried.unit.id}", daemon=True).start()
+        # no daemon: Python aborts where it ends while one is in torch's code
+        thread = threading.Thread(target=self._run, args=(tried,), name=f"unit {tried.unit.id}")
+        self._threads[tried.unit.id] = thread
+        thread.start()
 
     def in_progress(self) -> list[list[tuple[Any, Any]]]:
         """The worker's units in work, and what it says of each; None until it does."""
@@ -73,22 +87,33 @@ class Here:
         """Attempts that ended within `seconds`; returns earlier when there are some.
 
         Raises:
-            DeviceLost: this process cannot use the device any more.
+            InfrastructureError: this process cannot be a worker any more.
         """
         finished = []
         with suppress(Empty):
             tried, result = self._ended.get(timeout=seconds)
             while True:
-                if isinstance(result, DeviceLost):
-                    raise result
                 del self._running[tried.unit.id]
+                self._threads.pop(tried.unit.id).join()
+                if isinstance(result, InfrastructureError):
+                    raise result
                 finished.append(Finished(tried=tried, result=result))
                 tried, result = self._ended.get_nowait()
         return finished
 
     def close(self) -> None:
-        """Leave what is in work, which was not committed, to end by itself, or with the process."""
+        """Give up what is in work; the process is a worker until the calls in hand have ended."""
+        self._worker.stop()
         self._running.clear()
+        if self._threads:
+            threading.Thread(target=self._leave, name="the calls in hand").start()
+        else:
+            _at_work.release()
+
+    def _leave(self) -> None:
+        for thread in self._threads.values():
+            thread.join()
+        _at_work.release()
 
     def _run(self, tried: Try[Any]) -> None:
         try:
@@ -97,4 +122,6 @@ class Here:
             result = error
         except Exception as error:  # it belongs to the unit, and must not end the run
             result = failure_of(error)
+        except BaseException as error:  # a panic of Rust, or a library that exits
+            result = ClusterError(f"a worker's thread ended: {type(error).__name__}: {one_line(error)}")
         self._ended.put((tried, result))

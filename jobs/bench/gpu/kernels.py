@@ -43,6 +43,9 @@ class KernelWorker:
     def ready(self, node: str, /) -> None:
         """A kernel needs nothing but its device."""
 
+    def stop(self) -> None:
+        """A kernel is over at once."""
+
     def stored(self) -> Collection[str]:
         """None: nothing is stored."""
         return ()
