@@ -48,7 +48,7 @@ class ShardWork:
     def progress(self) -> ShardProgress:
         """How far the shard is; may be asked from another thread than those that work on it."""
         ended = [future for future in list(self.pending.values()) if future.done()]
-        made = sum(future.exception() is None for future in ended)
+        made = sum(not future.cancelled() and future.exception() is None for future in ended)
         return ShardProgress(made=made, computed=self.computed, seconds=self.seconds)
 
     def fail(self, row: Row, error_class: ErrorClass, error: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from batchgen.engine.queue import Finished, Try, has_room
 from batchgen.errors import ClusterError, DeviceLost, InfrastructureError, InputError, one_line
-from batchgen.work import Work, failure_of
+from batchgen.work import Work, Worker, failure_of
 
 __all__ = ["Here"]
 
@@ -43,18 +43,21 @@ class Here:
                 "this process works for another run, or one that was stopped; wait for it, or give workers"
             )
         try:
-            self._worker = work.make_worker()
-            self._worker.ready(_NODE)
+            self._worker = self._load()
             arrived(_NODE)
-        except (InputError, InfrastructureError):
-            _at_work.release()
-            raise
-        except (Exception, SystemExit) as error:  # of a library or a driver, while it is loaded
-            _at_work.release()
-            raise ClusterError(f"this process cannot be a worker: {type(error).__name__}: {one_line(error)}") from error
         except BaseException:
             _at_work.release()
             raise
+
+    def _load(self) -> Worker:
+        try:
+            worker = self._work.make_worker()
+            worker.ready(_NODE)
+        except (InputError, InfrastructureError):
+            raise
+        except (Exception, SystemExit) as error:  # of a library or a driver, while it is loaded
+            raise ClusterError(f"this process cannot be a worker: {type(error).__name__}: {one_line(error)}") from error
+        return worker
 
     @property
     def uses(self) -> str:
