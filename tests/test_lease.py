@@ -110,6 +110,18 @@ def test_who_lost_a_lease_finds_out(begun: Dataset, monkeypatch: pytest.MonkeyPa
     assert begun.store.read(lease.KEY) == theirs
 
 
+def test_who_lost_a_lease_since_it_was_renewed(begun: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Incident: a run that ended before its next renewal said 0, and released the lease of who had taken it over."""
+    monkeypatch.setattr(lease, "FIRST_LOOK", 100.0)
+    with Lease(begun.store, "mine") as held:
+        held.renew()
+        theirs = others(begun.store, run="theirs", id="theirs")
+        begun.store.write(lease.KEY, theirs)
+        with pytest.raises(LeaseLost, match=r"run theirs .* has taken"):
+            held.renew()
+    assert begun.store.read(lease.KEY) == theirs
+
+
 def test_a_renewal_looks_at_the_output(begun: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that was moved is noticed, and gets no lease in its old place."""
     monkeypatch.setattr(lease, "FIRST_LOOK", 0.05)

@@ -359,11 +359,13 @@ def test_an_output_that_is_taken_away_stops_the_run(
     lease = output / ".batchgen" / "lease"
     with running(arguments, tmp_path / "log", until="rows to make") as process:
         other = json.dumps({**json.loads(lease.read_text()), "id": "theirs", "run": "theirs"})
-        lease.write_text(other)
-        assert process.wait(timeout=120) == 6
+        while process.poll() is None:  # a renewal that was under way would have won
+            lease.write_text(other)
+            time.sleep(0.1)
+        assert process.returncode == 6
     assert "run theirs" in (tmp_path / "log").read_text() and lease.read_text() == other
     assert run_records(output)[-1]["outcome"].startswith("failed: ")
-    assert 0 < len(images(output)) < 24 and images(output).items() <= images(expected).items()
+    assert images(output) and images(output).items() <= images(expected).items()
 
 
 def test_limits_stop_a_run_and_the_next_goes_on(

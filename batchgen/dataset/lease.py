@@ -2,7 +2,7 @@
 
 It is taken from a holder that is dead by proof, its process being gone from the same boot and pid namespace, or that
 was watched for as long as a live one would have been silent. Who was taken for dead and lives finds out at its next
-renewal, and stops.
+renewal, at the latest before it ends, and stops.
 """
 
 import json
@@ -81,7 +81,7 @@ class Lease:
         self.said: Mapping[str, Any] = {}  # what the holder says of its work, for JSON
         self._lost: StoreError | OutputBusy | None = None
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
 
     def __enter__(self) -> Self:
         try:
@@ -99,7 +99,8 @@ class Lease:
         self._thread.join()
         if self._lost is not None:
             return  # what is there belongs to somebody else
-        with suppress(StoreError):  # it expires by itself, and what went wrong before matters more
+        with suppress(StoreError, LeaseLost):  # it expires by itself, and what went wrong before matters more
+            self._require_own()
             self._store.write(KEY, self._content(released=True))
 
     def require(self) -> None:
@@ -111,6 +112,18 @@ class Lease:
         """
         if self._lost is not None:
             raise self._lost
+
+    def renew(self) -> None:
+        """Look whether the lease is held still, and hold it for as long again.
+
+        Raises:
+            LeaseLost: another run has taken it.
+            OutputGone: the output is not there any more.
+            StoreError: the store cannot say.
+        """
+        self._check()
+        self._require_own()
+        self._store.write(KEY, self._content())
 
     def _outlive_holder(self) -> None:
         """Return once the holder is dead, by proof or by its silence.
@@ -138,14 +151,12 @@ class Lease:
             time.sleep(WATCH_EVERY)
             holder = _holder(self._store)
 
-    def _renew(self) -> None:
+    def _keep(self) -> None:
         pause = FIRST_LOOK
         while not self._stop.wait(pause):
             pause = RENEW_EVERY
             try:
-                self._check()
-                self._require_own()
-                self._store.write(KEY, self._content())
+                self.renew()
             except (LeaseLost, OutputGone) as error:
                 self._lost = error
                 return

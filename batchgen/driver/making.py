@@ -114,7 +114,7 @@ def run(
                 books.record.whole = limited if to_make < pending else FINISHED
                 _make(books, to_make, control, reporter, lease)
                 require_listed(dataset, index)
-            lease.require()
+            lease.renew()  # the last one may be ten seconds old
             books.supersede()
             if books.met_others:  # whose manifest may have had other carried cells
                 books.update_carried()
