@@ -63,7 +63,7 @@ def test_command_parses_and_its_job_exists(command: str, monkeypatch: pytest.Mon
     program, name, *arguments = shlex.split(command)
     assert program == "batchgen"
     assert isinstance(main, click.Group)
-    context = click.Context(main, info_name=program)
+    context = main.make_context(program, [name])
     subcommand = main.get_command(context, name)
     assert subcommand is not None, f"batchgen has no command {name}"
     subcommand.make_context(name, list(arguments), parent=context)

@@ -218,7 +218,9 @@ def test_another_kind_of_work_runs_in_this_process(tmp_path: Path, monkeypatch: 
         return hired
 
     work = Work(make_worker=Squaring(folder=tmp_path).make_worker, spool=2)
-    with crew("127.0.0.1:1", 0, WorkerResources(), print) as hands:
+    said_first: list[str] = []
+    with crew("127.0.0.1:1", 0, WorkerResources(hang_minutes=5), said_first.append) as hands:
+        assert ["is not used" in line for line in said_first] == [True, True]  # the cluster, what workers reserve
         assert (hands.capacity.nodes, hands.waits) == (1, False)
         run([(1, 2), (5, 6), (7, 8), (30, 31)], Control())
         assert done == {n: n**2 for n in (1, 2, 5, 6, 30, 31)} and failed == [ErrorClass.INPUT]

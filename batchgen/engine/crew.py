@@ -58,6 +58,8 @@ def crew(
     if workers == 0:
         if address not in (None, "local"):
             notice(f"without workers the cluster at {address} is not used: this process does the work")
+        if resources != WorkerResources():
+            notice("without workers nothing is reserved, and nothing that hangs is replaced: [worker] is not used")
         yield Crew(
             capacity=Capacity.of_this_machine(),
             waits=False,
