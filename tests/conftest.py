@@ -216,6 +216,7 @@ def running_node(
         "start",
         "--block",
         "--num-gpus=0",
+        "--include-log-monitor=false",  # drivers would have lines of it, and ours want none
         f"--object-store-memory={100 << 20}",
         *options,
     ]
