@@ -161,13 +161,14 @@ settings.load_profile("any machine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What uses the session's Ray cluster or S3 server is marked so; files with most slow tests come first."""
+    """What uses the session's Ray cluster or S3 server is marked so; files of slow tests come first."""
     servers = {"ray_address": pytest.mark.ray, "s3_server": pytest.mark.s3}
     slow: Counter[Path] = Counter()
     for item in items:
         for fixture in servers.keys() & set(getattr(item, "fixturenames", ())):
             item.add_marker(servers[fixture])
-        slow[item.path] += any(item.iter_markers("ray")) or any(item.iter_markers("slow"))
+        marks = {mark.name for mark in item.iter_markers()}
+        slow[item.path] += 10 if "ray" in marks else not marks.isdisjoint({"slow", "s3"})
     items.sort(key=lambda item: -slow[item.path])
 
 

@@ -45,6 +45,7 @@ def measure(*arguments: str) -> subprocess.CompletedProcess[str]:
 # --- the whole script
 
 
+@pytest.mark.ray
 def test_every_phase_runs_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What cannot be shown without a GPU is that the numbers are right; that every phase's code is sound can."""
     done = measure("--out", str(tmp_path), "--tiny", "--device", "cpu", "--budget", "500", "--pytest")

@@ -210,7 +210,7 @@ def folded_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "FOLD_ABOVE", 0)
 
 
-TestBooks = Bookkeeping.TestCase
+TestBooks = pytest.mark.slow(Bookkeeping.TestCase)
 TestBooks.settings = settings(
     max_examples=12,
     stateful_step_count=12,

@@ -238,6 +238,7 @@ def test_a_cell_that_no_longer_fits_is_named(tmp_path: Path) -> None:
         outdated(dataset, [shard.rows[0], replace(shard.rows[1], carried={"weight": "heavy"})])
 
 
+@pytest.mark.slow
 @outputs
 def test_a_label_of_a_kept_output_is_corrected(name: str, tmp_path: Path, batchgen: RunCli) -> None:
     """Outputs made before prints were kept: three labels (one of two images) change, no worker starts."""

@@ -494,6 +494,7 @@ def cut_after(dataset: Dataset, changes: int) -> Dataset:
     return replace(dataset, store=Cut(dataset.store, changes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", list(Layout))
 def test_folding_killed_at_every_step(tmp_path: Path, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever of receipts and snapshots is there, the same rows are done, and folding again completes it."""
@@ -517,6 +518,7 @@ def test_folding_killed_at_every_step(tmp_path: Path, layout: Layout, monkeypatc
     assert sorted((r.shard, r.done, r.failed, rows) for r, rows in read_done(dataset, repair=False)) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folded", [False, True])
 @pytest.mark.parametrize("dropped", [1, 3])
 @pytest.mark.parametrize("layout", list(Layout))
@@ -672,6 +674,7 @@ def test_verify_finds_every_flipped_byte(local: tuple[Path, Dataset]) -> None:
     assert marker.name in fault and "checksum" in fault  # of the page, before any image is hashed
 
 
+@pytest.mark.slow
 def test_verify_survives_a_damaged_marker(local: tuple[Path, Dataset]) -> None:
     """Whatever byte of a marker is damaged, `verify` says so or finds nothing, and never breaks off."""
     root, dataset = local

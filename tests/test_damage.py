@@ -195,6 +195,7 @@ DAMAGES: Mapping[Callable[[tuple[Path, Dataset]], None], int] = {
 """And how many rows are lost by each."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
 def test_damage_is_found_and_mended(
     local: tuple[Path, Dataset], damage: Callable[[tuple[Path, Dataset]], None]

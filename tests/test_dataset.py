@@ -161,6 +161,7 @@ def test_a_dataset_without_shards(tmp_path: Path) -> None:
         open_dataset(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_the_readmes_examples_run(tmp_path: Path) -> None:
     """What the README shows of Python on an output of that name: reading it, and training on it."""
     begun = Dataset.begin(open_store(str(tmp_path / "out" / "quickstart")), make_format(), create=True)

@@ -410,6 +410,7 @@ def test_json_that_is_no_table(text: str, row: int | None, said: str, tmp_path: 
     assert (found.row, said in found.message) == (row, True), found.message
 
 
+@pytest.mark.slow
 def test_a_value_without_an_end_is_not_held_whole(tmp_path: Path, model_configs: Path) -> None:
     (tmp_path / "m.json").write_text('[{"prompt": "' + "x" * (3 * LONGEST))
     (found,) = problems(tmp_path / "m.json", model_configs)

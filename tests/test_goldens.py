@@ -184,6 +184,7 @@ class _FreeU(Sampling):
     freeu_scale: float | None = None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("default", [None, 0.0])
 def test_a_column_that_is_added_has_nothing_made_again(

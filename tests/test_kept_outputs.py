@@ -69,6 +69,7 @@ def test_a_kept_output_is_read(name: str, kept: Path, batchgen: RunCli) -> None:
     assert verified(batchgen, kept / name) == (5, 1)
 
 
+@pytest.mark.slow
 @outputs
 def test_nothing_of_a_kept_output_is_made_again(name: str, kept: Path, batchgen: RunCli) -> None:
     """The same manifest and job: no worker starts, nothing changes, and the row that failed is still reported.

@@ -34,6 +34,7 @@ from batchgen.storage import Store, open_store
 YESTERDAY = time.time() - 86400
 
 
+@pytest.mark.slow
 @given(rows(), st.dictionaries(st.text(), st.binary() | st.dates()))
 def test_a_row_comes_back_as_it_was(row: Row, carried: Mapping[str, Any]) -> None:
     """Tuples stay tuples, numbers keep their bits; carried cells go beside, in Arrow's types."""

@@ -45,6 +45,7 @@ def holding(request: pytest.FixtureRequest, local: Store) -> Iterator[tuple[bool
         process.kill()
 
 
+@pytest.mark.slow
 def test_a_live_holder_keeps_others_away(
     holding: tuple[bool, subprocess.Popen[str]], local: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,6 +91,7 @@ def test_what_proves_a_death(local: Store, changed: dict[str, Any], gone: bool |
         assert lease._is_gone({**holder, **changed}) is gone
 
 
+@pytest.mark.slow
 def test_who_lost_a_lease_finds_out(begun: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the next renewal; what the other run wrote stays as it is."""
     monkeypatch.setattr(lease, "FIRST_LOOK", 0.05)

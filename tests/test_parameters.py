@@ -102,6 +102,7 @@ def rows(draw: st.DrawFn, task: Task | None = None, family: Family | None = None
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "family"), COMBINATIONS, ids=lambda one: getattr(one, "name", str(one)))
 @settings(max_examples=25)  # each, of some hundred
 @given(data=st.data())
@@ -115,6 +116,7 @@ def test_cells_and_parameters_are_inverse(task: Task, family: Family, data: st.D
     assert Parameters.from_cells(json.loads(json.dumps(cells))) == parameters
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=50)  # the first one imports what writes Parquet
 @given(st.sampled_from(COMBINATIONS), st.data())
 def test_metadata_gives_the_same_parameters_and_fingerprint(made: tuple[Task, Family], data: st.DataObject) -> None:

@@ -163,6 +163,7 @@ def folded_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "FOLD_ABOVE", 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", list(Layout))
 def test_folding_beside_commits_loses_nothing(layout: Layout, tmp_path: Path) -> None:
     """A run folds receipts while its workers commit."""
@@ -180,7 +181,7 @@ def test_folding_beside_commits_loses_nothing(layout: Layout, tmp_path: Path) ->
     assert verify_output(dataset.uri).faults == []
 
 
-TestOutputs = Outputs.TestCase
+TestOutputs = pytest.mark.slow(Outputs.TestCase)
 TestOutputs.settings = settings(
     max_examples=12, stateful_step_count=16, deadline=None, suppress_health_check=list(HealthCheck)
 )

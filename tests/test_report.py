@@ -257,6 +257,7 @@ def page(browser: "Browser", tmp_path: Path) -> "Iterator[Page]":
     opened.close()
 
 
+@pytest.mark.slow
 def test_a_grid_is_filtered_and_its_state_is_in_the_address(page: "Page") -> None:
     assert page.locator(".row").count() == 3
     assert page.locator(".thumb").count() == 36
@@ -274,6 +275,7 @@ def test_a_grid_is_filtered_and_its_state_is_in_the_address(page: "Page") -> Non
     assert page.locator("#tabs").input_value() == "seed"
 
 
+@pytest.mark.slow
 def test_a_hostile_prompt_is_text(page: "Page") -> None:
     assert page.title() == "out · report"
     names = page.locator(".row .name").all_inner_texts()
@@ -284,6 +286,7 @@ def test_a_hostile_prompt_is_text(page: "Page") -> None:
     assert page.title() == "out · report"
 
 
+@pytest.mark.slow
 def test_the_keyboard_goes_through_images(page: "Page") -> None:
     page.locator(".thumb").first.focus()
     page.keyboard.press("ArrowRight")
@@ -297,6 +300,7 @@ def test_the_keyboard_goes_through_images(page: "Page") -> None:
     assert not page.locator("#viewer").is_visible()
 
 
+@pytest.mark.slow
 def test_images_are_compared(page: "Page") -> None:
     for number in (0, 5):
         page.locator(".thumb").nth(number).click(modifiers=["Control"])
@@ -307,6 +311,7 @@ def test_images_are_compared(page: "Page") -> None:
     assert page.locator("#side-by-side figure:visible").count() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_is_wider_than_a_phone(browser: "Browser", scheme: Any, tmp_path: Path) -> None:
     output = make_output(tmp_path / "out", GRID)

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest import BIN
 from test_commit import attempt, make_format, make_shard
 from test_plan import key_of, make_row
@@ -55,6 +56,7 @@ def measured(output: Path) -> dict[str, Any]:
     return cost
 
 
+@pytest.mark.slow
 def test_status_of_a_million_rows_is_quick_and_small(tmp_path: Path) -> None:
     """Under 200 MiB, and no more time than its start again, for 10^6 rows in 1,000 shards.
 

@@ -80,6 +80,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @settings(FUZZ, max_examples=50)
 @given(rows=st.lists(CELLS, min_size=1, max_size=20), raw=DEEP)
 def test_any_cells(rows: list[dict[str, Any]], raw: str, folder: Path, model_configs: Path) -> None:
@@ -94,6 +95,7 @@ def test_any_cells(rows: list[dict[str, Any]], raw: str, folder: Path, model_con
     assert all("\n" not in line and len(line) < 800 for line in log.lines())
 
 
+@pytest.mark.slow
 @settings(FUZZ, max_examples=200)
 @given(options=st.dictionaries(st.sampled_from(sorted(set().union(*OPTIONS.values()))), JSON, max_size=3))
 def test_any_options_of_a_scheduler(options: dict[str, Any]) -> None:
@@ -105,6 +107,7 @@ def test_any_options_of_a_scheduler(options: dict[str, Any]) -> None:
 ODD = JSON | st.sampled_from([["os", "system"], ["diffusers", "Nope"], ["transformers", 5], [None, "x"], [[1]], 10**9])
 
 
+@pytest.mark.slow
 @settings(FUZZ, max_examples=200)
 @given(
     file=st.sampled_from(["model_index.json", "unet/config.json", "vae/config.json", "text_encoder/config.json"]),
@@ -166,6 +169,7 @@ FRAGMENTS = (
 FRAGMENTS += ["|", "{|", "[|", "{a|", "a|", "/"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fragment", FRAGMENTS)
 def test_no_pattern_takes_longer_than_the_text(fragment: str) -> None:
     """Incident: 60,000 spaces, or half a tag as often, held `validate` for minutes. Ours take well under a second."""
@@ -250,6 +254,7 @@ def serving(answer: Callable[[http.server.BaseHTTPRequestHandler], None]) -> Ite
         server.shutdown()
 
 
+@pytest.mark.slow
 def test_the_web(tmp_path: Path, model_configs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers that drip, are too large, lead elsewhere, want a password or come late; a manifest of the job's owner."""
     monkeypatch.setattr("batchgen.web._PAUSES", (0.01, 0.04))
@@ -340,6 +345,7 @@ def silent_resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
         yield silent
 
 
+@pytest.mark.slow
 def test_names_that_nobody_resolves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Incident: `seconds` began after the look-up. Those that are left behind are few, however many hosts are dead."""
     monkeypatch.setattr("batchgen.web._PAUSES", ())

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -49,6 +50,7 @@ def modules() -> Iterator[tuple[str, Path]]:
         yield ".".join(part for part in parts if part != "__init__") or "__init__", file
 
 
+@cache
 def imports(file: Path) -> set[str]:
     """Everything a module imports, at its top or inside functions; what only a type checker sees is left out."""
     found: set[str] = set()
@@ -178,6 +180,7 @@ def test_help_is_quick(batchgen: RunCli) -> None:
     assert min(seconds) < 0.4
 
 
+@pytest.mark.slow
 def test_streams_that_are_closed_change_no_answer(begun: Dataset) -> None:
     """Incident: exit 1 where stdout was closed, and 4, "unexpected", where its reader had left."""
     status = f"{sys.executable} -m batchgen status {begun.uri} --json"

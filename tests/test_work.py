@@ -185,6 +185,7 @@ def test_another_kind_of_work_runs_on_the_pool(tmp_path: Path, monkeypatch: pyte
     assert [line.endswith("Ray keeps them in /tmp/ray") for line in placed] == [True]
 
 
+@pytest.mark.slow
 def test_another_kind_of_work_runs_in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Permanent, transient and done as on the pool; a lost device ends the run, and what hangs is left at a stop."""
     monkeypatch.setattr("batchgen.engine.queue._FIRST_PAUSE", 0.01)

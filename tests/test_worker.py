@@ -89,6 +89,7 @@ def run(
     return receipt, [row for ledger in ledgers for row in pq.read_table(ledger).to_pylist()]
 
 
+@pytest.mark.slow
 def test_an_error_of_the_key_is_found_out_with_few_calls(model: Path, calls: list[int], tmp_path: Path) -> None:
     """Incident: 1,024 rows whose scheduler refused their steps cost 2,176 attempts and as many shards of one row."""
     lora = build_lora(tmp_path / "lora.safetensors", model)
@@ -178,6 +179,7 @@ def test_the_device_goes_on_while_the_store_is_slow(
     assert least <= sum(key.endswith("metadata.parquet") for key in written[:first]) <= most
 
 
+@pytest.mark.slow
 def test_many_rows_that_fail_alike_do_not_harm_the_rest(model: Path, calls: list[int], tmp_path: Path) -> None:
     """Incident: after four rows that listed one damaged embedding, rows without it were recorded untried."""
     embedding = tmp_path / "ring.safetensors"
@@ -269,6 +271,7 @@ def test_a_call_that_does_not_fit_is_made_in_halves(
     }
 
 
+@pytest.mark.slow
 def test_hires_fix_knows_the_size_of_a_latent(tmp_path: Path) -> None:
     """Incident: hires fix took a latent for 8 pixels, whatever the autoencoder, so control images had another size."""
     model = build_sd1(tmp_path / "sd1")
