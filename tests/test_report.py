@@ -170,6 +170,21 @@ def test_a_report_of_one_image(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "report" / "sheet.png").width > 128
 
 
+def test_a_report_is_written_over_a_report_alone(tmp_path: Path) -> None:
+    """Nothing of another page's folder changes, nor of an output's, whose data/ would be the report's as well."""
+    output, site = make_output(tmp_path / "out", GRID[:4]), tmp_path / "site"
+    site.mkdir()
+    (site / "index.html").write_text("<title>My page</title>")
+    for folder, words in ((site, "is no report of batchgen"), (output, "is an output itself")):
+        before = sorted(folder.rglob("*"))
+        with pytest.raises(InputError, match=words):
+            write_report([str(output)], str(folder))
+        assert sorted(folder.rglob("*")) == before
+    (site / "index.html").unlink()
+    for _ in range(2):
+        assert write_report([str(output)], str(site)).images == 4
+
+
 def test_several_outputs_have_an_axis_more(tmp_path: Path) -> None:
     for name in ("monday", "tuesday"):
         make_output(tmp_path / name, GRID[:8])

@@ -528,6 +528,11 @@ def test_what_is_selected_is_a_manifest_of_the_same_images(tmp_path: Path) -> No
     with resolved_rows(load_job(str(manifest), inputs={"roots": [str(kept)]})) as (index, _resolved):
         resolved = {row.id: row.fingerprint for _key, row in index.pending(None)}
     assert resolved == wanted
-    assert select(str(kept / "files"), "brightness > 2", str(manifest)).selected == 0
+    edited = manifest.read_bytes()
+    with pytest.raises(InputError, match="was not written so"):
+        select(str(kept / "files"), "brightness > 2", str(manifest))
+    assert manifest.read_bytes() == edited
+    for where, count in (("brightness <= 2", 5), ("brightness > 2", 0)):  # the second replaces the first
+        assert select(str(kept / "files"), where, str(tmp_path / "again.parquet")).selected == count
     with pytest.raises(InputError, match="does not fit"):
-        select(str(kept / "files"), "prompt > 2", str(manifest))
+        select(str(kept / "files"), "prompt > 2", str(tmp_path / "again.parquet"))

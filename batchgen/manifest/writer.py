@@ -16,19 +16,9 @@ from batchgen.manifest.sweep import label
 from batchgen.reading import open_input
 from batchgen.storage import open_store
 
-__all__ = ["require_parquet", "require_place_for", "write_rows", "write_table"]
+__all__ = ["require_place_for", "write_rows", "write_table"]
 
 _MADE_FROM = b"batchgen.made_from"  # in the file's own metadata: what it was made from, and that it may be overwritten
-
-
-def require_parquet(output: str) -> None:
-    """Refuse a name that is not one of Parquet.
-
-    Raises:
-        InputError: it is not.
-    """
-    if not output.lower().endswith((".parquet", ".pq")):
-        raise InputError(f"--output {output}: a manifest is written as Parquet; name a file that ends in .parquet")
 
 
 def require_place_for(output: str) -> None:
@@ -37,7 +27,8 @@ def require_place_for(output: str) -> None:
     Raises:
         InputError: the name is not one of Parquet, or there is such a file.
     """
-    require_parquet(output)
+    if not output.lower().endswith((".parquet", ".pq")):
+        raise InputError(f"--output {output}: a manifest is written as Parquet; name a file that ends in .parquet")
     try:
         with open_input(output) as stream:
             metadata = pq.read_schema(stream).metadata or {}
@@ -59,14 +50,13 @@ def write_rows(rows: Sequence[Mapping[str, Any]], output: str, made_from: str) -
     """
     names = dict.fromkeys(name for row in rows for name in row)
     ordered = [*(name for name in COLUMNS if name in names), *(name for name in names if name not in COLUMNS)]
-    table = pa.table({name: _column([row.get(name) for row in rows]) for name in ordered})
-    write_table(table.replace_schema_metadata({_MADE_FROM: made_from.encode()}), output)
+    write_table(pa.table({name: _column([row.get(name) for row in rows]) for name in ordered}), output, made_from)
 
 
-def write_table(table: pa.Table, output: str) -> None:
-    """Write a table as the manifest at a URI, over what is there."""
+def write_table(table: pa.Table, output: str, made_from: str) -> None:
+    """Write a table as a manifest; `output` and `made_from` as in `write_rows`."""
     stream = io.BytesIO()
-    pq.write_table(table, stream, compression="zstd")
+    pq.write_table(table.replace_schema_metadata({_MADE_FROM: made_from.encode()}), stream, compression="zstd")
     open_store(folder_of(output)).write(PurePosixPath(output).name, stream.getvalue())
 
 

@@ -11,7 +11,7 @@ from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.schema import manifest_cells
 from batchgen.errors import InputError
 from batchgen.manifest.columns import COLUMNS, RESULTS, Kind
-from batchgen.manifest.writer import require_parquet, write_table
+from batchgen.manifest.writer import require_place_for, write_table
 from batchgen.models.catalog import find_model
 from batchgen.scoring.conditions import read_condition
 from batchgen.scoring.tables import join_scores
@@ -46,14 +46,15 @@ def select(uri: str, where: str, output: str, storage_options: Mapping[str, Any]
     Args:
         uri: the output.
         where: a condition: see `conditions`.
-        output: where the manifest goes, ending in `.parquet`; what lies there is replaced.
+        output: where the manifest goes, ending in `.parquet`; one that was written so before is replaced.
         storage_options: of the output, over what the environment says.
 
     Raises:
-        InputError: no such output, or a condition that cannot be read or does not fit the columns.
+        InputError: no such output, a condition that cannot be read or does not fit the columns, or a file at `output`
+            that was made otherwise.
         StoreError: something cannot be read or written.
     """
-    require_parquet(output)
+    require_place_for(output)
     dataset = Dataset.open(open_store(uri, storage_options))
     table = join_scores(dataset, dataset.to_table())
     condition = read_condition(where, table.schema.names)
@@ -62,7 +63,7 @@ def select(uri: str, where: str, output: str, storage_options: Mapping[str, Any]
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
         why = str(error).splitlines()[0].rstrip(".")
         raise InputError(f"--where {where!r} does not fit the columns: {why}") from error
-    write_table(_manifest(chosen), output)
+    write_table(_manifest(chosen), output, f"{uri} where {where}")
     return Selection(selected=chosen.num_rows, rows=table.num_rows)
 
 

@@ -27,6 +27,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from PIL import Image
 
+from batchgen.dataset.begun import RECORD
 from batchgen.dataset.dataset import Dataset, DatasetRow, open_dataset
 from batchgen.dataset.progress import Damages, read_receipts
 from batchgen.dataset.runs import latest_run
@@ -52,6 +53,8 @@ __all__ = ["ReportSummary", "write_report"]
 ROWS_A_CHUNK = 500  # images whose parameters are in one object: some 500 kB
 READERS = 16  # images fetched side by side
 MOST_FAILURES = 1000  # that are listed
+PAGE = "index.html"
+OURS = b'href="report.css"'  # in the page of every report
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,16 +76,17 @@ def write_report(
 
     Args:
         outputs: URIs; each is shown under its last name.
-        folder: path or URI of the report; what it holds by the same names is replaced.
+        folder: path or URI of the report; one that is there already is replaced.
         copy: copy the images into the report even where it lies in the output and could link to them.
         storage_options: passed to the fsspec file systems over what the environment says.
 
     Raises:
-        InputError: an output is none, or holds no image.
+        InputError: an output is none, or holds no image; or the folder is an output, or has another page.
         StoreError: an output cannot be read, or the report not be written.
     """
     datasets = {name: open_dataset(uri, storage_options) for name, uri in _named(outputs).items()}
     store = open_store(folder, storage_options)
+    _require_place(store)
     shown: list[Shown] = []
     images = _gathered(datasets, store, copy, shown)
     for number, packed in enumerate(sheets(images)):
@@ -131,6 +135,23 @@ def write_report(
         scores=scores,
         failed=len(failures),
     )
+
+
+def _require_place(store: Store) -> None:
+    """Refuse a folder in which a report would be written over somebody's own files, or into an output's `data/`.
+
+    Raises:
+        InputError: it is one.
+    """
+    names = store.names("")
+    if PAGE in names and OURS not in store.read(PAGE):
+        raise InputError(
+            f"--output {store.uri}: its {PAGE} is no report of batchgen; name another folder, or move it away"
+        )
+    if PurePosixPath(RECORD).parts[0] in names:
+        raise InputError(
+            f"--output {store.uri}: is an output itself; name a folder of the report's own, such as {store.uri}/report"
+        )
 
 
 def _named(outputs: Sequence[str]) -> dict[str, str]:
