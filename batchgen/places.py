@@ -6,7 +6,7 @@ Opens nothing; of what is there it asks at most whether something of a name is.
 import os
 import re
 import stat
-from enum import Enum
+from enum import Enum, auto
 from pathlib import Path
 
 from batchgen.errors import InputError
@@ -132,9 +132,9 @@ def kept_by_ray(path: Path) -> str | None:
 class Kind(Enum):
     """What a path may lead to."""
 
-    FILE = "file"
-    FOLDER = "folder"
-    OTHER = "device, pipe or socket"
+    FILE = auto()
+    FOLDER = auto()
+    OTHER = auto()  # a device, a pipe or a socket
 
 
 def kind_at(path: Path) -> Kind | None:

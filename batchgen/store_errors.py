@@ -115,7 +115,7 @@ def _names(error: Exception) -> set[str]:
 
 @contextmanager
 def place_named(place: str) -> Iterator[None]:
-    """Turn whatever a file system raises into a `StoreError` that names the place."""
+    """Raise the errors of file systems, which are of many libraries, as a `StoreError` whose text names the place."""
     try:
         yield
     except StoreError:

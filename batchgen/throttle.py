@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from enum import Enum
+from enum import Enum, auto
 from typing import TypeVar
 
 __all__ = ["AT_ONCE", "Limiter", "Throttle", "Trouble"]
@@ -24,8 +24,8 @@ _LONGEST_PAUSE = 20.0  # seconds
 class Trouble(Enum):
     """What an error says of the service, if trying again may help."""
 
-    BUSY = "it wants fewer requests"
-    AWAY = "no answer, half of one, or one that may be another the next time"
+    BUSY = auto()  # it wants fewer requests
+    AWAY = auto()  # no answer, half of one, or one that may be another the next time
 
 
 class Limiter:

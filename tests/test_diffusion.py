@@ -307,7 +307,7 @@ def test_broken_folder_is_one_line(host: PipelineHost, folder: Path, tmp_path: P
             weights.write_bytes(weights.read_bytes()[:1000])
         case "pickled":
             weights.rename(weights.with_suffix(".bin"))
-        case "other kind":
+        case _:
             index = broken / "model_index.json"
             index.write_text(index.read_text().replace("StableDiffusionPipeline", "StableDiffusionXLPipeline"))
     with pytest.raises(ModelLoadError) as caught:

@@ -98,6 +98,20 @@ def test_a_kept_output_goes_without_the_defaults_of_its_model(kept: Path, batchg
     assert contents(kept / "files") == before
 
 
+def test_a_row_that_an_older_output_has_no_column_for_is_refused(kept: Path, batchgen: RunCli) -> None:
+    """Incident: it was made, and nothing said with what; two rows of equal metadata had other fingerprints."""
+    before = contents(kept / "schema-2")
+    with (kept / "rows.jsonl").open("a", encoding="utf-8") as manifest:
+        manifest.write(
+            json.dumps({"id": "marked", "prompt": "a cone", "width": 256, "height": 256, "watermark": "mine"}) + "\n"
+        )
+    for command in (("run", *HERE), ("plan",)):
+        result = batchgen(command[0], kept / "schema-2.toml", *command[1:], here=True)
+        assert result.returncode == 2, result.stderr
+        assert "no watermark, which row 'marked' names" in result.stderr
+    assert contents(kept / "schema-2") == before
+
+
 @pytest.mark.parametrize("name", ["parquet", "schema-2"])  # of either layout
 def test_a_longer_manifest_adds_its_new_rows(name: str, kept: Path, batchgen: RunCli) -> None:
     """In shards of the schema that the output has."""

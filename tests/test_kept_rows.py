@@ -151,7 +151,7 @@ def test_a_damaged_plan_counts_for_nothing(damage: str, job: Job, store: Store, 
             record.write_text("{}")
         case "no JSON":
             record.write_bytes(b"\xff")
-        case "foreign rows":
+        case _:
             pq.write_table(pa.table({"key": ["k"], "row": ['{"id": "x"}']}), part)
     assert take(store, job) == ([], None)
 
@@ -215,7 +215,13 @@ def test_large_carried_cells_are_not_stored_twice(job: Job, store: Store, monkey
     rows, _ = take(store, job)
     assert len(store.names(PLANS)) > 2 and len(rows) == 5
     monkeypatch.setattr("batchgen.dataset.kept.MOST_BYTES", 100)
-    keep(store, job)
+    with resolving(job) as (index, resolved):
+        why = keep_resolved(store, job, index, resolved, before=time.time())
+        assert why is not None and "more than 0 MiB" in why
+        monkeypatch.setattr("batchgen.dataset.kept.MOST_LOOKS", 1)
+        remote = replace(resolved, read={"s3://bucket/a.png", "s3://bucket/b.png"})
+        why = keep_resolved(store, job, index, remote, before=time.time())
+        assert why is not None and why.startswith("2 files")
     assert store.names(PLANS) == []
 
 

@@ -57,7 +57,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._answer(
                     {"commitUrl": f"{self.server.address}/spaces/me/compare/commit/1", "commitOid": "1" * 40}
                 )
-        return self._answer({"warnings": [], "errors": []})
+            case _:
+                return self._answer({"warnings": [], "errors": []})
 
     def _answer(self, content: Any, status: int = 200) -> None:
         data = json.dumps(content).encode()

@@ -628,7 +628,8 @@ def original_unet_key(key: str) -> str:
         case ["up_blocks", level, "upsamplers", _, *rest]:
             # After the block's attention, which the first level here has not.
             return ".".join(["output_blocks", str((_LAYERS + 1) * int(level) + _LAYERS), "1", *rest])
-    raise LookupError(key)
+        case _:
+            raise LookupError(key)
 
 
 def _vae_key(key: str) -> str:
@@ -650,6 +651,8 @@ def _vae_key(key: str) -> str:
             parts = [side, "up", str(3 - int(level)), "upsample", *rest]
         case [side, "conv_norm_out", *rest]:
             parts = [side, "norm_out", *rest]
+        case _:
+            pass  # named alike
     return ".".join(parts)
 
 

@@ -12,13 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
-from batchgen.cli.benchmarks import export, join
-from batchgen.cli.generating import plan, run, validate
-from batchgen.cli.manifests import manifest, sweep
-from batchgen.cli.outputs import retry, status, verify
-from batchgen.cli.prompts import explain
-from batchgen.cli.reports import report
-from batchgen.cli.scoring import score, select
+from batchgen.cli import benchmarks, generating, manifests, outputs, prompts, reports, scoring
 from batchgen.cli.shared import say
 from batchgen.errors import BatchgenError, InfrastructureError, Interrupted, one_line
 from batchgen.version import __version__
@@ -70,23 +64,9 @@ def main() -> None:
     """
 
 
-for _command in (
-    run,
-    validate,
-    plan,
-    sweep,
-    manifest,
-    status,
-    verify,
-    retry,
-    score,
-    select,
-    report,
-    export,
-    join,
-    explain,
-):
-    main.add_command(_command)
+for _group in (generating, manifests, outputs, scoring, reports, benchmarks, prompts):
+    for _name in _group.__all__:
+        main.add_command(getattr(_group, _name))
 
 
 def process() -> NoReturn:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Self
 from uuid import uuid4
@@ -279,8 +280,10 @@ class Dataset:
         """The same as a pandas DataFrame.
 
         Raises:
-            InputError: there is no such column.
+            InputError: there is no such column, or no pandas.
         """
+        if find_spec("pandas") is None:
+            raise InputError('pandas is not installed; pip install "batchgen[pandas]" adds it, to_table() goes without')
         return self.to_table(columns, scores=scores).to_pandas()
 
     def _markers(

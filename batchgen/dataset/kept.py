@@ -9,7 +9,7 @@ each image and each adapter that they read, so that what changed behind all that
 import hashlib
 import io
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
@@ -72,8 +72,8 @@ class _Record:
 _KIND = RecordKind(_Record, FORMAT, "format")
 
 
-def keep_resolved(store: Store, job: Job, index: Index, resolved: Resolved, *, before: float) -> None:
-    """Keep what `index` holds, over what may be kept already.
+def keep_resolved(store: Store, job: Job, index: Index, resolved: Resolved, *, before: float) -> str | None:
+    """Keep what `index` holds, over what may be kept already; returns why not, if it never would be.
 
     Nothing is kept where something changed after `before`, when resolving began (it may have been read in between),
     cannot be looked at, or is too large.
@@ -86,14 +86,16 @@ def keep_resolved(store: Store, job: Job, index: Index, resolved: Resolved, *, b
         before: Unix time.
     """
     if any(without_secrets(place) != place for place in (*resolved.files, *resolved.read)):
-        return  # what is kept is published with the output
+        return "places of inputs hold secrets, and what is kept is published with the output"
+    if _are_too_many(resolved.read):
+        return f"{len(resolved.read):,} files are more than are looked at for changes where some are remote"
     try:
         files = {file: look_at_input(file) for file in resolved.files}
         read = _looks(resolved.read)
     except StoreError:
-        return
-    if read is None or not all(_is_settled(look, before) for look in (*files.values(), *read.values())):
-        return
+        return None
+    if not all(_is_settled(look, before) for look in (*files.values(), *read.values())):
+        return None
     forget_resolved(store)  # so that no record ever stands over other rows
     name, schema, parts, size = _name(job, files), _schema(resolved.carried), 0, 0
     for chunk in _chunks(index.encoded()):
@@ -101,7 +103,7 @@ def keep_resolved(store: Store, job: Job, index: Index, resolved: Resolved, *, b
         size += len(data)
         if size > MOST_BYTES:
             forget_resolved(store)
-            return
+            return f"rows with their carried cells are more than {MOST_BYTES >> 20} MiB"
         store.write(f"{PLANS}/{name}-{parts:05d}.parquet", data)
         parts += 1
     record = _Record(
@@ -114,6 +116,7 @@ def keep_resolved(store: Store, job: Job, index: Index, resolved: Resolved, *, b
         notices=resolved.notices,
     )
     store.write(f"{PLANS}/{name}.json", encode_record(record))
+    return None
 
 
 def take_resolved(store: Store, job: Job, index: Index) -> Resolved | None:
@@ -152,7 +155,7 @@ def _looks_as_it_did(record: _Record, files: Mapping[str, Look]) -> bool:
     """Whether all files that the kept rows were resolved from look as they did."""
     if record.format != FORMAT or record.files != files:
         return False
-    return _looks(set(record.read)) == record.read
+    return not _are_too_many(record.read) and _looks(record.read) == record.read
 
 
 def _prints(models: Mapping[str, Model]) -> dict[str, str]:
@@ -245,10 +248,11 @@ def _name(job: Job, files: Mapping[str, Look]) -> str:
     return hashlib.sha256(canonical(facts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def _looks(files: Set[str]) -> dict[str, Look] | None:
-    """How files look; None where they are too many to look at."""
-    if len(files) > MOST_LOOKS and any(map(is_remote, files)):
-        return None
+def _are_too_many(files: Collection[str]) -> bool:
+    return len(files) > MOST_LOOKS and any(map(is_remote, files))
+
+
+def _looks(files: Collection[str]) -> dict[str, Look]:
     with ThreadPoolExecutor(LOOKERS) as pool:
         return dict(zip(sorted(files), pool.map(look_at_input, sorted(files)), strict=True))
 

@@ -5,7 +5,7 @@ cells are null, since readers join shards by schema. Knows nothing of stores.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -21,12 +21,14 @@ from batchgen.manifest.arrow import arrow_column
 from batchgen.manifest.cells import carried_cell
 from batchgen.manifest.columns import COLUMNS, Column, Kind, image_column, input_name
 from batchgen.models.catalog import Model
+from batchgen.models.configs import USUAL_FACTOR
 from batchgen.rows import FailedRow, Row, Status
 
 __all__ = [
     "FAILURES",
     "VERSION",
     "applied_cells",
+    "columns_needed",
     "failures_table",
     "input_prints",
     "manifest_cells",
@@ -115,6 +117,10 @@ def _applied_columns(column: Column) -> list[tuple[str, pa.DataType]]:
     return [(column.name, _TYPES[column.kind])]
 
 
+_INPUTS = {name: column for column in _APPLIED for name, _ in _applied_columns(column) if name != "sampler"}
+"""The manifest's column of each of the metadata's; samplers are other names of schedulers."""
+
+
 def applied_cells(row: Row) -> dict[str, Any]:
     """What was applied to a row, as cells of the metadata; several images of one column become JSON lists."""
     cells: dict[str, Any] = {"task": row.task, "sampler": row.sampler, "sample_index": row.sample_index}
@@ -128,6 +134,12 @@ def applied_cells(row: Row) -> dict[str, Any]:
         for part, texts in zip(("uri", "sha256"), zip(*found, strict=True), strict=True):
             cells[f"{column}_{part}"] = texts[0] if len(texts) == 1 else canonical(list(texts))
     return cells
+
+
+def columns_needed(row: Row, columns: Iterable[str]) -> list[str]:
+    """Those of some columns of the metadata without which a row could not be made again: not null, not neutral."""
+    cells = applied_cells(row)
+    return [name for name in columns if name in _INPUTS and not _INPUTS[name].is_neutral(cells.get(name))]
 
 
 def parameters_of(cells: Mapping[str, Any], model: Model) -> Parameters:
@@ -144,7 +156,9 @@ def parameters_of(cells: Mapping[str, Any], model: Model) -> Parameters:
         if cells.get(name) is not None
     }
     scale = model.enlarges * applied.get("hires_scale", 1)
-    step = model.latent_factor or 8 if "hires_scale" in applied else 1  # the hires fix rounds to whole latents
+    step = (
+        model.latent_factor or USUAL_FACTOR if "hires_scale" in applied else 1
+    )  # the hires fix rounds to whole latents
     for side in ("width", "height"):
         applied[side] = round(applied[side] / (step * scale)) * step
     return Parameters.from_cells(applied)

@@ -24,7 +24,7 @@ from batchgen.errors import InputError
 from batchgen.generation.parameters import Adapter, Hires, Parameters, RowAdapters
 from batchgen.generation.tasks import Task, batch_strength, find_task
 from batchgen.models.catalog import Family, Model
-from batchgen.models.configs import latent_factor
+from batchgen.models.configs import USUAL_FACTOR, latent_factor
 from batchgen.rows import Row
 
 __all__ = ["LoadedModel"]
@@ -45,7 +45,8 @@ class LoadedModel:
         """Take the model apart; `tiled` decodes images of more than 1024 pixels a side in tiles."""
         self.model = model
         self._tiled = tiled
-        self._factor = latent_factor(components.parts["vae"].config.get("block_out_channels")) or 8  # pixels a latent
+        levels = components.parts["vae"].config.get("block_out_channels")
+        self._factor = latent_factor(levels) or USUAL_FACTOR
         self._parts, self._options = components.parts, components.options
         self._pipelines: dict[tuple[str, ...], Any] = {}  # a scheduler each, some 100 kB: never dropped
         encoder = PromptEncoder(components.parts, pools=model.family is Family.LATENT_UPSCALER)

@@ -188,7 +188,7 @@ class Books:
                 fold_receipts(self.dataset)
 
     def recovered(self, shard: Shard) -> Receipt | None:
-        """The receipt of a shard that is committed although its worker was lost; None where it is not."""
+        """The receipt of a shard that is committed although nobody said so; None where it is not."""
         receipt = rebuild_receipt(self.dataset, shard.id)
         if receipt is not None:
             write_books(self.dataset, receipt)

@@ -19,7 +19,15 @@ from batchgen.diffusion.settings import WorkerSettings
 from batchgen.driver.books import Books
 from batchgen.driver.breaker import Breaker
 from batchgen.driver.inputs import local_inputs
-from batchgen.driver.output import kept_batches, reach, require_listed, shortcomings, sizing_of, wanted_format
+from batchgen.driver.output import (
+    kept_batches,
+    reach,
+    require_columns,
+    require_listed,
+    shortcomings,
+    sizing_of,
+    wanted_format,
+)
 from batchgen.driver.resolved import resolved_rows
 from batchgen.driver.watch import Reporter, Watch
 from batchgen.engine.crew import crew
@@ -100,10 +108,12 @@ def run(
         ):
             if not resolved.kept:
                 with suppress(StoreError):  # it is resolved again, and what is wrong with the store shows soon
-                    keep_resolved(store, job, index, resolved, before=began)
+                    if (why := keep_resolved(store, job, index, resolved, before=began)) is not None:
+                        reporter.notice(f"the next run resolves these rows anew: {why}")
             fold_receipts(dataset)
             books.read_done()
             books.update_carried()
+            require_columns(dataset, wanted, index)
             pending = index.counts().pending
             chosen = [] if sample is None else spread(index.candidates(CANDIDATES), sample, sample_by)
             wanted_rows = pending if sample is None else index.defer_all_but(chosen)

@@ -7,7 +7,7 @@ from batchgen.dataset.carried import compare_carried
 from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.progress import Damages
 from batchgen.dataset.runs import latest_run
-from batchgen.driver.output import count_live, reach, shortcomings, sizing_of, survey, wanted_format
+from batchgen.driver.output import count_live, reach, require_columns, shortcomings, sizing_of, survey, wanted_format
 from batchgen.driver.resolved import resolved_rows
 from batchgen.engine.capacity import Capacity
 from batchgen.estimate import Measured, PlanSummary, summarize
@@ -31,6 +31,7 @@ def plan(job: Job) -> PlanSummary:
             notices += shortcomings(dataset, wanted, resolved)
             damages = Damages()
             survey(dataset, index, measured, repair=False, damages=damages)
+            require_columns(dataset, wanted, index)
             recorded = latest_run(store, damages)
             notices += damages.told()
             computed = count_live(store, measured, recorded)

@@ -9,6 +9,7 @@ from batchgen.dataset.format import OutputFormat, new_format
 from batchgen.dataset.lease import live_holder
 from batchgen.dataset.progress import Damages, DoneRows, read_done
 from batchgen.dataset.runs import RunRecord
+from batchgen.dataset.schema import columns_needed
 from batchgen.errors import InputError, StoreError
 from batchgen.estimate import Measured
 from batchgen.index import Committed, Index
@@ -26,6 +27,7 @@ __all__ = [
     "kept_batches",
     "mark_recorded",
     "reach",
+    "require_columns",
     "require_listed",
     "shortcomings",
     "sizing_of",
@@ -64,6 +66,21 @@ def shortcomings(dataset: Dataset, wanted: OutputFormat, resolved: Resolved) -> 
             yield f"{dataset.uri} was begun with another default of {model.name!r} for {changed}, and keeps it"
     if (mark := pattern_in(dataset.uri)) is not None:
         yield f"{dataset.uri}: {_misread(mark)}; rename the folder when no run goes on"
+
+
+def require_columns(dataset: Dataset, wanted: OutputFormat, index: Index) -> None:
+    """Refuse rows of which an output that is older than a column could not say how they were made.
+
+    Raises:
+        InputError: a row that is left to make has a cell there; names it and the columns.
+    """
+    absent = dataset.left_out(wanted)
+    for _key, row in index.pending() if absent else ():
+        if lost := columns_needed(row, absent):
+            raise InputError(
+                f"{dataset.uri} was begun by an earlier batchgen, whose metadata has no {' and no '.join(lost)}, which "
+                f"row {row.id!r} names; make a new output of such rows, or leave the column out"
+            )
 
 
 def mark_recorded(store: Store | None, index: Index) -> None:

@@ -9,7 +9,7 @@ from batchgen.dataset.begun import begun_with
 from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.fit import fit_to_output
 from batchgen.dataset.kept import take_resolved
-from batchgen.driver.output import mark_recorded, reach, shortcomings, wanted_format
+from batchgen.driver.output import mark_recorded, reach, require_columns, shortcomings, wanted_format
 from batchgen.errors import ManifestProblems
 from batchgen.index import Index
 from batchgen.job import Job
@@ -49,7 +49,9 @@ def check(job: Job, *, output: bool = False) -> CheckedJob:
         rows, notices = index.counts().total, list(resolved.notices)
         if store is not None and rows:
             wanted = wanted_format(job, resolved)
-            notices += shortcomings(Dataset.begin(store, wanted, create=False), wanted, resolved)
+            dataset = Dataset.begin(store, wanted, create=False)
+            notices += shortcomings(dataset, wanted, resolved)
+            require_columns(dataset, wanted, index)
         return CheckedJob(rows=rows, files=resolved.files, notices=notices)
 
 

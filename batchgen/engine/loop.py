@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any, Protocol, TypeVar
 
 from batchgen.engine.queue import Fate, Finished, Try, WorkQueue
+from batchgen.errors import ErrorClass
 from batchgen.work import Failure, FailureKind, Unit
 
 __all__ = ["Control", "Workers", "drive", "signals"]
@@ -83,7 +84,8 @@ def drive(
         queue: what to run; takes back what failed.
         workers: who runs it.
         control: says when to stop.
-        recovered: the receipt of a unit that is committed although its worker was lost; None where it is not.
+        recovered: the receipt of a unit that is committed although nobody said so, since its worker was lost or its
+            store away; None where it is not.
         committed: called with each unit that is done and its receipt.
         failed: called with a unit that is not tried again, why, and after how many attempts.
         retried: called with a unit that will be tried again, and why.
@@ -97,7 +99,12 @@ def drive(
         now = time.monotonic()
         while not control.reason and (tried := queue.peek(now)) is not None and workers.has_room(tried):
             queue.take(now)
-            workers.submit(tried)
+            # the store may have taken it, and been away before it said so
+            receipt = recovered(tried.unit) if ErrorClass.STORE in tried.failures else None
+            if receipt is None:
+                workers.submit(tried)
+            else:
+                committed(tried.unit, receipt)
         for finished in workers.wait(HEARTBEAT):
             unit, result = finished.tried.unit, finished.result
             if isinstance(result, Failure) and result.kind is FailureKind.LOST:
@@ -112,6 +119,8 @@ def drive(
                     retried(unit, result)
                 case Fate.RECORD:
                     failed(unit, result, sum(finished.tried.failures.values()) + 1)
+                case Fate.LEFT:
+                    pass
         held = workers.in_progress()
         for unit, said in chain.from_iterable(held):
             if said:

@@ -3,7 +3,7 @@
 import heapq
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, auto
 from typing import Any, Generic, TypeVar
 
 from batchgen.errors import ErrorClass, InfrastructureError, ModelLoadError, StoreError, StoreRefused
@@ -25,9 +25,9 @@ _LONGEST_PAUSE = 30.0  # seconds
 class Fate(Enum):
     """What becomes of a unit whose attempt failed."""
 
-    AGAIN = "all of it will be tried again"
-    RECORD = "it is to be recorded as failed"
-    LEFT = "it is left for another run, as all that need what it needs"
+    AGAIN = auto()  # all of it will be tried again
+    RECORD = auto()  # it is to be recorded as failed
+    LEFT = auto()  # it is left for another run, as all that need what it needs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

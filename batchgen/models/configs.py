@@ -20,6 +20,7 @@ __all__ = [
     "MOST_CHANNELS",
     "MOST_LAYERS",
     "MOST_TIMESTEPS",
+    "USUAL_FACTOR",
     "Config",
     "latent_factor",
     "read_config",
@@ -83,6 +84,10 @@ class Config:
         if type(value) not in (int, float) or not abs(value) <= MOST_CHANNELS:
             raise InputError(f"{self.path} says {key} is {_shown(value)}; it wants a number")
         return float(value)
+
+
+USUAL_FACTOR = 8
+"""Pixels a side of one latent, of all published Stable Diffusion; for models that do not say theirs."""
 
 
 def latent_factor(levels: Sequence[int] | None) -> int | None:

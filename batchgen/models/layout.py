@@ -6,7 +6,15 @@ from typing import Any
 
 from batchgen.errors import InputError
 from batchgen.manifest.columns import MAX_SIDE
-from batchgen.models.configs import MOST_CHANNELS, MOST_LAYERS, Config, latent_factor, read_config, read_index
+from batchgen.models.configs import (
+    MOST_CHANNELS,
+    MOST_LAYERS,
+    USUAL_FACTOR,
+    Config,
+    latent_factor,
+    read_config,
+    read_index,
+)
 from batchgen.options import Family
 
 __all__ = ["read_layout"]
@@ -51,7 +59,7 @@ def read_layout(folder: Path) -> dict[str, Any]:
     unet = read_config(folder / "unet" / "config.json")
     vae = read_config(folder / "vae" / "config.json")
     factor = latent_factor(vae.numbers("block_out_channels", most=MOST_CHANNELS))
-    height, width = _sides(unet, 64, factor or 8)
+    height, width = _sides(unet, 64, factor or USUAL_FACTOR)
     texts = [read_config(folder / part / "config.json") for part in _TEXT_ENCODERS[family]]
     widths = unet.numbers("block_out_channels", most=MOST_CHANNELS)
     layers = unet.numbers("layers_per_block", most=MOST_LAYERS, count=len(widths))

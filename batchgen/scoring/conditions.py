@@ -79,7 +79,8 @@ class _Reader:
                 for place, sign in enumerate(ops[1:], 1):
                     found &= self._compared(operands[place], sign, operands[place + 1])
                 return found
-        raise ValueError(f"{ast.unparse(node)} is no comparison")
+            case _:
+                raise ValueError(f"{ast.unparse(node)} is no comparison")
 
     def _compared(self, left: ast.expr, sign: ast.cmpop, right: ast.expr) -> pc.Expression:
         if isinstance(sign, (ast.Is, ast.IsNot)):

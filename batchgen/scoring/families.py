@@ -53,4 +53,5 @@ def _make(metric: Metric, loading: Loading) -> Scorer:
             from batchgen.scoring.lpips import LpipsScorer
 
             return LpipsScorer(loading)
-    raise AssertionError(f"{metric.name} is of several images at once")
+        case Family.DUPLICATES | Family.SETS | Family.ELSEWHERE:
+            raise AssertionError(f"{metric.name} is of several images at once")

@@ -5,7 +5,7 @@ A new metric is an entry of `METRICS`, and a class of its family's module that `
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import StrEnum, auto
 from typing import Literal
 
 from batchgen.errors import InputError
@@ -30,15 +30,15 @@ class Family(StrEnum):
 
 
 class ModelKind(StrEnum):
-    """What a metric's model is."""
+    """What a metric's model is; `models` says it in words."""
 
-    CLIP = "a CLIPModel folder of transformers, or its hub id"
-    HEAD = "the predictor's weights, a .safetensors or (with --allow-pickle) .pth file"
-    CHECKER = "a StableDiffusionSafetyChecker folder, or its hub id"
-    VQA = "an image-text-to-text folder of transformers, or its hub id"
-    FEATURES = "a folder of transformers with a model that sees images (CLIP, DINOv2, ViT), or its hub id"
-    LPIPS = "AlexNet's or VGG16's weights as torchvision has them, a .safetensors or (with --allow-pickle) .pth file"
-    REFERENCE = "a folder of real images"
+    CLIP = auto()
+    HEAD = auto()
+    CHECKER = auto()
+    VQA = auto()
+    FEATURES = auto()
+    LPIPS = auto()
+    REFERENCE = auto()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

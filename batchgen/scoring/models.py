@@ -17,6 +17,16 @@ from batchgen.scoring.reference import Reference
 
 __all__ = ["ScoringModel", "find_models", "flag_of", "processor_folder"]
 
+_WANTED: Mapping[ModelKind, str] = {
+    ModelKind.CLIP: "a CLIPModel folder of transformers, or its hub id",
+    ModelKind.HEAD: "the predictor's weights, a .safetensors or (with --allow-pickle) .pth file",
+    ModelKind.CHECKER: "a StableDiffusionSafetyChecker folder, or its hub id",
+    ModelKind.VQA: "an image-text-to-text folder of transformers, or its hub id",
+    ModelKind.FEATURES: "a folder of transformers with a model that sees images (CLIP, DINOv2, ViT), or its hub id",
+    ModelKind.LPIPS: "AlexNet's or VGG16's weights as torchvision has them, a .safetensors or (with --allow-pickle) "
+    ".pth file",
+    ModelKind.REFERENCE: "a folder of real images",
+}
 _FILES = frozenset({ModelKind.HEAD, ModelKind.LPIPS})
 _WORDLESS = frozenset({ModelKind.CHECKER, ModelKind.FEATURES})  # without a tokenizer
 _PICKLES = frozenset({".pth", ".pt", ".bin", ".ckpt"})
@@ -61,7 +71,7 @@ def find_models(
         for name, part in metric.models.items():
             named = given.get(name, part.default)
             if named is None and part.required:
-                wrong.append(f"{metric.name} needs {part.kind}; give {flag_of(name)}...")
+                wrong.append(f"{metric.name} needs {_WANTED[part.kind]}; give {flag_of(name)}...")
             if named is None:
                 continue
             try:
@@ -122,13 +132,13 @@ def _find(named: str, part: Part, *, allow_pickle: bool) -> ScoringModel:
         fingerprint = hash_text(f"{repository}@{folder.name}")
         return ScoringModel(name=named, location=repository, fingerprint=fingerprint, revision=folder.name)
     else:
-        raise InputError(f"is no folder here; it wants {part.kind}")
+        raise InputError(f"is no folder here; it wants {_WANTED[part.kind]}")
     return ScoringModel(name=named, location=str(path.resolve()), fingerprint=hash_path(path))
 
 
 def _require_weights_file(path: Path, kind: ModelKind, *, allow_pickle: bool) -> None:
     if not path.is_file():
-        raise InputError(f"is no file here; it wants {kind}")
+        raise InputError(f"is no file here; it wants {_WANTED[kind]}")
     if path.suffix in _PICKLES and not allow_pickle:
         raise InputError(
             "is a pickle; give --allow-pickle to have it read with torch's weights-only loader, or convert it"
@@ -145,9 +155,9 @@ def _require_kind(folder: Path, kind: ModelKind) -> None:
     architectures = config.get("architectures")
     architectures = list(map(str, architectures)) if isinstance(architectures, list) and architectures else [""]
     if kind is ModelKind.CLIP and config.get("model_type") != "clip":
-        raise InputError(f"is a model of type {config.get('model_type')!r}; it wants {kind}")
+        raise InputError(f"is a model of type {config.get('model_type')!r}; it wants {_WANTED[kind]}")
     if kind is ModelKind.CHECKER and architectures[0] != "StableDiffusionSafetyChecker":
-        raise InputError(f"is a {architectures[0] or 'model without a class'}; it wants {kind}")
+        raise InputError(f"is a {architectures[0] or 'model without a class'}; it wants {_WANTED[kind]}")
     if processor_folder(folder) is None:
         raise InputError("has no preprocessor_config.json, which says how images are prepared; is the folder whole?")
     if kind not in _WORDLESS and not any(

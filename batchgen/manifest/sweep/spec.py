@@ -155,6 +155,8 @@ class _Reader:
                         lists[name] = values
                     case Listed() | Distribution() | Fresh() | ByParent():
                         self._refuse(f"[[sweep.zip]] {name}", "is drawn; axes that go together are lists or ranges")
+                    case None:
+                        pass  # refused already
             if len(sizes := {len(values) for values in lists.values()}) > 1:
                 said = ", ".join(f"{name} {len(values)}" for name, values in lists.items())
                 self._refuse("[[sweep.zip]]", f"has lists of different lengths: {said}")
