@@ -23,6 +23,7 @@ for row, image in batchgen.open_dataset(folder{options}).images():
 def write_card(dataset: Dataset, *, images: int, failed: int, models: Sequence[str]) -> None:
     """The dataset card, README.md: what the dataset is, and where readers find it."""
     layout, path = dataset.layout, _path_column(dataset)
+    paths = "" if path is None else layout.card_paths
     failures = f" {failed:,} rows failed." if failed else ""
     card = f"""---
 task_categories:
@@ -42,7 +43,7 @@ configs:
 
 {images:,} images made by batchgen {__version__} with {", ".join(map(_public, models))}.{failures}
 
-- `{layout.glob}`: one row an image, with the prompt, the seed and every parameter that was applied.{"" if path is None else layout.card_paths}
+- `{layout.glob}`: one row an image, with the prompt, the seed and every parameter that was applied.{paths}
 - `failures/`: rows that could not be made, with the reason.
 - `.batchgen/`: state by which a run resumes; readers skip it.
 

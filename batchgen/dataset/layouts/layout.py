@@ -51,7 +51,7 @@ class DatasetLayout(ABC):
     """What other readers look for in the schema."""
 
     objects_a_row: ClassVar[int]
-    """Objects that a row costs beside its shard's marker; where there are such, each is an image, to which pages link."""
+    """Objects that a row costs beside its shard's marker; any is an image of its own, to which pages link."""
 
     glob: ClassVar[str]
     """Where the metadata lie, for the card."""
