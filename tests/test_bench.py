@@ -233,6 +233,17 @@ def test_kills_reads_rows_of_every_shard(soak: Path) -> None:
     assert len(_module("dataset").read(soak / "reference")) == KILLED_ROWS
 
 
+def test_kills_refuses_a_layout_it_does_not_know(tmp_path: Path) -> None:
+    """Incident: an output of a third layout was read as one without rows, and was equal to any other of that kind."""
+    kept, read = Path(__file__).parent / "fixtures" / "outputs", _module("dataset").read
+    assert {made.image == made.cells["sha256"] for name in ("files", "parquet") for made in read(kept / name)} == {True}
+    shutil.copytree(kept / "files", tmp_path / "out")
+    record = tmp_path / "out" / ".batchgen" / "output.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "layout": "tar"}))
+    with pytest.raises(ValueError, match="layout 'tar'; known here are files, parquet"):
+        read(tmp_path / "out")
+
+
 def test_kill_all_takes_every_descendant_and_nothing_else(tmp_path: Path) -> None:
     processes = _module("processes")
     bystander = subprocess.Popen(["sleep", "60"])

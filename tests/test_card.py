@@ -7,8 +7,9 @@ import duckdb
 import pytest
 from PIL import Image
 from test_commit import attempt, make_format, make_shard
-from test_dataset import older
+from test_dataset import TarLayout, older
 
+from batchgen.dataset import layouts
 from batchgen.dataset.card import write_card
 from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.verify import verify_output
@@ -26,13 +27,14 @@ def _cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def read_card(dataset: Dataset) -> tuple[dict[str, Any], list[tuple[Any, ...]]]:
-    """The card's Python run, then its SQL; the names that were left, and the SQL's rows."""
+    """The card's Python run, then its SQL; the names that were left, and the SQL's rows, if it has any."""
     write_card(dataset, images=3, failed=0, models=["builtin"])
     card = dataset.store.read("README.md").decode().replace(PLACEHOLDER, dataset.uri)
     names: dict[str, Any] = {}
     exec(card.partition("```python\n")[2].partition("```")[0], names)
     sql = card.partition("```sql\n")[2].partition("```")[0]
-    return names, (duckdb.sql(sql) if sql else names["rows"]).fetchall()
+    rows = duckdb.sql(sql) if sql else names.get("rows")
+    return names, [] if rows is None else rows.fetchall()
 
 
 def size(place: str) -> tuple[int, int]:
@@ -59,6 +61,20 @@ def test_every_line_of_the_card_runs(store: Store, layout: Layout) -> None:
         assert [row[-1] for row in rows] == [f"{store.uri}/{path}" for path in paths]
         if not store.uri.startswith("s3://"):
             assert names["images"].tolist() == names["table"]["image"].to_list() == [row[-1] for row in rows]
+
+
+@pytest.mark.usefixtures("_cached")
+def test_a_layouts_lines_are_its_own(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Incident: the card of a third layout told pandas, Polars and DuckDB to read its tars as Parquet."""
+    monkeypatch.setitem(layouts.LAYOUTS, TarLayout.name, TarLayout())
+    dataset = Dataset.begin(store, make_format(TarLayout.name), create=True)
+    attempt(dataset, make_shard(3))
+    names, _ = read_card(dataset)
+    assert names["frame"]["seed"].tolist() == [0, 1, 2]
+    assert names["image"].size == (8, 8)
+    card = store.read("README.md").decode()
+    assert "- `data/*.tar`: one row an image" in card
+    assert not [word for word in ("load_dataset", "polars", "duckdb", "SELECT", "picture_path") if word in card]
 
 
 @pytest.mark.usefixtures("_cached")

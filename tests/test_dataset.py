@@ -29,6 +29,7 @@ from batchgen.dataset.receipts import RECEIPTS
 from batchgen.dataset.tables import decode_table, encode_table
 from batchgen.dataset.verify import verify_output
 from batchgen.errors import InputError
+from batchgen.manifest.columns import COLUMNS, RESERVED
 from batchgen.options import ImageFormat, Layout
 from batchgen.storage import Store, open_store
 
@@ -43,6 +44,14 @@ class TarLayout(DatasetLayout):
     objects_a_row = 0
     glob = "data/*.tar"
     card_config = "data_files: data/*.tar"
+    python = """
+
+import tarfile
+import pandas
+def metadata(key):
+    with opened(key, "rb") as stream, tarfile.open(fileobj=stream) as tar:
+        return pandas.read_parquet(tar.extractfile("metadata.parquet"))
+frame = pandas.concat(map(metadata, keys))"""
 
     def marker_key(self, shard: str) -> str:
         return f"data/{shard}.tar"
@@ -59,6 +68,15 @@ class TarLayout(DatasetLayout):
     def image_bytes(self, store: Store, shard: str, cell: Any) -> bytes:
         data: bytes = cell["bytes"]
         return data
+
+    def python_in_folder(self, path: str | None) -> str:
+        return f"""from glob import glob\nkeys, opened = glob(f"{{folder}}/{self.glob}"), open{self.python}"""
+
+    def python_in_bucket(self, path: str | None) -> str:
+        return f"""keys, opened = store.glob(f"{{folder}}/{self.glob}"), store.open{self.python}"""
+
+    def sql_in_folder(self, folder: str, path: str | None) -> str:
+        return ""
 
     def encode(self, table: pa.Table) -> bytes:
         cells = table["image"].to_pylist()
@@ -103,6 +121,9 @@ def test_every_layout_is_registered() -> None:
     """A value that flags and job keys offer has its class, under its own name, and no class is left without one."""
     assert set(layouts.LAYOUTS) == set(Layout)
     assert [layout.name for layout in layouts.LAYOUTS.values()] == list(layouts.LAYOUTS)
+    for layout in layouts.LAYOUTS.values():
+        names = {field.name for field in (layout.image, layout.image_path) if field is not None}
+        assert names <= RESERVED | COLUMNS.keys(), "a manifest may carry a column of that name"
 
 
 def test_rows_come_with_their_images(dataset: Dataset) -> None:

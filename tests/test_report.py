@@ -20,8 +20,10 @@ from PIL import Image
 from test_commit import attempt
 from test_plan import key_of, make_row
 
+from batchgen.dataset import layouts
 from batchgen.dataset.dataset import Dataset
 from batchgen.dataset.format import new_format
+from batchgen.dataset.layouts.files import FilesLayout
 from batchgen.errors import InputError
 from batchgen.options import ImageFormat, Layout
 from batchgen.report.page import write_report
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 HOSTILE = '<script>document.title="owned"</script> "quoted" \'single\' </script> \u202eright to left\u2028 &amp;'
 
 
-def make_output(folder: Path, rows: Sequence[dict[str, Any]], layout: Layout = Layout.FILES, a_shard: int = 64) -> Path:
+def make_output(folder: Path, rows: Sequence[dict[str, Any]], layout: str = Layout.FILES, a_shard: int = 64) -> Path:
     """An output whose rows have these cells of `axis_...` columns, and prompts."""
     types = {name: pa.float64() if isinstance(cell, float) else pa.string() for name, cell in rows[0].items()}
     carried = {name: kind for name, kind in types.items() if name.startswith("axis_")}
@@ -151,6 +153,25 @@ def test_the_row_that_makes_an_image_again_names_its_init_image(tmp_path: Path) 
     ]
     assert begun
     assert all(row["image"] == uri and row["strength"] is not None for uri, row in begun)
+
+
+class OtherFiles(FilesLayout):
+    """A third layout: images are objects, and their column has a name of its own."""
+
+    name = "other"  # type: ignore[assignment]
+    image = pa.field("picture", pa.string())
+
+
+def test_a_report_links_to_images_of_any_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Incident: links were made for the layout `files` by its name, and images of a third one copied."""
+    monkeypatch.setitem(layouts.LAYOUTS, OtherFiles.name, OtherFiles())
+    output = make_output(tmp_path / "out", GRID[:4], OtherFiles.name)
+    write_report([str(output)], str(output / "report"))
+    for link in read_script(output / "report" / "data" / "index.js")["links"]:
+        assert Image.open(output / "report" / link).size == (8, 8)
+    assert not (output / "report" / "images").exists()
+    cells = read_script(output / "report" / "data" / "rows-000.js")["rows"][0]["cells"]
+    assert "prompt" in cells and "picture" not in cells
 
 
 @pytest.mark.parametrize("layout", list(Layout))

@@ -1,4 +1,4 @@
-"""The dataset card, README.md: what a dataset is, and where readers find it."""
+"""The dataset card, README.md: what a dataset is, and where readers find it; how they open it its layout says."""
 
 import json
 import re
@@ -6,16 +6,24 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from batchgen.dataset.dataset import Dataset
+from batchgen.dataset.layouts.layout import DatasetLayout
 from batchgen.errors import without_secrets
 from batchgen.places import is_remote
 from batchgen.version import __version__
 
 __all__ = ["write_card"]
 
+_BATCHGEN = """
+import batchgen
+for row, image in batchgen.open_dataset(folder{options}).images():
+    print(row.cells["prompt"], image.size)
+"""
+
 
 def write_card(dataset: Dataset, *, images: int, failed: int, models: Sequence[str]) -> None:
     """The dataset card, README.md: what the dataset is, and where readers find it."""
-    layout = dataset.layout
+    layout, path = dataset.layout, _path_column(dataset)
+    paths = "" if path is None else layout.card_paths
     failures = f" {failed:,} rows failed." if failed else ""
     card = f"""---
 task_categories:
@@ -35,20 +43,12 @@ configs:
 
 {images:,} images made by batchgen {__version__} with {", ".join(map(_public, models))}.{failures}
 
-- `{layout.glob}`: one row an image, with the prompt, the seed and every parameter that was applied.{_paths(dataset)}
+- `{layout.glob}`: one row an image, with the prompt, the seed and every parameter that was applied.{paths}
 - `failures/`: rows that could not be made, with the reason.
 - `.batchgen/`: state by which a run resumes; readers skip it.
 
-{_in_a_bucket(dataset) if is_remote(dataset.uri) else _in_a_folder(dataset)}"""
+{_in_a_bucket(layout, path, dataset.uri) if is_remote(dataset.uri) else _in_a_folder(layout, path)}"""
     dataset.store.write("README.md", card.encode())
-
-
-def _paths(dataset: Dataset) -> str:
-    if (path := _path_column(dataset)) is None:
-        return ""
-    return f"""
-- `{path}` says where in this folder a row's image lies, `{dataset.layout.image.name}` the same from the folder of
-  its table, by which `datasets` finds it."""
 
 
 def _path_column(dataset: Dataset) -> str | None:
@@ -57,75 +57,27 @@ def _path_column(dataset: Dataset) -> str | None:
     return None if path is None or path.name not in dataset.format.schema.names else path.name
 
 
-def _in_a_folder(dataset: Dataset) -> str:
-    path, tables = _path_column(dataset), dataset.layout.glob
-    pandas, polars, sql = (
-        ("", "", "")
-        if path is None
-        else (
-            f'\nimages = folder + "/" + frame["{path}"]',
-            f'.with_columns(image=folder + "/" + polars.col("{path}"))',
-            f", 'PATH OF THIS FOLDER/' || {path} AS image",
-        )
-    )
+def _in_a_folder(layout: DatasetLayout, path: str | None) -> str:
+    folder = "PATH OF THIS FOLDER"
+    sql = layout.sql_in_folder(folder, path)
     return f"""```python
-folder = "PATH OF THIS FOLDER"
+folder = "{folder}"
 
-from datasets import load_dataset
-dataset = load_dataset(folder, split="train")
-
-from glob import glob
-import pandas
-frame = pandas.concat(map(pandas.read_parquet, glob(f"{{folder}}/{tables}"))){pandas}
-
-import polars
-table = polars.read_parquet(f"{{folder}}/{tables}"){polars}
-
-import batchgen
-for row, image in batchgen.open_dataset(folder).images():
-    print(row.cells["prompt"], image.size)
-```
-
-```sql
-SELECT prompt, seed, guidance_scale{sql} FROM 'PATH OF THIS FOLDER/{tables}';
-```
-"""
+{layout.python_in_folder(path)}
+{_BATCHGEN.format(options="")}```
+""" + (f"\n```sql\n{sql}\n```\n" if sql else "")
 
 
-def _in_a_bucket(dataset: Dataset) -> str:
-    path, tables, protocol = _path_column(dataset), dataset.layout.glob, dataset.uri.partition("://")[0]
-    image = "" if path is None else f""", '{{folder}}/' || {path} AS image"""
-    whole = (
-        "# `datasets` follows no file names into a bucket"
-        if dataset.layout.in_marker == frozenset()
-        else f"""from datasets import load_dataset
-dataset = load_dataset("parquet", data_files=f"{{folder}}/{tables}", split="train", storage_options=options)"""
-    )
+def _in_a_bucket(layout: DatasetLayout, path: str | None, uri: str) -> str:
     return f"""Credentials and the endpoint come from the environment (`AWS_*`), or are fsspec's `options`.
 
 ```python
 import fsspec
-folder, options = {_quoted(without_secrets(dataset.uri))}, {{}}
-store = fsspec.filesystem("{protocol}", **options)
+folder, options = {_quoted(without_secrets(uri))}, {{}}
+store = fsspec.filesystem("{uri.partition("://")[0]}", **options)
 
-{whole}
-
-import pandas
-tables = [store.unstrip_protocol(key) for key in store.glob(f"{{folder}}/{tables}")]
-frame = pandas.concat(pandas.read_parquet(table, storage_options=options) for table in tables)
-
-import polars
-table = polars.read_parquet(f"{{folder}}/{tables}")
-
-import duckdb
-database = duckdb.connect()
-database.register_filesystem(store)
-rows = database.sql(f"SELECT prompt, seed{image} FROM '{{folder}}/{tables}'")
-
-import batchgen
-for row, image in batchgen.open_dataset(folder, options).images():
-    print(row.cells["prompt"], image.size)
-```
+{layout.python_in_bucket(path)}
+{_BATCHGEN.format(options=", options")}```
 """
 
 

@@ -1,4 +1,7 @@
-"""Reads an output with pyarrow and hashlib alone, and compares two of them row by row. Uses no code of batchgen."""
+"""Reads an output with pyarrow and hashlib alone, and compares two of them row by row. Uses no code of batchgen.
+
+It is a witness: what a layout is it says again here, and an output of a layout that it does not know it refuses.
+"""
 
 import hashlib
 import json
@@ -15,6 +18,7 @@ __all__ = ["Made", "attempts", "compare", "count_images", "read"]
 _OF_THE_ATTEMPT = frozenset(
     {"file_name", "picture_path", "image", "seconds"}
 )  # columns that differ from run to run by design
+_MARKERS = {"files": "[!.]*/metadata.parquet", "parquet": "[!.]*.parquet"}  # below data/, by layout
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +31,11 @@ class Made:
 
 
 def read(output: Path) -> list[Made]:
-    """All rows of a dataset in either layout, every image hashed."""
+    """All rows of a dataset in either layout, every image hashed.
+
+    Raises:
+        ValueError: it is of another layout.
+    """
     return [made for marker in _markers(output) for made in _read_shard(marker)]
 
 
@@ -80,7 +88,12 @@ def _compare_rows(wanted: Made, found: Made) -> Iterator[str]:
 
 def _markers(output: Path) -> list[Path]:
     data = output / "data"
-    return sorted([*data.glob("[!.]*/metadata.parquet"), *data.glob("[!.]*.parquet")])
+    if not data.is_dir():  # a run that was killed early has not begun it
+        return []
+    layout = json.loads((output / ".batchgen" / "output.json").read_text())["layout"]
+    if layout not in _MARKERS:
+        raise ValueError(f"{output}: is of the layout {layout!r}; known here are {', '.join(_MARKERS)}")
+    return sorted(data.glob(_MARKERS[layout]))
 
 
 def _shard(marker: Path) -> str:

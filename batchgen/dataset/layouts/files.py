@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from batchgen.dataset.layouts.layout import DatasetLayout
+from batchgen.dataset.layouts.tabular import TabularLayout
 from batchgen.errors import AlreadyExists
 from batchgen.options import Layout
 from batchgen.storage import Store
@@ -15,7 +15,7 @@ from batchgen.storage import Store
 __all__ = ["FilesLayout"]
 
 
-class FilesLayout(DatasetLayout):
+class FilesLayout(TabularLayout):
     """Every image viewer opens the images, and `datasets` the folder."""
 
     name = Layout.FILES
@@ -25,6 +25,10 @@ class FilesLayout(DatasetLayout):
     objects_a_row = 1
     glob = "data/*/metadata.parquet"
     card_config = "data_dir: data\n  drop_labels: true"
+    card_paths = f"""
+- `{image_path.name}` says where in this folder a row's image lies, `{image.name}` the same from the folder of
+  its table, by which `datasets` finds it."""
+    datasets_in_bucket = "# `datasets` follows no file names into a bucket"
 
     def marker_key(self, shard: str) -> str:
         return f"data/{shard}/metadata.parquet"

@@ -1,7 +1,8 @@
 """What a layout is: one class that says where an output's objects lie and what its metadata holds of the images.
 
 In memory a shard's table is the same for every reader of a layout; how it and the images are stored is the layout's.
-A further layout is a further module beside this one, an entry of `LAYOUTS`, and a value of `options.Layout`.
+A further layout is a further module beside this one, an entry of `LAYOUTS`, and a value of `options.Layout`; names of
+columns that no layout had before are refused in manifests by `manifest.columns.RESERVED`.
 """
 
 import io
@@ -24,7 +25,12 @@ IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
 class DatasetLayout(ABC):
-    """One arrangement of images and metadata; without state, so that equal names mean equal layouts."""
+    """One arrangement of images and metadata; without state, so that equal names mean equal layouts.
+
+    A commit calls `add_image` for each image, from several threads, then creates the marker from what `encode` gives.
+    So beside the marker lie objects of one image each, under keys of the attempt, and no further one of a whole shard.
+    A layout that puts images together does so in the marker: the table's cells bring their bytes to `encode`.
+    """
 
     name: ClassVar[str]
     """The value of `options.Layout`."""
@@ -45,13 +51,16 @@ class DatasetLayout(ABC):
     """What other readers look for in the schema."""
 
     objects_a_row: ClassVar[int]
-    """Objects that a row costs beside its shard's marker."""
+    """Objects that a row costs beside its shard's marker; any is an image of its own, to which pages link."""
 
     glob: ClassVar[str]
-    """Where SQL finds the metadata."""
+    """Where the metadata lie, for the card."""
 
     card_config: ClassVar[str]
     """Lines of the card's front matter that tell `datasets` where the images are."""
+
+    card_paths: ClassVar[str] = ""
+    """What the card says of `image_path`, a line break before it."""
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other)
@@ -82,6 +91,22 @@ class DatasetLayout(ABC):
         Raises:
             StoreError: it cannot be read.
         """
+
+    @abstractmethod
+    def python_in_folder(self, path: str | None) -> str:
+        """The card's Python by which other readers open an output in a folder, which `folder` names.
+
+        Args:
+            path: the column `image_path`; None where the output has none, as older ones have.
+        """
+
+    @abstractmethod
+    def python_in_bucket(self, path: str | None) -> str:
+        """The same in a bucket: `folder` is its URI, `store` the fsspec file system, `options` are that one's."""
+
+    @abstractmethod
+    def sql_in_folder(self, folder: str, path: str | None) -> str:
+        """The same in SQL; empty where it reads no such output."""
 
     def encode(self, table: pa.Table) -> bytes:
         """The marker's bytes."""

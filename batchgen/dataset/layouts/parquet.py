@@ -6,14 +6,15 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from batchgen.dataset.layouts.layout import IMAGE, DatasetLayout
+from batchgen.dataset.layouts.layout import IMAGE
+from batchgen.dataset.layouts.tabular import TabularLayout
 from batchgen.options import Layout
 from batchgen.storage import Store
 
 __all__ = ["ParquetLayout"]
 
 
-class ParquetLayout(DatasetLayout):
+class ParquetLayout(TabularLayout):
     """Few large objects; `datasets` reads them from a bucket as well."""
 
     name = Layout.PARQUET
@@ -27,6 +28,8 @@ class ParquetLayout(DatasetLayout):
     objects_a_row = 0
     glob = "data/*.parquet"
     card_config = "data_files: data/*.parquet"
+    datasets_in_bucket = f"""from datasets import load_dataset
+dataset = load_dataset("parquet", data_files=f"{{folder}}/{glob}", split="train", storage_options=options)"""
 
     def marker_key(self, shard: str) -> str:
         return f"data/{shard}.parquet"

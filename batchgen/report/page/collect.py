@@ -24,7 +24,7 @@ _VARIED = (  # columns that make axes where no sweep named any, and the most val
     ("height", 30),
     ("seed", 64),
 )
-_KEPT_APART = frozenset({"step_images", "control_images", "status", "image", "file_name"})
+_KEPT_APART = frozenset({"step_images", "control_images", "status"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +50,8 @@ class Shown:
 
 def plain_cells(row: DatasetRow) -> dict[str, Any]:
     """A row's metadata without images and what is null."""
-    return {name: cell for name, cell in row.cells.items() if cell is not None and name not in _KEPT_APART}
+    apart = _KEPT_APART | {row.dataset.layout.image.name}
+    return {name: cell for name, cell in row.cells.items() if cell is not None and name not in apart}
 
 
 def finite(scores: Mapping[str, Any]) -> dict[str, float]:

@@ -36,7 +36,7 @@ from batchgen.errors import InputError, StoreError
 from batchgen.images import encode
 from batchgen.manifest.sweep import label
 from batchgen.models.catalog import Model, find_model
-from batchgen.options import ImageFormat, Layout
+from batchgen.options import ImageFormat
 from batchgen.report.grid import draw_grids
 from batchgen.report.page.charts import charts
 from batchgen.report.page.collect import Axis, Shown, find_axes, finite, plain_cells
@@ -213,8 +213,8 @@ def _bytes(image: Future[bytes]) -> bytes | None:
 
 
 def _way(report: str, dataset: Dataset) -> str | None:
-    """The way from a report to the output that it lies in; None where it lies elsewhere, or images are in tables."""
-    if dataset.format.layout.name != Layout.FILES or not report.startswith(dataset.uri.rstrip("/") + "/"):
+    """The way from a report to the output that it lies in; None where there is nothing to link to."""
+    if not dataset.layout.objects_a_row or not report.startswith(dataset.uri.rstrip("/") + "/"):
         return None
     return "../" * len(PurePosixPath(report.removeprefix(dataset.uri)).relative_to("/").parts)
 
