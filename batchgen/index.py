@@ -342,7 +342,7 @@ class Index:
         ):
             yield Committed(id=id_, fingerprint=fingerprint, shard=shard, status=Status.DONE)
 
-    def mended(self) -> Iterator[Committed]:
+    def outdated_failures(self) -> Iterator[Committed]:
         """Failures that the output holds besides, by shard.
 
         Of a row that another shard made, of one that another failed to make as well, and of an id that now stands for

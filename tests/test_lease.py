@@ -88,7 +88,7 @@ def test_what_proves_a_death(local: Store, changed: dict[str, Any], gone: bool |
     with Lease(local, "mine"):
         holder = lease._holder(local)
         assert holder is not None
-        assert lease._is_gone({**holder, **changed}) is gone
+        assert lease._is_dead({**holder, **changed}) is gone
 
 
 @pytest.mark.slow

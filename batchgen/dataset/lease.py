@@ -136,10 +136,10 @@ class Lease:
         first = holder = _holder(self._store)
         watched = time.monotonic()
         while holder is not None and not holder["released"] and holder.get("id") != self._id:
-            gone = _is_gone(holder)
-            if gone:
+            dead = _is_dead(holder)
+            if dead:
                 return
-            if gone is False or holder != first:
+            if dead is False or holder != first:
                 raise OutputBusy(
                     f"{self._store.uri}: {_named(holder)} is writing to this output; wait for it, or stop it"
                 )
@@ -198,10 +198,10 @@ def live_holder(store: Store) -> Mapping[str, Any] | None:
         return None
     if holder is None or holder["released"]:
         return None
-    gone = _is_gone(holder)
-    if gone is None:
-        gone = time.time() - holder["renewed"] > EXPIRES_AFTER
-    return None if gone else holder
+    dead = _is_dead(holder)
+    if dead is None:
+        dead = time.time() - holder["renewed"] > EXPIRES_AFTER
+    return None if dead else holder
 
 
 def require_lease(store: Store) -> None:
@@ -230,7 +230,7 @@ def _named(holder: Mapping[str, Any]) -> str:
     return f"run {holder['run']} (process {holder['pid']} on {holder['host']})"
 
 
-def _is_gone(holder: Mapping[str, Any]) -> bool | None:
+def _is_dead(holder: Mapping[str, Any]) -> bool | None:
     """Whether the holder's process has ended; None where that cannot be seen from here.
 
     Containers may share a host name and a boot, and number their processes each for itself.

@@ -63,7 +63,7 @@ class Damages:
     lines: list[str] = field(default_factory=list)
     shards: set[str] = field(default_factory=set)
 
-    def told(self) -> Iterator[str]:
+    def notices(self) -> Iterator[str]:
         """The lines, as far as anybody reads them."""
         lines = list(dict.fromkeys(self.lines))
         yield from lines[:MOST_LINES]

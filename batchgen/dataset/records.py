@@ -14,7 +14,7 @@ from batchgen.storage import Store
 
 __all__ = ["REPAIR", "Count", "RecordKind", "decode_record", "encode_record", "is_there", "read_record", "shaped"]
 
-REPAIR = "`batchgen verify --repair` mends that"
+REPAIR = "`batchgen verify --repair` repairs that"
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 """A number of things; what is damaged may hold any number."""

@@ -1,6 +1,6 @@
-"""What `verify` finds and can mend: what is damaged is moved aside, never thrown away, and what can be rebuilt is.
+"""What `verify` finds and can repair: what is damaged is moved aside, never thrown away, and what can be rebuilt is.
 
-The next run makes again what is missing from then on. Nothing is mended that a later version wrote.
+The next run makes again what is missing from then on. Nothing is repaired that a later version wrote.
 """
 
 from collections import defaultdict
@@ -17,14 +17,14 @@ from batchgen.errors import Damaged, NotFound
 from batchgen.rows import Receipt
 from batchgen.storage import Store
 
-__all__ = ["ASIDE", "Finding", "mend", "move_aside"]
+__all__ = ["ASIDE", "Finding", "apply_repairs", "move_aside"]
 
 ASIDE = ".batchgen/damaged"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
-    """Something that is wrong with an output, and what mends it; nothing does where the rest is empty."""
+    """Something that is wrong with an output, and what repairs it; nothing does where the rest is empty."""
 
     text: str
     aside: Sequence[str] = ()  # keys of objects, or of folders, that are moved aside
@@ -32,11 +32,11 @@ class Finding:
     drop: Collection[tuple[str, str]] | None = None  # its rows, by id and fingerprint, that are taken out of its marker
 
     @property
-    def can_be_mended(self) -> bool:
+    def can_be_repaired(self) -> bool:
         return bool(self.aside) or self.shard is not None
 
 
-def mend(dataset: Dataset, findings: Sequence[Finding]) -> None:
+def apply_repairs(dataset: Dataset, findings: Sequence[Finding]) -> None:
     """Mend what can be; done twice, as after a kill, it is as good as done once.
 
     Args:

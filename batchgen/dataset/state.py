@@ -1,4 +1,4 @@
-"""Checks that what an output keeps of itself, beside its shards, can be read: each file, and what mends it."""
+"""Checks that what an output keeps of itself, beside its shards, can be read: each file, and what repairs it."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping

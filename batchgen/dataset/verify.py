@@ -16,7 +16,7 @@ from batchgen.dataset.lease import KEY as LEASE
 from batchgen.dataset.lease import Lease, live_holder, require_lease
 from batchgen.dataset.progress import Damages, booked_shards, read_receipts, snapshot_digests
 from batchgen.dataset.records import REPAIR, is_there
-from batchgen.dataset.repair import Finding, mend, move_aside
+from batchgen.dataset.repair import Finding, apply_repairs, move_aside
 from batchgen.dataset.runs import latest_run, new_run_name, standing
 from batchgen.dataset.state import ledger_findings, state_findings
 from batchgen.errors import Damaged, ImageError, LaterVersion, NotFound, StoreError
@@ -86,7 +86,7 @@ def verify_output(
         deep: decode every image, too.
         clean: remove the strays of committed shards; those of shards that are not committed may belong to an attempt
             that is under way.
-        repair: mend what is wrong, as far as it can be.
+        repair: repair what is wrong, as far as it can be.
         storage_options: passed to the fsspec file system over what the environment says.
 
     Raises:
@@ -101,11 +101,11 @@ def verify_output(
     with _lease(store) if repair else nullcontext():
         dataset = _open_repaired(store) if repair else Dataset.open(store)
         found, findings = _verified(dataset, deep, clean, held)
-        mendable = [finding for finding in findings if repair and finding.can_be_mended]
-        if mendable:
-            mend(dataset, mendable)
-        found.repaired = [finding.text for finding in mendable]
-        found.faults = [finding.text for finding in findings if not repair or not finding.can_be_mended]
+        repairable = [finding for finding in findings if repair and finding.can_be_repaired]
+        if repairable:
+            apply_repairs(dataset, repairable)
+        found.repaired = [finding.text for finding in repairable]
+        found.faults = [finding.text for finding in findings if not repair or not finding.can_be_repaired]
         _count(found, dataset, held=held)
     return found
 
@@ -172,9 +172,9 @@ class _Check:
     places: dict[str, tuple[str, str]]  # key of the marker that names a row, and the row's fingerprint, by its id
     others: list[Finding]  # markers of another schema
 
-    def note(self, text: str, **mending: Any) -> None:
+    def note(self, text: str, **repairs: Any) -> None:
         """Something is wrong."""
-        self.findings.append(Finding(text=text, **mending))
+        self.findings.append(Finding(text=text, **repairs))
 
 
 def _verify_shard(check: _Check, name: str, receipt: Receipt | None) -> None:

@@ -57,10 +57,12 @@ class Withdrawn:
 
     def counting(self, receipt: Receipt) -> Receipt:
         """The receipt with the failures that count: itself, where all do."""
-        gone = self.rows.get((receipt.shard, receipt.attempt, receipt.run))
-        if gone is None or not any((row.id, row.fingerprint) in gone for row in receipt.failures):
+        withdrawn = self.rows.get((receipt.shard, receipt.attempt, receipt.run))
+        if withdrawn is None or not any((row.id, row.fingerprint) in withdrawn for row in receipt.failures):
             return receipt
-        return replace(receipt, failures=[row for row in receipt.failures if (row.id, row.fingerprint) not in gone])
+        return replace(
+            receipt, failures=[row for row in receipt.failures if (row.id, row.fingerprint) not in withdrawn]
+        )
 
     def joined(self, chosen: Sequence[tuple[Receipt, Sequence[FailedRow]]]) -> "Withdrawn":
         """With failures of these receipts besides."""

@@ -126,7 +126,7 @@ class PipelineHost:
     ) -> Images:
         """Make the images of a micro-batch; after an error the model is read anew by the next call.
 
-        Whatever a half-done attachment (a LoRA whose second part does not fit, hooks, a scheduler's state) may have
+        Whatever a half-loaded adapter (a LoRA whose second part does not fit, hooks, a scheduler's state) may have
         left in the model is gone with it, so that rows after a failure are the same as without it.
 
         Rows whose prompts need other numbers of chunks go through the pipeline in calls of their own, each of the full

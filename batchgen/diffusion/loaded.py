@@ -102,7 +102,7 @@ class LoadedModel:
         if after_step is not None and task.name == "upscaling":  # its pipelines know the older way only
             arguments["callback"] = lambda step, _timestep, latents: after_step(step + 1, latents.clone())
         elif after_step is not None:
-            arguments["callback_on_step_end"] = _told(after_step)
+            arguments["callback_on_step_end"] = _as_callback(after_step)
         with observed(pipeline.scheduler, observer.at_call):
             latents = self._call(pipeline, rows, inputs, generators, arguments, observer)
         if shared.hires is not None:
@@ -265,7 +265,7 @@ class LoadedModel:
         return pipeline
 
 
-def _told(after_step: Callable[[int, torch.Tensor], None]) -> Callable[..., dict[str, Any]]:
+def _as_callback(after_step: Callable[[int, torch.Tensor], None]) -> Callable[..., dict[str, Any]]:
     """A diffusers callback that passes latents on and changes nothing."""
 
     def tell(_pipeline: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:

@@ -71,7 +71,7 @@ class Books:
         """Mark in the index what the output holds, and note how fast it was made, and how it was cut last."""
         survey(self.dataset, self.index, *self.measured.values(), repair=True, damages=self.damages)
         self.record.previous = previous = latest_run(self.dataset.store, self.damages)
-        for line in self.damages.told():
+        for line in self.damages.notices():
             self.notice(line)
         counts, known = self.index.counts(), self.record.record
         if previous is not None and self.job.device is Device.AUTO:
@@ -102,7 +102,7 @@ class Books:
         receipts = {receipt.shard: receipt for receipt in self._receipts()}
         for shard, changed in self.index.outdated():
             if shard in receipts:
-                with self._damage_told():
+                with self._damage_noted():
                     update_carried(self.dataset, receipts[shard], changed)
         self.index.clear_outdated()
         self.updated += found
@@ -118,20 +118,20 @@ class Books:
             shard: {(row.id, row.fingerprint) for row in rows}
             for shard, rows in groupby(superseded, key=lambda row: row.shard)
         }
-        mended = {(row.shard, row.id, row.fingerprint): row for row in self.index.mended()}
+        outdated = {(row.shard, row.id, row.fingerprint): row for row in self.index.outdated_failures()}
         for receipt in self._receipts() if dropped else ():
             if receipt.shard in dropped:
-                with self._damage_told():
+                with self._damage_noted():
                     drop_rows(self.dataset, receipt, dropped[receipt.shard])
         chosen = [
             (receipt, rows)
-            for receipt in (self._receipts() if mended else [])
-            if (rows := [row for row in receipt.failures if (receipt.shard, row.id, row.fingerprint) in mended])
+            for receipt in (self._receipts() if outdated else [])
+            if (rows := [row for row in receipt.failures if (receipt.shard, row.id, row.fingerprint) in made])
         ]
         if chosen:
-            with self._damage_told():
+            with self._damage_noted():
                 withdraw_failures(self.dataset, chosen)
-        self.index.forget([*superseded, *mended.values()])
+        self.index.forget([*superseded, *outdated.values()])
         fold_receipts(self.dataset)
         if superseded:
             self.write_card()
@@ -140,7 +140,7 @@ class Books:
         return list(read_receipts(self.dataset, repair=True, damages=self.damages))
 
     @contextmanager
-    def _damage_told(self) -> Iterator[None]:
+    def _damage_noted(self) -> Iterator[None]:
         """What cannot be read keeps the rest from nothing."""
         try:
             yield

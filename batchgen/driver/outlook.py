@@ -33,7 +33,7 @@ def plan(job: Job) -> PlanSummary:
             survey(dataset, index, measured, repair=False, damages=damages)
             require_columns(dataset, wanted, index)
             recorded = latest_run(store, damages)
-            notices += damages.told()
+            notices += damages.notices()
             computed = count_live(store, measured, recorded)
             outdated = compare_carried(dataset, index)
         workers = here.workers(device, job.workers)

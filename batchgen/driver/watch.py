@@ -43,7 +43,7 @@ class Watch:
     reporter: Reporter
     lease: Lease
     breaker: Breaker
-    told: float = 0.0  # of time.monotonic()
+    _told: float = 0.0  # of time.monotonic()
 
     def progressed(self, held: Sequence[Sequence[tuple[Shard, ShardProgress | None]]]) -> None:
         """Workers hold these shards and said how far each is.
@@ -53,7 +53,7 @@ class Watch:
         """
         self.lease.require()
         self.tally.hold(held)
-        if time.monotonic() - self.told >= TELL_EVERY:
+        if time.monotonic() - self._told >= TELL_EVERY:
             self.reporter.progressed(self._tell())
 
     def committed(self, shard: Shard, receipt: Receipt) -> None:
@@ -63,7 +63,7 @@ class Watch:
         self.reporter.committed(receipt, self._tell())
 
     def _tell(self) -> RunProgress:
-        self.told = time.monotonic()
+        self._told = time.monotonic()
         progress = self.tally.progress()
         self.lease.said = self.tally.live(progress).content()
         return progress

@@ -118,11 +118,11 @@ class ProblemLog:
         """One line a fault, and one for those of a kind that are not shown."""
         met = sorted(self._met.values(), key=lambda one: (one.problem.file, one.problem.row or 0))
         yield from (one.line() for one in met)
-        told = Counter[tuple[bool, str | None, str]]()
+        shown = Counter[tuple[bool, str | None, str]]()
         for one in met:
-            told[one.problem.kind()] += one.rows
+            shown[one.problem.kind()] += one.rows
         for kind, count in self.counts.items():
-            if count > told[kind]:
+            if count > shown[kind]:
                 _, column, message = kind
                 where = f"column {column!r}: " if column else ""
-                yield f"{where}{count - told[kind]:,} more like: {message}"
+                yield f"{where}{count - shown[kind]:,} more like: {message}"

@@ -94,7 +94,7 @@ def read_status(uri: str, storage_options: Mapping[str, Any] | None = None) -> O
         seconds_left=seconds,
         estimated=live is not None and live.estimated,
         failures=dict(failures.most_common()),
-        damages=list(damages.told()),
+        damages=list(damages.notices()),
     )
 
 
