@@ -299,8 +299,8 @@ _NOT_APPLIED = frozenset(
 )
 _LACKING = sorted(COLUMNS.keys() - _NOT_APPLIED - APPLIED)
 assert not _LACKING, (
-    f"{', '.join(_LACKING)}: COLUMNS of manifest/columns.py has it, and no class here; add a field of that name to the "
-    "group it belongs to in generation/parameters.py"
+    f"{', '.join(_LACKING)}: an entry of COLUMNS in manifest/columns.py is no field of generation/parameters.py; add a "
+    "field of that name to the group that it belongs to there"
 )
 _UNKNOWN = sorted(APPLIED - (COLUMNS.keys() - _NOT_APPLIED))
 assert not _UNKNOWN, (
