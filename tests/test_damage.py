@@ -21,6 +21,7 @@ from batchgen.dataset.format import new_format
 from batchgen.dataset.progress import done_rows, read_done, read_receipts
 from batchgen.dataset.receipts import RECEIPTS, write_books
 from batchgen.dataset.repair import ASIDE
+from batchgen.dataset.schema import VERSION
 from batchgen.dataset.snapshots import write_snapshot
 from batchgen.dataset.verify import verify_output
 from batchgen.dataset.withdrawn import Withdrawn, write_withdrawn
@@ -247,7 +248,8 @@ def test_a_run_goes_on_beside_a_damaged_marker(tmp_path: Path, batchgen: RunCli)
 def test_a_copy_of_a_later_version_is_no_damage(tmp_path: Path) -> None:
     """Else `--repair` would move away what a later version wrote."""
     store = Dataset.begin(open_store(str(tmp_path)), make_format(), create=True).store
-    store.write(COPY, store.read(RECORD).replace(b'"schema_version": 4', b'"schema_version": 99'))
+    stored = f'"schema_version": {VERSION}'.encode()
+    store.write(COPY, store.read(RECORD).replace(stored, b'"schema_version": 99'))
     store.write(RECORD, b"{")
     with pytest.raises(LaterVersion, match="upgrade batchgen"):
         Dataset.open(store)

@@ -20,7 +20,8 @@ import pytest
 from batchgen.dataset.schema import applied_cells, input_prints, parameters_of
 from batchgen.errors import ManifestProblems
 from batchgen.generation import parameters, tasks
-from batchgen.generation.parameters import Sampling, decisive_cells
+from batchgen.generation.parameters import Control, Sampling, decisive_cells
+from batchgen.generation.rules import control, draft
 from batchgen.generation.tasks import TASKS
 from batchgen.identity import fingerprint
 from batchgen.images import FORMATS
@@ -181,40 +182,63 @@ def test_batch_keys_are_frozen(name: str, files: Path, monkeypatch: pytest.Monke
 class _FreeU(Sampling):
     """Sampling with a column that is new."""
 
-    freeu_scale: float | None = None
+    added: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Guessing(Control):
+    """ControlNets with a value for each that is new."""
+
+    added: tuple[float, ...] | None = None
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("default", [None, 0.0])
+@pytest.mark.parametrize("group", [_FreeU, _Guessing])
 def test_a_column_that_is_added_has_nothing_made_again(
+    group: type[_FreeU | _Guessing],
     shared: bool,
     default: float | None,
     files: Path,
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
 ) -> None:
-    """Incident: a new column with a default changed every fingerprint, and made every image of every output again."""
-    added = Column(name="freeu_scale", about="FreeU", kind=Kind.NUMBER, default=default, neutral=0.0, shared=shared)
+    """Incident: a new column with a default changed every fingerprint, and made every image of every output again.
+
+    Incident: so did one with a value for each ControlNet for all their rows, since (0.0,) is not 0.0.
+    """
+    listed = group is _Guessing
+    added = Column(
+        name="added", about="new", kind=Kind.NUMBERS if listed else Kind.NUMBER, default=default, neutral=0.0,
+        shared=shared, listed=listed, tasks=COLUMNS["controlnet"].tasks if listed else (),
+    )  # fmt: skip
     monkeypatch.setitem(cast(Json, COLUMNS), added.name, added)
     tasks._taken.cache_clear()
     request.addfinalizer(tasks._taken.cache_clear)
-    monkeypatch.setitem(parameters._GROUPS, "sampling", parameters._group(_FreeU))
-    monkeypatch.setitem(parameters._GROUP_OF, added.name, "sampling")
+    place = "control" if listed else "sampling"
+    monkeypatch.setitem(parameters._GROUPS, place, parameters._group(group))
+    monkeypatch.setitem(parameters._GROUP_OF, added.name, place)
+    monkeypatch.setattr(draft, "APPLIED", parameters.APPLIED | {added.name})
+    if listed:
+        monkeypatch.setattr(parameters, "_TUPLES", parameters._TUPLES | {added.name})
+        monkeypatch.setattr(control, "Control", group)
     monkeypatch.chdir(files)
     for case in CASES.values():
         for (key, row), golden in zip(resolved(case, files), case["rows"], strict=True):
-            assert row.parameters.to_cells().get(added.name) == default
+            cells = row.parameters.to_cells()
+            nets = len(cells.get("controlnet", ()))
+            assert cells.get(added.name) == ((default,) * nets or None if listed and default is not None else default)
             assert (row.id, row.fingerprint, json.loads(key)) == (
                 golden["id"],
                 golden["fingerprint"],
                 golden["batch_key"],
             )
-    name, case = next((name, case) for name, case in CASES.items() if len(case["rows"]) == 1)
-    for value, same in ((0.0, True), (0.5, False)):
+    case = CASES["two ControlNets, Stable Diffusion 1"]
+    for value, same in ((0.0, True), ([0.0, 0.5] if listed else 0.5, False)):
         changed = {**case, "manifest": [{**cells, added.name: value} for cells in case["manifest"]]}
         ((key, row),) = resolved(changed, files)
-        assert (row.fingerprint == case["rows"][0]["fingerprint"]) == same, name
+        assert (row.fingerprint == case["rows"][0]["fingerprint"]) == same
         assert (json.loads(key) == case["rows"][0]["batch_key"]) == (same or not shared)
 
 
@@ -250,8 +274,12 @@ def test_a_fingerprint_is_the_hash_of_what_the_goldens_say() -> None:
 
 
 def test_every_default_says_whether_fingerprints_hold_it() -> None:
-    """A column with a default that is new: outputs must not be made again for it, so decide, and say so there."""
-    assert {column.name for column in COLUMNS.values() if column.default is not None} <= FILLED.keys()
+    """A column with a default that is new: outputs must not be made again for it, so decide, and say so there.
+
+    Where the default is the neutral value none holds it.
+    """
+    filled = {column.name for column in COLUMNS.values() if column.default not in (None, column.neutral)}
+    assert sorted(filled - FILLED.keys()) == [], "add them to goldens/filled.json, or make `neutral` their default"
 
 
 @pytest.mark.parametrize("column", FILLED)

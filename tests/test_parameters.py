@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import MISSING, FrozenInstanceError, fields, replace
 from typing import Any, cast
@@ -17,6 +18,7 @@ from batchgen.dataset.layouts import find_layout
 from batchgen.dataset.schema import applied_cells, input_prints, metadata_schema, metadata_table, parameters_of
 from batchgen.generation.parameters import (
     _GROUPS,
+    _OWN,
     APPLIED,
     ImageRef,
     Parameters,
@@ -69,7 +71,7 @@ def applied_values(column: Column) -> st.SearchStrategy[Any]:
             names = ADAPTERS[column.name].names
             known = {"path": text, "sha256": text, "scale": st.floats(-10, 10), "token": text}
             one = st.fixed_dictionaries({name: known[name] for name in ("path", "sha256", *names)})
-            return st.lists(one, min_size=1, max_size=3).map(tuple) if ADAPTERS[column.name].in_list else one
+            return st.lists(one, min_size=1, max_size=3).map(tuple) if column.listed else one
     raise AssertionError(column)
 
 
@@ -77,7 +79,7 @@ def applied_values(column: Column) -> st.SearchStrategy[Any]:
 def applied(draw: st.DrawFn, task: Task, family: Family) -> dict[str, Any]:
     """Cells of a row of a task and a family: groups as a whole or not at all, optional columns or null."""
     taken = task.columns_for(family) & APPLIED
-    cells: dict[str, Any] = {"model": "m", "watermark": draw(st.none() | text)}
+    cells = {name: "m" if name == "model" else draw(st.none() | applied_values(COLUMNS[name])) for name in _OWN}
     for group in _GROUPS.values():
         names = [name for name in group.names if name in taken]
         needed = {one.name for one in fields(cast(Any, group.kind)) if one.default is MISSING}
@@ -149,11 +151,11 @@ def printed(parameters: Parameters, task: Task, inputs: Mapping[str, str]) -> st
 
 
 def test_every_applied_column_is_a_field_of_one_group() -> None:
-    """A column that is added needs its entry in the table and its field; nothing else lists columns of rows."""
+    """That each has a field, and each field an entry, the import says."""
+    names = [*_OWN, *(name for group in _GROUPS.values() for name in group.names)]
+    assert [name for name, times in Counter(names).items() if times > 1] == [], "fields of two groups"
     taken = frozenset().union(*(task.columns for task in TASKS.values()))
-    images = {column.name for column in COLUMNS.values() if column.kind is Kind.IMAGE}
-    assert taken - images - {"id", "task", "num_images_per_prompt"} == APPLIED
-    assert sum(len(group.names) for group in _GROUPS.values()) + len({"model", "watermark"}) == len(APPLIED)
+    assert sorted(COLUMNS.keys() - taken) == [], "columns that no task takes; TASKS has no task of their `tasks`"
 
 
 def test_parameters_are_values() -> None:

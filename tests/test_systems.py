@@ -26,10 +26,9 @@ from batchgen.diffusion.host import Images, PipelineHost
 from batchgen.diffusion.loading import Loading
 from batchgen.driver import resolved_rows
 from batchgen.errors import CanaryDied
-from batchgen.generation.tasks import TASKS
 from batchgen.images import fit
 from batchgen.job import Job
-from batchgen.manifest.columns import image_column
+from batchgen.manifest.columns import COLUMNS, image_column
 from batchgen.rows import MicroBatch, Row
 
 pytestmark = pytest.mark.slow
@@ -142,8 +141,8 @@ def host() -> PipelineHost:
 
 def load_inputs(row: Row) -> dict[str, Image.Image]:
     size = row.parameters.canvas.width, row.parameters.canvas.height
-    modes = TASKS[row.task].modes
-    return {name: fit(Image.open(ref.uri), modes[image_column(name)], *size) for name, ref in row.inputs.items()}
+    modes = {name: COLUMNS[image_column(name)].mode for name in row.inputs}
+    return {name: fit(Image.open(ref.uri), modes[name], *size) for name, ref in row.inputs.items()}
 
 
 def generate(host: PipelineHost, shop: Workshop, rows: Sequence[Row]) -> npt.NDArray[np.uint8]:

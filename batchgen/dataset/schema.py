@@ -37,7 +37,11 @@ __all__ = [
     "parameters_of",
 ]
 
-VERSION = 4  # of the metadata; raised when a column is added or changes
+VERSION = 4
+"""Of the metadata. It is raised when an older batchgen would read an output wrong, since that refuses it from then on.
+
+A column that is added needs no raise: an output keeps the schema that it was begun with.
+"""
 
 _TYPES = {
     Kind.TEXT: pa.string(),

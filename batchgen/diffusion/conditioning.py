@@ -1,4 +1,4 @@
-"""Conditioning images as pipelines take them: read, known to be those that were checked, in their tasks' modes."""
+"""Conditioning images as pipelines take them: read, known to be those that were checked, in their columns' modes."""
 
 from collections.abc import Mapping
 from hashlib import sha256
@@ -7,9 +7,8 @@ from PIL.Image import Image
 
 from batchgen.errors import ImageError
 from batchgen.generation.parameters import ImageRef
-from batchgen.generation.tasks import TASKS
 from batchgen.images import decode, fit
-from batchgen.manifest.columns import image_column
+from batchgen.manifest.columns import COLUMNS, image_column
 from batchgen.reading import read_input
 from batchgen.rows import Row
 
@@ -30,12 +29,11 @@ def conditioning_images(row: Row, embedded: Embedded) -> Mapping[str, Image]:
         ImageError: one cannot be decoded, or changed since the row was checked.
         StoreError: one cannot be read.
     """
-    modes = TASKS[row.task].modes
     size = row.parameters.canvas.width, row.parameters.canvas.height
     return {
         name: fit(
             decode(_bytes_of(image, embedded), max(image.width * image.height, MOST_PIXELS)),
-            modes[image_column(name)],
+            COLUMNS[image_column(name)].mode,
             *size,
         )
         for name, image in row.inputs.items()

@@ -135,7 +135,7 @@ class PipelineHost:
 
         Args:
             batch: rows of one batch key, in any order.
-            inputs: the rows' conditioning images by name, in the task's modes and the rows' size.
+            inputs: the rows' conditioning images by name, in their columns' modes and the rows' size.
             refiner: the model that the rows name as theirs.
             save_steps: sampling steps, from 1, after which the latents are decoded too, with the noise still in them.
             save_controls: keep what ControlNets are given, too; of the hires fix what its first pass is given.

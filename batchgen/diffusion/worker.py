@@ -176,7 +176,7 @@ class GenerationWorker:
             raise Stopped("the run was stopped")
 
     def _fetch(self, rows: Sequence[Row], work: ShardWork) -> dict[str, Mapping[str, Image]]:
-        """The rows' conditioning images, in their tasks' modes and the rows' sizes."""
+        """The rows' conditioning images, in their columns' modes and the rows' sizes."""
         embedded = self._fetch_embedded(rows)
         futures = {row.id: self._fetchers.submit(conditioning_images, row, embedded) for row in rows}
         inputs: dict[str, Mapping[str, Image]] = {}

@@ -248,7 +248,7 @@ class Parameters:
             part = getattr(self, group)
             if part is not None:
                 cells.update(zip(layout.names, layout.values(part), strict=True))
-        cells.update(model=self.model, watermark=self.watermark)
+        cells.update((name, getattr(self, name)) for name in _OWN)
         return {name: value for name, value in cells.items() if value is not None}
 
     def __reduce__(self) -> tuple[Callable[[Mapping[str, Any]], "Parameters"], tuple[dict[str, Any]]]:
@@ -285,13 +285,28 @@ def _group(kind: Any) -> _Group:
 
 
 _GROUPS = _groups()
+_OWN = tuple(one.name for one in fields(Parameters) if one.init and one.name not in _GROUPS)
 _GROUP_OF: dict[str, str | None] = {
-    **{one.name: None for one in fields(Parameters) if one.init and one.name not in _GROUPS},
+    **dict.fromkeys(_OWN),
     **{name: group for group, layout in _GROUPS.items() for name in layout.names},
 }
 """The group of each column that is applied; None for those of a row as a whole."""
 APPLIED = frozenset(_GROUP_OF)
 """Every column that is applied to rows; images are not, they are inputs of rows."""
+
+_NOT_APPLIED = frozenset(
+    {"id", "task", "num_images_per_prompt", *(one.name for one in COLUMNS.values() if one.kind is Kind.IMAGE)}
+)
+_LACKING = sorted(COLUMNS.keys() - _NOT_APPLIED - APPLIED)
+assert not _LACKING, (
+    f"{', '.join(_LACKING)}: an entry of COLUMNS in manifest/columns.py is no field of generation/parameters.py; add a "
+    "field of that name to the group that it belongs to there"
+)
+_UNKNOWN = sorted(APPLIED - (COLUMNS.keys() - _NOT_APPLIED))
+assert not _UNKNOWN, (
+    f"{', '.join(_UNKNOWN)}: a field of generation/parameters.py is no column that is applied; add an entry of that "
+    "name to COLUMNS in manifest/columns.py"
+)
 
 _TUPLES = frozenset(column.name for column in COLUMNS.values() if column.listed or column.kind is Kind.SIZE)
 

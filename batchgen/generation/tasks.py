@@ -47,8 +47,8 @@ class Task:
     `pipelines` are diffusers' classes by the family of the model, `controlled` those that take ControlNets besides, and
     `uncontrolled` the columns that these do not take.
     `key` gives what the batch key adds to the shared columns; `arguments` turns the parameters that a micro-batch
-    shares (taken from any one of its rows) and the inputs of its rows into arguments of the pipeline call. `modes` are
-    Pillow modes of the conditioning images; `unet_channels` are the UNets that can do it.
+    shares (taken from any one of its rows) and the inputs of its rows into arguments of the pipeline call.
+    `unet_channels` are the UNets that can do it.
     """
 
     name: str
@@ -56,7 +56,6 @@ class Task:
     controlled: Mapping[Family, str] = field(default_factory=dict)
     uncontrolled: Mapping[Family, tuple[str, ...]] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
-    modes: Mapping[str, str] = field(default_factory=dict)
     unet_channels: tuple[int, ...] = (4,)
     key: Callable[[Parameters], tuple[object, ...]] = _nothing_more
     arguments: Callable[[Parameters, Sequence[Inputs]], dict[str, Any]] = _no_arguments
@@ -149,7 +148,6 @@ TASKS: Mapping[str, Task] = {
                 Family.SDXL: "StableDiffusionXLControlNetPipeline",
             },
             uncontrolled={Family.SD: ("guidance_rescale",), Family.SDXL: ("guidance_rescale",)},
-            modes={"control_image": "RGB", "ip_adapter_image": "RGB"},
             arguments=_text_arguments,
         ),
         Task(
@@ -165,7 +163,6 @@ TASKS: Mapping[str, Task] = {
             },
             uncontrolled={Family.SDXL: ("denoising_start", "denoising_end", "refiner")},
             needs=("image",),
-            modes={"image": "RGB", "control_image": "RGB", "ip_adapter_image": "RGB"},
             key=_strength_key,
             arguments=_image_arguments,
         ),
@@ -177,7 +174,6 @@ TASKS: Mapping[str, Task] = {
                 Family.SDXL: "StableDiffusionXLControlNetInpaintPipeline",
             },
             needs=("image", "mask_image"),
-            modes={"image": "RGB", "mask_image": "L", "control_image": "RGB", "ip_adapter_image": "RGB"},
             unet_channels=(4, 9),
             key=_strength_key,
             arguments=_inpainting_arguments,
@@ -186,7 +182,6 @@ TASKS: Mapping[str, Task] = {
             name="depth-to-image",
             pipelines={Family.SD: "StableDiffusionDepth2ImgPipeline"},
             needs=("image",),
-            modes={"image": "RGB", "depth_map": "L"},
             unet_channels=(5,),
             key=_strength_key,
             arguments=_depth_arguments,
@@ -195,7 +190,6 @@ TASKS: Mapping[str, Task] = {
             name="edit",
             pipelines={Family.SD: "StableDiffusionInstructPix2PixPipeline"},
             needs=("image",),
-            modes={"image": "RGB"},
             unet_channels=(8,),
             arguments=_edit_arguments,
         ),
@@ -206,7 +200,6 @@ TASKS: Mapping[str, Task] = {
                 Family.LATENT_UPSCALER: "StableDiffusionLatentUpscalePipeline",
             },
             needs=("image",),
-            modes={"image": "RGB"},
             unet_channels=(7, 8),
             arguments=_upscaling_arguments,
         ),

@@ -1,7 +1,8 @@
 """The column contract of manifests: names, types, ranges, defaults, who takes them. Knows nothing of files or models.
 
-A new column is an entry of `COLUMNS` and a field of a group in `generation/parameters.py`; `manifests/make_columns.py`
-puts it into the README.
+A new column is an entry of `COLUMNS`, with a `neutral` value, and a field of a group in `generation/parameters.py`; an
+image is an entry alone, an adapter has one in `ADAPTERS` of `models/adapters.py` besides. What is forgotten the import
+says. `manifests/make_columns.py` puts the column into the README.
 
 The names are diffusers' argument names. A null or absent cell takes the job's default for the column, then that of the
 model's own file, then the one in this table, then what the model brings (size, scheduler).
@@ -63,11 +64,12 @@ class Column:
 
     `low` and `high` are inclusive bounds. `shared` says that all rows of a micro-batch must agree on the value, so that
     it enters the batch key. `choices` are the texts it may hold; `listed` says that a cell may be a list as well.
-    `tasks` and `families` are those that take it, all where none are named.
+    `tasks` and `families` are those that take it, all where none are named. `mode` is Pillow's, of an image.
 
-    `neutral` is the value at which a column changes nothing, besides null. It is left out of fingerprints and batch
-    keys, so that no image is made again for a column that came later. The columns of the first release have none: their
-    defaults are in every fingerprint there is, and the goldens of the tests freeze them.
+    `neutral` is the value at which a column changes nothing, besides null; where a list is, each of its elements. It is
+    left out of fingerprints and batch keys, so that no image is made again for a column that came later. The columns of
+    the first release have none: their defaults are in every fingerprint there is, and the goldens of the tests freeze
+    them.
     """
 
     name: str
@@ -84,6 +86,7 @@ class Column:
     neutral: Any = None
     tasks: tuple[str, ...] = ()
     families: tuple[Family, ...] = ()
+    mode: str = "RGB"
 
     def is_taken(self, task: str, family: Family | None = None) -> bool:
         """Whether the column means something to a task, with that family of models, or with some."""
@@ -93,7 +96,9 @@ class Column:
 
     def is_neutral(self, value: Any) -> bool:
         """Whether the value changes nothing: null, or the column's neutral one."""
-        return value is None or (self.neutral is not None and value == self.neutral)
+        if value is None or self.neutral is None:
+            return value is None
+        return all(one == self.neutral for one in (value if self.listed else (value,)))
 
 
 MAX_SEED = 2**63 - 1  # torch takes 64 bits, the metadata's int64 one less
@@ -192,7 +197,7 @@ COLUMNS: Mapping[str, Column] = {
         _adapter("vae", "another autoencoder: a diffusers folder or a single file", tasks=_TEXT),
         _image("image", "what the image starts from", tasks=(*_FROM_IMAGE, "edit", "upscaling")),
         _number("strength", "how much of it is made anew", default=0.8, low=0, high=1, tasks=_FROM_IMAGE),
-        _image("mask_image", "white is repainted; of the size of `image`", tasks=("inpainting",)),
+        _image("mask_image", "white is repainted; of the size of `image`", mode="L", tasks=("inpainting",)),
         Column(
             name="keep_unmasked",
             about="the init image's own pixels where the mask is darker than half",
@@ -215,7 +220,7 @@ COLUMNS: Mapping[str, Column] = {
         _control("controlnet_conditioning_scale", "how strongly a ControlNet guides", default=1.0, low=0, high=10),
         _control("control_guidance_start", "share of the steps at which it begins", default=0.0, low=0, high=1),
         _control("control_guidance_end", "share of the steps at which it ends", default=1.0, low=0, high=1),
-        _image("depth_map", "near is white", absent="estimated by the model", tasks=("depth-to-image",)),
+        _image("depth_map", "near is white", absent="estimated by the model", mode="L", tasks=("depth-to-image",)),
         _adapter("ip_adapter", "folder of the adapter's weights and `image_encoder/`", tasks=_PLAIN),
         _image("ip_adapter_image", "an image as a prompt, for an `ip_adapter`", tasks=_PLAIN),
         _number("ip_adapter_scale", "its weight", default=1.0, low=0, high=10, shared=True, tasks=_PLAIN),

@@ -14,6 +14,7 @@ from typing import Any
 
 from batchgen import builtin
 from batchgen.errors import CellError, InputError
+from batchgen.manifest.columns import COLUMNS
 from batchgen.models.catalog import Model
 from batchgen.models.compatibility import (
     CLASSIFIER_WEIGHTS,
@@ -64,7 +65,6 @@ class AdapterKind:
     weights: tuple[str, ...] = ()
     is_folder: bool = False
     beside: tuple[str, ...] = ()
-    in_list: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,7 +101,7 @@ def find_adapters(column: str, cell: Any, model: Model, finder: Finder) -> Any:
         CellError: no such file, a pickle that is not allowed, not that kind of adapter, or made for another model.
     """
     kind = ADAPTERS[column]
-    if not kind.in_list:
+    if not COLUMNS[column].listed:
         if isinstance(cell, (list, tuple)):
             raise CellError(f"is a list; give one {kind.what}")
         return _find(kind, cell, model, finder)
@@ -227,14 +227,12 @@ ADAPTERS: Mapping[str, AdapterKind] = {
         names={"scale": 1.0},
         check=check_lora,
         weights=("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin", "adapter_model.safetensors"),
-        in_list=True,
     ),
     "embeddings": AdapterKind(
         what="textual-inversion embedding",
         names={"token": None},
         check=check_embedding,
         weights=("learned_embeds.safetensors", "learned_embeds.bin"),
-        in_list=True,
     ),
     "hypernetwork": AdapterKind(what="hypernetwork", names={"scale": 1.0}),  # A1111 pickles them
     "vae": AdapterKind(
@@ -250,7 +248,6 @@ ADAPTERS: Mapping[str, AdapterKind] = {
         check=check_controlnet,
         is_folder=True,
         weights=("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"),
-        in_list=True,
     ),
     "classifier": AdapterKind(
         what="classifier", names={}, check=check_classifier, is_folder=True, weights=CLASSIFIER_WEIGHTS

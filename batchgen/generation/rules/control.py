@@ -4,17 +4,9 @@ from dataclasses import fields
 
 from batchgen.generation.parameters import Control
 from batchgen.generation.rules.draft import Draft, Problems
-from batchgen.manifest.columns import image_column
+from batchgen.manifest.columns import COLUMNS, Kind, image_column
 
 __all__ = ["control_rule"]
-
-_LISTED = (
-    "control_preprocess",
-    "controlnet_conditioning_scale",
-    "control_guidance_start",
-    "control_guidance_end",
-)
-"""Columns that have a value for each ControlNet, or one for all."""
 
 
 def control_rule(draft: Draft) -> Problems:
@@ -38,8 +30,10 @@ def control_rule(draft: Draft) -> Problems:
     if len(images) != len(nets) and "control_image" not in draft.parsed.spoiled:
         wanted = f"{len(nets)} for as many ControlNets" if len(nets) > 1 else "one for the ControlNet"
         yield "control_image", f"holds {len(images) or 'no'} images; give {wanted}"
-    for name in _LISTED:
-        given = values[name] if isinstance(values[name], tuple) else (values[name],)
+    for name in (one.name for one in fields(Control)):
+        column, given = COLUMNS[name], values.get(name)
+        if given is None or not column.listed or column.kind is Kind.ADAPTER:
+            continue
         if len(given) == 1:
             given = given * len(nets)
         if len(given) != len(nets):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from batchgen.generation.parameters import ImageRef
+from batchgen.generation.parameters import APPLIED, ImageRef
 from batchgen.generation.tasks import Task
 from batchgen.manifest.cells import Parsed
 from batchgen.manifest.columns import COLUMNS, Kind
@@ -12,9 +12,6 @@ from batchgen.models.adapters import Finder
 from batchgen.models.catalog import Model
 
 __all__ = ["Defaults", "Draft", "Problems", "RowProblems", "asked", "filled_in"]
-
-_NOT_APPLIED = frozenset({"id", "task", "num_images_per_prompt"})  # columns of a task that are no argument of it
-_IMAGE_COLUMNS = frozenset(column.name for column in COLUMNS.values() if column.kind is Kind.IMAGE)
 
 Problems = Iterator[tuple[str, str]]
 """Columns and what is wrong with their cells."""
@@ -41,15 +38,16 @@ class Defaults:
 
 def asked(name: str, parsed: Parsed, model: Model, defaults: Defaults) -> Any:
     """What the row, the job, the model or the column contract says of a column, the first that does."""
-    value = parsed.cells.get(name)
-    if value is None or (COLUMNS[name].kind is Kind.ADAPTER and value in ([], ())):
-        value = defaults.values.get(name, model.defaults.get(name, COLUMNS[name].default))
+    value, column = parsed.cells.get(name), COLUMNS[name]
+    if value is None or (column.kind is Kind.ADAPTER and value in ([], ())):
+        default = (column.default,) if column.listed and column.default is not None else column.default
+        value = defaults.values.get(name, model.defaults.get(name, default))
     return value
 
 
 def filled_in(parsed: Parsed, task: Task, model: Model, defaults: Defaults) -> dict[str, Any]:
     """A row's cells by column, and the defaults of its null ones."""
-    names = sorted(task.columns_for(model.family) - _NOT_APPLIED - _IMAGE_COLUMNS - {"model"})
+    names = sorted(task.columns_for(model.family) & APPLIED - {"model"})
     return {"model": model.name, **{name: asked(name, parsed, model, defaults) for name in names}}
 
 

@@ -5,6 +5,7 @@ from batchgen.generation.parameters import PROMPTS
 from batchgen.generation.prompt_syntax import find_unsupported, parse_tags
 from batchgen.generation.rules.draft import Draft, Problems
 from batchgen.manifest.cells import missing_prompt
+from batchgen.manifest.columns import COLUMNS
 from batchgen.models.adapters import ADAPTERS
 from batchgen.models.catalog import Family
 
@@ -54,7 +55,7 @@ def _tagged(draft: Draft) -> Problems:
         named = {"path": draft.defaults.adapters.named(tag.name), "scale": tag.scale}
         if column not in values:
             yield "prompt", f"names the {kind.what} {tag.name!r}; a {draft.model.family} takes none"
-        elif kind.in_list:
+        elif COLUMNS[column].listed:
             listed = given if isinstance(given, (list, tuple)) else () if given is None else (given,)
             values[column] = [*listed, named]
         elif given is None:

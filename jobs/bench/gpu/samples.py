@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from batchgen.driver import resolved_rows
-from batchgen.generation.tasks import TASKS
 from batchgen.job import Job
+from batchgen.manifest.columns import COLUMNS, image_column
 from batchgen.models.catalog import Model
 from batchgen.rows import MicroBatch, Row, Shard
 from batchgen.sharding import Sizing, make_shards
@@ -94,7 +94,7 @@ def reordered(whole: Sample, places: Sequence[int]) -> tuple[MicroBatch, list[Ma
 
 
 def _inputs(row: Row) -> dict[str, Image.Image]:
-    modes = TASKS[row.task].modes
+    modes = {name: COLUMNS[image_column(name)].mode for name in row.inputs}
     return {name: Image.open(image.uri).convert(modes[name]) for name, image in row.inputs.items()}
 
 
