@@ -72,7 +72,8 @@ def applied_values(column: Column) -> st.SearchStrategy[Any]:
             known = {"path": text, "sha256": text, "scale": st.floats(-10, 10), "token": text}
             one = st.fixed_dictionaries({name: known[name] for name in ("path", "sha256", *names)})
             return st.lists(one, min_size=1, max_size=3).map(tuple) if column.listed else one
-    raise AssertionError(column)
+        case Kind.IMAGE:
+            raise AssertionError(f"{column.name} is no parameter")
 
 
 @st.composite

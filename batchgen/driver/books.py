@@ -126,7 +126,7 @@ class Books:
         chosen = [
             (receipt, rows)
             for receipt in (self._receipts() if outdated else [])
-            if (rows := [row for row in receipt.failures if (receipt.shard, row.id, row.fingerprint) in made])
+            if (rows := [row for row in receipt.failures if (receipt.shard, row.id, row.fingerprint) in outdated])
         ]
         if chosen:
             with self._damage_noted():
