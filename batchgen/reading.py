@@ -17,7 +17,7 @@ from typing import IO
 from batchgen.errors import InputError
 from batchgen.places import is_remote, is_web, local_path
 from batchgen.storage import S3, input_filesystem, object_at
-from batchgen.store_errors import place_named
+from batchgen.storage.errors import place_named
 from batchgen.web import fetch
 
 __all__ = ["Look", "expand", "look_at_input", "open_file", "open_input", "read_file", "read_input"]

@@ -14,15 +14,14 @@ from pathlib import Path
 import pytest
 from conftest import go_without
 
-from batchgen import claims
 from batchgen.errors import AlreadyExists, NotFound, StoreRefused
-from batchgen.storage import open_store
+from batchgen.storage import claims, open_store
 
 UNSHARE = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--mount"]
 KEYS = 60
 NO_LINKS = """
 import json, os, sys
-from batchgen import claims
+from batchgen.storage import claims
 from batchgen.errors import AlreadyExists, StoreRefused
 from batchgen.storage import open_store
 def refuse(*_):

@@ -15,13 +15,12 @@ from conftest import RunCli, free_port, s3_filesystem
 from s3_faults import Fault, Kind, fault_proxy
 from s3_server import S3Server
 
-from batchgen import throttle
 from batchgen.errors import AlreadyExists, InputError, NotFound, StoreError, StoreRefused
 from batchgen.inputs import InputReader, Inputs
 from batchgen.manifest.files import folder_of
 from batchgen.places import join
 from batchgen.reading import expand, look_at_input, open_input, read_input
-from batchgen.storage import PROBE_KEY, Entry, Store, open_store, probe, remote
+from batchgen.storage import PROBE_KEY, Entry, Store, open_store, probe, remote, throttle
 
 
 def test_read_gives_what_was_written(store: Store) -> None:

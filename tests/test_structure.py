@@ -113,8 +113,8 @@ ORDER = """
     inputs
     reading
     identity images machine storage builtin
-    web places store_errors claims
-    options toml_tables throttle
+    web places
+    options toml_tables
     errors version
 """.strip().splitlines()
 

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from batchgen import throttle
-from batchgen.throttle import Limiter, Throttle, Trouble
+from batchgen.storage import throttle
+from batchgen.storage.throttle import Limiter, Throttle, Trouble
 
 
 def test_concurrency_falls_and_recovers() -> None:

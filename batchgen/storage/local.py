@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from batchgen.claims import publish
 from batchgen.errors import OutputGone
+from batchgen.storage.claims import publish
+from batchgen.storage.errors import place_named
 from batchgen.storage.store import Entry
-from batchgen.store_errors import place_named
 
 __all__ = ["LocalStore"]
 

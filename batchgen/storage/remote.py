@@ -11,9 +11,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from batchgen.errors import AlreadyExists, InputError, StoreError
+from batchgen.storage.errors import place_named, service_code, trouble
 from batchgen.storage.store import Entry
-from batchgen.store_errors import place_named, service_code, trouble
-from batchgen.throttle import AT_ONCE, Throttle
+from batchgen.storage.throttle import AT_ONCE, Throttle
 
 __all__ = ["S3", "RemoteStore", "input_filesystem", "object_at"]
 

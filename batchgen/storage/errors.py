@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from batchgen.errors import AlreadyExists, NotFound, StoreError, StoreRefused
-from batchgen.throttle import Trouble
+from batchgen.storage.throttle import Trouble
 
 __all__ = ["place_named", "reason", "refusal", "service_code", "trouble"]
 
