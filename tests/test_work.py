@@ -58,7 +58,7 @@ class Squares:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Squaring:
     """The toy kind: 13 kills its process, 7 cannot be squared, 17 never ends, some fail once: 5 by a store, 3 by a
-    device, 19 stops its process. A store takes 40, 41 and 42 only once 43 is done, and 11 without saying so.
+    device, 19 stops its process. A store takes 40, 41 and 42 only once 43 is done, and 9 without saying so.
     """
 
     folder: Path
@@ -91,8 +91,8 @@ class _Squarer:
             time.sleep(2.5)  # longer than the pool waits before it asks
         if 5 in unit.values and self._first("5"):
             raise StoreError("the store is busy")
-        if 11 in unit.values:
-            raise StoreError("the answer was lost") if self._first("11") else InputError("11 is there already")
+        if 9 in unit.values:
+            raise StoreError("the answer was lost") if self._first("9") else InputError("9 is there already")
         while 17 in unit.values and not self._stopped:
             time.sleep(0.01)
         if 23 in unit.values:
@@ -197,7 +197,7 @@ def test_another_kind_of_work_runs_in_this_process(tmp_path: Path, monkeypatch: 
     said: set[tuple[str, int]] = set()
 
     def recovered(unit: Numbers) -> Squares | None:
-        return Squares(squares=((11, 121),), process=0) if unit.values == (11,) and (tmp_path / "11").exists() else None
+        return Squares(squares=((9, 81),), process=0) if unit.values == (9,) and (tmp_path / "9").exists() else None
 
     def run(values: Sequence[tuple[int, ...]], control: Control) -> Workers:
         deadline = time.monotonic() + 10
@@ -228,8 +228,8 @@ def test_another_kind_of_work_runs_in_this_process(tmp_path: Path, monkeypatch: 
     with crew("127.0.0.1:1", 0, WorkerResources(hang_minutes=5), said_first.append) as hands:
         assert ["is not used" in line for line in said_first] == [True, True]  # the cluster, what workers reserve
         assert (hands.capacity.nodes, hands.waits) == (1, False)
-        run([(1, 2), (5, 6), (7, 8), (11,), (30, 31)], Control())
-        assert done == {n: n**2 for n in (1, 2, 5, 6, 11, 30, 31)} and failed == [ErrorClass.INPUT]
+        run([(1, 2), (5, 6), (7, 8), (9,), (30, 31)], Control())
+        assert done == {n: n**2 for n in (1, 2, 5, 6, 9, 30, 31)} and failed == [ErrorClass.INPUT]
         run(STORED, Control(deadline=time.monotonic() + 60))
         assert done.keys() >= {40, 41, 42, 43}
         assert ("30-31", 2) in said and set(arrived) == {"here"}
