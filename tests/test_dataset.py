@@ -287,6 +287,12 @@ def test_an_output_keeps_the_schema_it_was_begun_with(tmp_path: Path, layout: La
     assert table["retired"].null_count == 4 and table["split"].null_count == 0
 
 
+def test_without_pandas_the_extra_is_named(begun: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("batchgen.dataset.dataset.find_spec", lambda _name: None)
+    with pytest.raises(InputError, match=r"pip install .batchgen\[pandas\]"):
+        begun.to_pandas()
+
+
 def test_an_old_output_without_a_shard_takes_todays_schema(tmp_path: Path) -> None:
     """No reader has seen a shard of it yet."""
     store = open_store(str(tmp_path / "out"))
