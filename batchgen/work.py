@@ -22,12 +22,13 @@ from batchgen.errors import (
     InputError,
     ModelLoadError,
     OutOfDeviceMemory,
+    Stopped,
     StoreError,
     StoreRefused,
     one_line,
 )
 
-__all__ = ["Failure", "FailureKind", "Unit", "Work", "Worker", "failure_of", "lost"]
+__all__ = ["Failure", "FailureKind", "Stoppable", "Unit", "Work", "Worker", "failure_of", "lost"]
 
 
 class FailureKind(StrEnum):
@@ -121,6 +122,25 @@ class Worker(Protocol):
 
     def stored(self) -> Collection[str]:
         """Ids of the units in work that wait for nothing but the store, as long as there is memory for others."""
+
+
+class Stoppable:
+    """What workers of every kind have in common: once stopped, they go no further."""
+
+    _stopped = False
+
+    def stop(self) -> None:
+        """Commit nothing more; see `Worker`."""
+        self._stopped = True
+
+    def require_run(self) -> None:
+        """To be called before each step and each commit.
+
+        Raises:
+            Stopped: the run was stopped.
+        """
+        if self._stopped:
+            raise Stopped("the run was stopped")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -37,7 +37,7 @@ class Finding:
 
 
 def apply_repairs(dataset: Dataset, findings: Sequence[Finding]) -> None:
-    """Mend what can be; done twice, as after a kill, it is as good as done once.
+    """Repair what can be; done twice, as after a kill, it is as good as done once.
 
     Args:
         dataset: the output, which nobody else writes to.

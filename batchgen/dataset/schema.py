@@ -160,9 +160,8 @@ def parameters_of(cells: Mapping[str, Any], model: Model) -> Parameters:
         if cells.get(name) is not None
     }
     scale = model.enlarges * applied.get("hires_scale", 1)
-    step = (
-        model.latent_factor or USUAL_FACTOR if "hires_scale" in applied else 1
-    )  # the hires fix rounds to whole latents
+    # the hires fix rounds to whole latents
+    step = model.latent_factor or USUAL_FACTOR if "hires_scale" in applied else 1
     for side in ("width", "height"):
         applied[side] = round(applied[side] / (step * scale)) * step
     return Parameters.from_cells(applied)

@@ -56,7 +56,7 @@ from batchgen.options import Memory, Safety
 from batchgen.rows import MicroBatch, Receipt, Row, Shard, ShardProgress, Status
 from batchgen.sharding import key_model
 from batchgen.storage import open_store
-from batchgen.work import Failure, failure_of
+from batchgen.work import Failure, Stoppable, failure_of
 
 __all__ = ["GenerationWorker"]
 
@@ -68,7 +68,7 @@ SPOOL = 1 << 30  # bytes of images that wait for a store, beyond which it does n
 PROBES = 8  # more rows, spread over the rest of the shard, that must fail so too: neighbours often share what is wrong
 
 
-class GenerationWorker:
+class GenerationWorker(Stoppable):
     """Holds one loaded pipeline; `run` may be called from several threads at once, as `Worker` says."""
 
     def __init__(self, settings: WorkerSettings) -> None:
@@ -92,7 +92,6 @@ class GenerationWorker:
         self._device = threading.Lock()
         self._fits: dict[tuple[object, ...], int] = {}  # images of a call, where as many as were planned did not fit
         self._in_work: dict[str, ShardWork] = {}
-        self._stopped = False
         self._encoders = ThreadPoolExecutor(ENCODERS, thread_name_prefix="encode")
         self._fetchers = ThreadPoolExecutor(FETCHERS, thread_name_prefix="fetch")
 
@@ -126,10 +125,6 @@ class GenerationWorker:
                 future.cancel()
             del self._in_work[shard.id]
 
-    def stop(self) -> None:
-        """Commit nothing more; see `Worker`."""
-        self._stopped = True
-
     def progress(self) -> Mapping[str, ShardProgress]:
         """How far the shards in work are, by id."""
         return {shard: work.progress() for shard, work in list(self._in_work.items())}
@@ -162,7 +157,7 @@ class GenerationWorker:
         work.made_at = time.monotonic()
         inputs.clear()  # while the store takes its time
         made = self._collect(shard, work)
-        self._require_run()
+        self.require_run()
         return attempt.commit(
             [made[row.id].cells for row in shard.rows if row.id in made],
             [work.failed[row.id] for row in shard.rows if row.id in work.failed],
@@ -170,10 +165,6 @@ class GenerationWorker:
             seconds=work.seconds,
             device=self._host.environment.device,
         )
-
-    def _require_run(self) -> None:
-        if self._stopped:
-            raise Stopped("the run was stopped")
 
     def _fetch(self, rows: Sequence[Row], work: ShardWork) -> dict[str, Mapping[str, Image]]:
         """The rows' conditioning images, in their columns' modes and the rows' sizes."""
@@ -214,7 +205,7 @@ class GenerationWorker:
         Where a call does not fit on the device, calls of half as many images take its place, and that of all further
         ones of its model and size.
         """
-        self._require_run()
+        self.require_run()
         rows = work.left(batch.rows)
         fits = self._fits.get(_footprint(model, batch), batch.size)
         if fits < batch.size:

@@ -112,8 +112,8 @@ def run(
                         reporter.notice(f"the next run resolves these rows anew: {why}")
             fold_receipts(dataset)
             books.read_done()
-            books.update_carried()
             require_columns(dataset, wanted, index)
+            books.update_carried()
             pending = index.counts().pending
             chosen = [] if sample is None else spread(index.candidates(CANDIDATES), sample, sample_by)
             wanted_rows = pending if sample is None else index.defer_all_but(chosen)

@@ -95,6 +95,11 @@ def drive(
     Raises:
         InfrastructureError: store, model or workers keep failing.
     """
+
+    def commit(unit: _Unit, receipt: Any) -> None:
+        queue.progressed(unit)
+        committed(unit, receipt)
+
     while not control.overdue() and (workers.in_work or not (queue.empty or control.reason)):
         now = time.monotonic()
         while not control.reason and (tried := queue.peek(now)) is not None and workers.has_room(tried):
@@ -104,15 +109,14 @@ def drive(
             if receipt is None:
                 workers.submit(tried)
             else:
-                committed(tried.unit, receipt)
+                commit(tried.unit, receipt)
         for finished in workers.wait(HEARTBEAT):
             unit, result = finished.tried.unit, finished.result
             if isinstance(result, Failure) and result.kind is FailureKind.LOST:
                 # a worker may have died between its commit and its answer
                 result = recovered(unit) or result
             if not isinstance(result, Failure):
-                queue.progressed(unit)
-                committed(unit, result)
+                commit(unit, result)
                 continue
             match queue.failed(finished.tried, result, time.monotonic()):
                 case Fate.AGAIN:

@@ -21,7 +21,7 @@ from PIL.Image import Image
 from batchgen.dataset.begun import RECORD
 from batchgen.dataset.dataset import READERS, Dataset, DatasetRow
 from batchgen.dataset.nodes import require_files
-from batchgen.errors import DeviceLost, ImageError, NotFound, Stopped, one_line
+from batchgen.errors import DeviceLost, ImageError, NotFound, one_line
 from batchgen.images import decode
 from batchgen.scoring.families import make_scorer
 from batchgen.scoring.metrics import METRICS, Metric
@@ -33,6 +33,7 @@ from batchgen.scoring.tables import error_column, identity_of, print_of_rows, wr
 from batchgen.scoring.units import ReferenceUnit, Scored, ScoreUnit, ScoringSettings, SetsUnit, Unit
 from batchgen.storage import open_store
 from batchgen.version import __version__
+from batchgen.work import Stoppable
 
 __all__ = ["ScoringWorker"]
 
@@ -53,7 +54,7 @@ class _Column:
         return sum(error_column(self.metric.name) in cells for cells in self.cells)
 
 
-class ScoringWorker:
+class ScoringWorker(Stoppable):
     """Holds the models of the metrics, each loaded when it is first needed; of two threads one computes at a time."""
 
     def __init__(self, settings: ScoringSettings) -> None:
@@ -63,7 +64,6 @@ class ScoringWorker:
         self._scorers: dict[str, Scorer] = {}
         self._in_work: dict[str, dict[str, int]] = {}  # by unit, by metric: images that it was asked of, or groups
         self._lock = Lock()
-        self._stopped = False
 
     def ready(self, node: str, /) -> None:
         """Make sure that this node reaches output and models; see `Worker`."""
@@ -78,10 +78,6 @@ class ScoringWorker:
         Then images, once for each metric; of metrics of sets, groups.
         """
         return {unit: sum(seen.values()) if all(seen.values()) else 0 for unit, seen in list(self._in_work.items())}
-
-    def stop(self) -> None:
-        """Store nothing more; see `Worker`."""
-        self._stopped = True
 
     def stored(self) -> Collection[str]:
         """None: tables are small."""
@@ -115,7 +111,7 @@ class ScoringWorker:
         seen = self._in_work[unit.id] = {"groups": 0}
 
         def compared() -> None:
-            self._require_run()
+            self.require_run()
             seen["groups"] += 1
 
         with self._lock:
@@ -138,7 +134,7 @@ class ScoringWorker:
         for column in columns:
             if column.errors and column.failed == len(column.cells):
                 raise column.errors[0]
-        self._require_run()
+        self.require_run()
         for column in columns:
             said = {
                 **identity_of(column.metric, self._models(column.metric)),
@@ -180,13 +176,9 @@ class ScoringWorker:
             self._scorers[metric.name] = make_scorer(metric, loading)
         return self._scorers[metric.name]
 
-    def _require_run(self) -> None:
-        if self._stopped:
-            raise Stopped("the run was stopped")
-
     def _add(self, column: _Column, rows: Sequence[Mapping[str, Any]], images: Sequence[Image | ImageError]) -> None:
         """Append a batch's cells to a column; a batch that fails is taken apart by its images."""
-        self._require_run()
+        self.require_run()
         score = self._scorer(column.metric).score
         found: list[Mapping[str, Any] | None] = [
             None if isinstance(image, Image) else _failed(column.metric, image) for image in images
